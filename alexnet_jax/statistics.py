@@ -54,11 +54,12 @@ class Statistics:
             raise UserError(f"{path}: not a statistics file ({error}); make it anew or delete it") from error
 
 
-# The authors' own, over ILSVRC at 256 x 256 (released 2012 code, the PCA file and the mean of its batches.meta).
+# The authors' own, over ILSVRC at 256 x 256, as released with the 2012 code.
 ILSVRC = Statistics(
     mean_colour=np.array([127.305, 119.715, 104.913], np.float32),
     pca_sqrt_eigenvalues=np.array([19.7208, 37.0939, 121.7801], np.float32),
     pca_eigenvectors=np.array(
-        [[0.41796, -0.71258, -0.56351], [-0.81698, -0.02354, -0.57618], [0.39731, 0.70120, -0.59200]], np.float32
+        [[0.41796, -0.71258, -0.56351], [-0.81698, -0.02354, -0.57618], [0.39731, 0.70120, -0.59200]],
+        np.float32,
     ),
 )

@@ -1,0 +1,125 @@
+"""Augmentation on the device: random crop, mirror, PCA colour, mean subtraction, ten views.
+
+Images come as uint8 `[B, S, S, 3]` (256 x 256 in the paper) and leave as float32 in grey levels, 0-255 minus
+the mean. Each random choice is drawn by the example's place in the global batch, so that it is the same on
+any number of devices.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+COLOURS = ("none", "paper", "original")
+
+
+def _by_example(key: Array, example_ids: Array, draw: Callable[[Array], Array]) -> Array:
+    return jax.vmap(lambda i: draw(jax.random.fold_in(key, i)))(example_ids)
+
+
+def random_views(
+    key: Array, example_ids: Array, margin: int, *, crop: bool, mirror: bool
+) -> tuple[Array, Array]:
+    """Draws where to crop and whether to mirror: offsets `[B, 2]` in 0..margin (inclusive), flips `[B]` bool.
+
+    Without `crop` the offset is the central one; without `mirror` nothing is flipped. Examples with the same
+    id get the same view.
+    """
+    crop_key, mirror_key = jax.random.split(key)
+    offsets = jnp.full((example_ids.shape[0], 2), margin // 2)
+    if crop:
+        offsets = _by_example(crop_key, example_ids, lambda k: jax.random.randint(k, (2,), 0, margin + 1))
+    flips = jnp.zeros(example_ids.shape[0], bool)
+    if mirror:
+        flips = _by_example(mirror_key, example_ids, jax.random.bernoulli)
+    return offsets, flips
+
+
+def _crop_and_mirror(image: Array, offset: Array, flip: Array, size: int) -> Array:
+    """Cuts `size` x `size` out of one image at `offset` `[2]`, mirrored where `flip`."""
+    patch = jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (size, size, image.shape[-1]))
+    return jnp.where(flip, patch[:, ::-1, :], patch)
+
+
+def colour_shift(
+    key: Array, example_ids: Array, sqrt_eigenvalues: Array, eigenvectors: Array, *, formula: str
+) -> Array:
+    """Draws what section 4.1 adds to every pixel of an image: `[B, 3]`, in grey levels.
+
+    The shift is the sum over components i of `p_i * alpha_i * s_i` with alpha_i ~ N(0, 0.1), drawn once an
+    image. The paper has the eigenvalue itself for s_i. In grey levels that would drown the picture (0.1 *
+    14,830), so `paper` reads it with pixels in [0, 1]: s_i = 255 * (sqrt_eigenvalue / 255) ** 2. The code
+    that made the paper's numbers (`original`) has its square root: s_i = sqrt_eigenvalue, 2 to 17 times
+    as much.
+
+    Args:
+      sqrt_eigenvalues: `[3]`, in grey levels.
+      eigenvectors: `[3, 3]`, one component a column, rows R, G, B.
+    """
+    scale = sqrt_eigenvalues if formula == "original" else jnp.square(sqrt_eigenvalues) / 255.0
+    alphas = 0.1 * _by_example(key, example_ids, lambda k: jax.random.normal(k, (3,)))
+    return (alphas * scale) @ eigenvectors.T
+
+
+def training_views(
+    images: Array,
+    key: Array,
+    example_ids: Array,
+    *,
+    mean: Array,
+    size: int,
+    sqrt_eigenvalues: Array,
+    eigenvectors: Array,
+    crop: bool = True,
+    mirror: bool = True,
+    run_length: int = 1,
+    colour: str = "original",
+    colour_on: Array | bool = True,
+) -> Array:
+    """One random view of each image, as section 4.1 has it: `[B, size, size, 3]` float32.
+
+    Args:
+      images: `[B, S, S, 3]` uint8.
+      example_ids: `[B]`, places in the global batch.
+      mean: `[S, S, 3]` mean image or `[3]` mean colour, in grey levels; the mean image is cropped and
+        mirrored with the picture, as in the 2012 code, which subtracts before it crops.
+      run_length: how many images in a row share a crop and a flip: 32 in the 2012 code, 1 in the paper.
+      colour: `none`, `paper` or `original`; the last also divides the image by 1.1 in training, "so that the
+        scale stays as at test time".
+      colour_on: whether the colour shift applies at this step (the 2012 run switched it off at epoch 68).
+    """
+    view_key, colour_key = jax.random.split(key)
+    margin = images.shape[1] - size
+    offsets, flips = random_views(view_key, example_ids // run_length, margin, crop=crop, mirror=mirror)
+    view = functools.partial(_crop_and_mirror, size=size)
+    x = jax.vmap(view)(images, offsets, flips).astype(jnp.float32)
+    x -= jax.vmap(view, in_axes=(None, 0, 0))(mean, offsets, flips) if mean.ndim == 3 else mean
+    if colour == "none":
+        return x
+    shift = colour_shift(colour_key, example_ids, sqrt_eigenvalues, eigenvectors, formula=colour)
+    shifted = x + shift[:, None, None, :]
+    if colour == "original":
+        shifted /= 1.1
+    return jnp.where(colour_on, shifted, x)
+
+
+def centre_view(images: Array, *, mean: Array, size: int) -> Array:
+    """The central patch, minus the mean: `[B, S, S, 3]` uint8 to `[B, size, size, 3]` float32."""
+    x = images.astype(jnp.float32) - mean
+    start = (images.shape[1] - size) // 2
+    return x[:, start : start + size, start : start + size, :]
+
+
+def ten_views(images: Array, *, mean: Array, size: int) -> Array:
+    """The four corner patches and the central one, then their mirrors (section 4.1).
+
+    `[B, S, S, 3]` uint8 to `[10, B, size, size, 3]` float32.
+    """
+    x = images.astype(jnp.float32) - mean
+    margin = images.shape[1] - size
+    corners = [(0, 0), (0, margin), (margin, 0), (margin, margin), (margin // 2, margin // 2)]
+    views = jnp.stack([x[:, top : top + size, left : left + size, :] for top, left in corners])
+    return jnp.concatenate([views, views[:, :, :, ::-1, :]])

@@ -1,0 +1,70 @@
+"""The two-GPU layout of section 3.5: a mesh of devices, what lies where, and the exchange between columns.
+
+Every parameter has a leading axis of columns. On a mesh `(data, column)` the batch is split over `data`
+and, where `column` is 2, each device holds one column of the net, as each GPU did in 2012.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax.errors import UserError
+
+DATA, COLUMN = "data", "column"
+
+BATCH = P(DATA)  # examples lie along the data axis, the same for both columns
+PARAMETERS = P(COLUMN)  # the leading axis of every parameter
+EVERYWHERE = P()
+
+
+def make_mesh(data: int = -1, column: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes `(data, column)`; -1 for one of them means what is left of the devices.
+
+    Raises:
+      UserError: the sizes do not multiply to at most the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"mesh.data": data, "mesh.column": column}
+    for key, size in sizes.items():
+        if size != -1 and size < 1:
+            raise UserError(f"{key}={size}: must be a positive number of devices, or -1 for what is left")
+    if data == -1 and column == -1:
+        raise UserError("mesh.data and mesh.column are both -1: at most one of them can be what is left")
+    if data == -1:
+        data = max(len(devices) // column, 1)
+    if column == -1:
+        column = max(len(devices) // data, 1)
+    if data * column > len(devices):
+        raise UserError(
+            f"mesh.data={data} times mesh.column={column} needs {data * column} devices, "
+            f"but there are {len(devices)}; lower one of them"
+        )
+    grid = np.asarray(devices[: data * column]).reshape(data, column)
+    return Mesh(grid, (DATA, COLUMN), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def on_mesh(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+    """Runs `function` on each device's own part of its arguments.
+
+    Replication is not tracked (`check_vma=False`): what a function returns without a mesh axis in its
+    spec must be equal along that axis, as logits are after the last exchange.
+    """
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def exchange(xs: Sequence[jax.Array], axis_name: str | None = None) -> list[jax.Array]:
+    """The columns talk: each gets the channels of both, `[B, ..., C]` a column to `[B, ..., columns * C]`.
+
+    Args:
+      xs: the columns held on this device, in order.
+      axis_name: mesh axis over which the other columns lie, or None where all are held here.
+    """
+    whole = jnp.concatenate(xs, axis=-1) if len(xs) > 1 else xs[0]
+    if axis_name is not None:
+        whole = jax.lax.all_gather(whole, axis_name, axis=whole.ndim - 1, tiled=True)
+    return [whole] * len(xs)

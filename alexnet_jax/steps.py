@@ -1,0 +1,191 @@
+"""The training and the evaluation step, as pure functions of a state and a batch.
+
+Everything random in a step follows from (seed, step, place in the global batch): a resumed run draws what
+the uninterrupted one would have drawn, on any number of devices.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from alexnet_jax import augment, columns
+from alexnet_jax.model import AlexNet
+
+Array = jax.Array
+Batch = dict[str, Array]  # image uint8 [B, S, S, 3], label int32 [B], weight float32 [B]
+Metrics = dict[str, Array]
+
+_INIT, _STEPS = 0, 1  # what a seed is folded with: the initial weights, and everything random in the steps
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+      step: int32, steps done.
+      params: the net's parameters, each with its leading axis of columns.
+      opt_state: the optimizer's, momentum in the shape of the parameters.
+      drops: int32, how often the plateau rule lowered the learning rate.
+    """
+
+    step: Array
+    params: Any
+    opt_state: Any
+    drops: Array
+
+
+def init_state(
+    model: AlexNet, optimizer: optax.GradientTransformation, image_size: int, seed: int, mesh: Mesh
+) -> TrainState:
+    """A fresh state, placed on the mesh; the same numbers on any mesh."""
+
+    def init(key: Array) -> TrainState:
+        images = jnp.zeros((1, image_size, image_size, 3))
+        params = model.init(key, images)["params"]
+        return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0))
+
+    return jax.jit(init, out_shardings=state_shardings(mesh))(jax.random.fold_in(jax.random.key(seed), _INIT))
+
+
+def state_shardings(mesh: Mesh) -> TrainState:
+    """Where each part of a state lies: parameters and momentum by column, the rest everywhere."""
+    by_column = NamedSharding(mesh, columns.PARAMETERS)
+    everywhere = NamedSharding(mesh, columns.EVERYWHERE)
+    return TrainState(step=everywhere, params=by_column, opt_state=by_column, drops=everywhere)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Where each array of a batch lies: split over the data axis, the same for both columns."""
+    return NamedSharding(mesh, columns.BATCH)
+
+
+def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, train: bool) -> Callable:
+    """The net over the mesh, from stored images to logits.
+
+    Args:
+      view: makes float32 net inputs of this device's uint8 images: `view(images, key, example_ids)`.
+
+    Returns:
+      `forward(params, images, key, example_ids)`: logits `[B, num_classes]` of the whole batch, split
+      over the data axis; `key` draws what is random, by `example_ids` `[B]`.
+    """
+    shards = mesh.shape[columns.COLUMN]
+    local = model.clone(column_axis=columns.COLUMN if shards > 1 else None, column_shards=shards)
+
+    def forward(params: Any, images: Array, key: Array, example_ids: Array) -> Array:
+        view_key, dropout_key = jax.random.split(key)
+        x = view(images, view_key, example_ids)
+        rngs = {"dropout": dropout_key} if train else None
+        return local.apply({"params": params}, x, train=train, example_ids=example_ids, rngs=rngs)
+
+    specs = (columns.PARAMETERS, columns.BATCH, columns.EVERYWHERE, columns.BATCH)
+    return columns.on_mesh(forward, mesh, specs, columns.BATCH)
+
+
+def cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
+    """Mean over the examples with weight of -log softmax at the label (section 3)."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def wrong(scores: Array, labels: Array, k: int) -> Array:
+    """1 where the label is not among the `k` best of `scores` `[B, classes]`, else 0.
+
+    Ties and NaN count as wrong, so that a net that says the same of every class is never right.
+    """
+    own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
+    others = jnp.arange(scores.shape[-1]) != labels[:, None]
+    ahead = jnp.sum(others & ~(scores < own), axis=-1)
+    return (ahead >= k).astype(jnp.float32)
+
+
+def make_train_step(
+    model: AlexNet,
+    optimizer: optax.GradientTransformationExtraArgs,
+    mesh: Mesh,
+    view: Callable[..., Array],
+    seed: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Compiles `train_step(state, batch) -> (state, metrics)`; the old state is given up (donated).
+
+    Args:
+      view: `augment.training_views` with all but `images`, `key`, `example_ids` and `colour_on` filled in,
+        and `step` as a keyword.
+
+    The metrics are scalars: `loss`, and `top1_error` of the batch in %.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _STEPS), state.step)
+        example_ids = jnp.arange(batch["label"].shape[0])
+        forward = forward_on_mesh(model, mesh, lambda *args: view(*args, step=state.step), train=True)
+
+        def loss_of(params: Any) -> tuple[Array, Array]:
+            logits = forward(params, batch["image"], key, example_ids)
+            return cross_entropy(logits, batch["label"], batch["weight"]), logits
+
+        (loss, logits), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params, step=state.step, drops=state.drops
+        )
+        metrics = {"loss": loss, "top1_error": _percent(wrong(logits, batch["label"], 1), batch["weight"])}
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    shardings, everywhere = state_shardings(mesh), NamedSharding(mesh, columns.EVERYWHERE)
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+
+
+def _percent(values: Array, weights: Array) -> Array:
+    return 100.0 * jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def make_eval_step(
+    model: AlexNet, mesh: Mesh, mean: Array, size: int, views: int
+) -> Callable[[Any, Batch], Metrics]:
+    """Compiles `eval_step(params, batch)`: sums over the examples with weight.
+
+    `loss`, `top1_wrong`, `top5_wrong` and `examples`; with 10 views the softmax outputs of the views are
+    averaged before they are judged (section 4.1), with 1 the central patch alone is seen.
+    """
+
+    def no_view(images: Array, key: Array, example_ids: Array) -> Array:
+        return images
+
+    forward = forward_on_mesh(model, mesh, no_view, train=False)
+
+    def log_probabilities(params: Any, images: Array) -> Array:
+        key, example_ids = jax.random.key(0), jnp.arange(images.shape[0])  # nothing is random here
+        if views == 1:
+            return jax.nn.log_softmax(
+                forward(params, augment.centre_view(images, mean=mean, size=size), key, example_ids)
+            )
+        by_view = jax.lax.map(
+            lambda x: jax.nn.softmax(forward(params, x, key, example_ids)),
+            augment.ten_views(images, mean=mean, size=size),
+        )
+        return jnp.log(jnp.mean(by_view, axis=0))
+
+    def eval_step(params: Any, batch: Batch) -> Metrics:
+        scores = log_probabilities(params, batch["image"])
+        labels, weights = batch["label"], batch["weight"]
+        losses = -jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
+        return {
+            "loss": jnp.sum(losses * weights),
+            "top1_wrong": jnp.sum(wrong(scores, labels, 1) * weights),
+            "top5_wrong": jnp.sum(wrong(scores, labels, 5) * weights),
+            "examples": jnp.sum(weights),
+        }
+
+    return jax.jit(eval_step)
