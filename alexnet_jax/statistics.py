@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 
 import numpy as np
+from PIL import Image
 
 from alexnet_jax.errors import UserError
 
@@ -31,6 +32,23 @@ class Statistics:
     pca_sqrt_eigenvalues: np.ndarray
     pca_eigenvectors: np.ndarray
     mean_image: np.ndarray | None = None
+
+    def mean(self, kind: str, size: int) -> np.ndarray:
+        """What is subtracted from images of `size` x `size`: the mean `image` `[size, size, 3]` or `colour` `[3]`.
+
+        Raises:
+          UserError: there is no mean image.
+        """
+        if kind == "colour":
+            return self.mean_colour
+        if self.mean_image is None:
+            raise UserError(
+                "augment.mean=image: these images come without a mean image; set augment.mean=colour, or "
+                "prepare them (python -m alexnet_jax.prepare), which computes it"
+            )
+        channels = [Image.fromarray(self.mean_image[..., c]) for c in range(3)]
+        resized = [channel.resize((size, size), Image.Resampling.BILINEAR) for channel in channels]
+        return np.stack([np.asarray(channel, np.float32) for channel in resized], axis=-1)
 
     def save(self, directory: str | pathlib.Path) -> None:
         """Writes `statistics.npz` under `directory`; loaded without pickle."""

@@ -32,12 +32,16 @@ class TrainState:
       params: the net's parameters, each with its leading axis of columns.
       opt_state: the optimizer's, momentum in the shape of the parameters.
       drops: int32, how often the plateau rule lowered the learning rate.
+      bad_images: int32, images that could not be read so far.
+      sums: the metrics added up, and `steps`, how many, since they were last logged.
     """
 
     step: Array
     params: Any
     opt_state: Any
     drops: Array
+    bad_images: Array
+    sums: Metrics
 
 
 def init_state(
@@ -48,7 +52,8 @@ def init_state(
     def init(key: Array) -> TrainState:
         images = jnp.zeros((1, image_size, image_size, 3))
         params = model.init(key, images)["params"]
-        return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0))
+        sums = dict.fromkeys(("loss", "top1_error", "steps"), jnp.float32(0))
+        return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0), jnp.int32(0), sums)
 
     return jax.jit(init, out_shardings=state_shardings(mesh))(jax.random.fold_in(jax.random.key(seed), _INIT))
 
@@ -57,7 +62,21 @@ def state_shardings(mesh: Mesh) -> TrainState:
     """Where each part of a state lies: parameters and momentum by column, the rest everywhere."""
     by_column = NamedSharding(mesh, columns.PARAMETERS)
     everywhere = NamedSharding(mesh, columns.EVERYWHERE)
-    return TrainState(step=everywhere, params=by_column, opt_state=by_column, drops=everywhere)
+    return TrainState(
+        step=everywhere,
+        params=by_column,
+        opt_state=by_column,
+        drops=everywhere,
+        bad_images=everywhere,
+        sums=everywhere,
+    )
+
+
+def abstract_state(init: Callable[[], TrainState]) -> TrainState:
+    """The shapes, dtypes and shardings of the state that the jitted `init` would give."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), jax.eval_shape(init)
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -110,7 +129,9 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     mesh: Mesh,
     view: Callable[..., Array],
+    *,
     seed: int,
+    log_every: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compiles `train_step(state, batch) -> (state, metrics)`; the old state is given up (donated).
 
@@ -118,7 +139,11 @@ def make_train_step(
       view: `augment.training_views` with all but `images`, `key`, `example_ids` and `colour_on` filled in,
         and `step` as a keyword.
 
-    The metrics are scalars: `loss`, and `top1_error` of the batch in %.
+      log_every: steps over which metrics are averaged; the sums live in the state, so that a run that was
+        interrupted between two lines of its log writes the same ones.
+
+    The metrics are scalars: means since the last multiple of `log_every` of `loss` and of the batch's
+    `top1_error` in %, and `bad_images` so far.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -134,9 +159,21 @@ def make_train_step(
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, step=state.step, drops=state.drops
         )
-        metrics = {"loss": loss, "top1_error": _percent(wrong(logits, batch["label"], 1), batch["weight"])}
         params = optax.apply_updates(state.params, updates)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+        now = {
+            "loss": loss,
+            "top1_error": _percent(wrong(logits, batch["label"], 1), batch["weight"]),
+            "steps": jnp.float32(1),
+        }
+        begin = state.step % log_every == 0
+        sums = {key: jnp.where(begin, 0, state.sums[key]) + value for key, value in now.items()}
+        bad_images = state.bad_images + jnp.sum(batch["weight"] == 0)
+        metrics = {key: sums[key] / sums["steps"] for key in ("loss", "top1_error")}
+        state = state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, bad_images=bad_images, sums=sums
+        )
+        return state, {**metrics, "bad_images": bad_images}
 
     shardings, everywhere = state_shardings(mesh), NamedSharding(mesh, columns.EVERYWHERE)
     return jax.jit(
@@ -189,3 +226,9 @@ def make_eval_step(
         }
 
     return jax.jit(eval_step)
+
+
+@jax.jit
+def all_finite(tree: Any) -> Array:
+    """Whether every number in `tree` is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

@@ -1,0 +1,97 @@
+"""What the commands share: one clear line and exit code 2 for a user's mistake, never a traceback."""
+
+import datetime
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import flags
+
+from alexnet_jax.errors import UserError
+
+EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75}
+WRONG_USE = 2
+
+
+def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> NoReturn:
+    """Parses the flags, calls `main`, and exits with its code, or with 2 after one line on standard error.
+
+    Args:
+      default_config: taken for `--config` where none is given. As the flag's own default, a mistake in it or
+        in an override would end in a traceback before this function is reached.
+    """
+    argv = list(sys.argv)
+    if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & set(argv):
+        print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
+    if default_config and not any(re.match(r"--?config(=|$)", word) for word in argv):
+        argv.insert(1, f"--config={default_config}")
+    try:
+        parse_flags(argv)
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(WRONG_USE)
+
+
+def parse_flags(argv: list[str]) -> None:
+    """Parses `argv` into `flags.FLAGS`.
+
+    Raises:
+      UserError: a flag or a config key is unknown, a value is of the wrong type, a config file is missing or
+        broken, or there are words that are no flags.
+    """
+    try:
+        rest = flags.FLAGS(argv)[1:]
+        if "config" in flags.FLAGS:  # a file that could not be read says so when something is asked of it
+            flags.FLAGS["config"].value.to_dict()
+    except flags.Error as error:
+        raise UserError(_one_line(error)) from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_config_mistake(error, argv)) from error
+    if rest:
+        raise UserError(f"{rest[0]!r}: not a flag; flags begin with -- and have their value after =")
+
+
+def _config_mistake(error: Exception, argv: list[str]) -> str:
+    """What is wrong with `--config` or one of its overrides, in a line."""
+    text = str(error)
+    if isinstance(error, AttributeError | KeyError) and (missing := re.search(r"'(\w+)", text)):
+        key = missing.group(1)
+        for word in argv:
+            if (match := re.match(r"--?config\.([\w.]+)", word)) and key in match.group(1).split("."):
+                guess = re.search(r'Did you mean "(\w+)"', text)
+                mend = f"did you mean {guess.group(1)!r}?" if guess else "configs/default.py shows every key"
+                return f"--config.{match.group(1)}: the config has no key {key!r}; {mend}"
+    path = next(
+        (word.split("=", 1)[1] for word in argv if re.match(r"--?config=", word)), "configs/default.py"
+    )
+    if not pathlib.Path(path).is_file():
+        return f"--config={path}: no such file; configs/ has some to begin with"
+    return f"--config={path}: the file is broken ({type(error).__name__}: {_one_line(error)})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def fresh_workdir(config_path: str) -> pathlib.Path:
+    """`runs/<config>-<time>`, not there yet."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = pathlib.Path("runs") / f"{pathlib.Path(config_path).stem}-{now}"
+    return next(
+        path
+        for n in range(1, 1000)
+        if not (path := base if n == 1 else base.with_name(f"{base.name}-{n}")).exists()
+    )
+
+
+def required(flag: str, value: str | None, what: str) -> str:
+    """A flag's value; raises `UserError` where it was not given."""
+    if value is None:
+        raise UserError(f"--{flag}: missing; name {what}")
+    return value

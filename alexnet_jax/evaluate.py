@@ -1,0 +1,134 @@
+"""Testing as in the paper: top-1 and top-5 error in %, on the central patch or ten views, every example once."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jax.sharding import Mesh, NamedSharding
+
+from alexnet_jax import checkpoint, columns, input_pipeline, sources, steps
+from alexnet_jax import config as configs
+from alexnet_jax.errors import UserError
+from alexnet_jax.model import AlexNet
+from alexnet_jax.statistics import ILSVRC, Statistics
+
+HostBatch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Errors in %, mean cross entropy, over `examples` readable images seen in `views` views each."""
+
+    top1_error: float
+    top5_error: float
+    loss: float
+    views: int
+    examples: int
+    bad_images: int
+
+
+def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBatch, steps.Batch]]:
+    """Each host batch and its arrays on the mesh, the next one already under way."""
+    sharding = steps.batch_sharding(mesh)
+    ahead = None
+    for batch in batches:
+        placed = {
+            key: jax.make_array_from_process_local_data(sharding, batch[key])
+            for key in ("image", "label", "weight")
+        }
+        if ahead is not None:
+            yield ahead
+        ahead = batch, placed
+    if ahead is not None:
+        yield ahead
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises `UserError` where the batch does not split over the mesh and the processes."""
+    for parts, what in (
+        (mesh.shape[columns.DATA], "devices of mesh.data"),
+        (jax.process_count(), "processes"),
+    ):
+        if batch_size % parts:
+            raise UserError(
+                f"data.batch_size={batch_size}: does not divide over the {parts} {what}; "
+                f"use a multiple, such as {-(-batch_size // parts) * parts}"
+            )
+
+
+def make_evaluator(
+    config: configs.Config, model: AlexNet, mesh: Mesh, source: sources.Source, mean: np.ndarray
+) -> Callable[..., Result]:
+    """Gives `evaluate(params, show_progress=False)`, which tests the net on every example of `source` once."""
+    views = config.run.eval_views
+    eval_step = steps.make_eval_step(model, mesh, jnp.asarray(mean), config.data.image_size, views)
+
+    def evaluate(params: Any, show_progress: bool = False) -> Result:
+        batches = input_pipeline.eval_batches(
+            source,
+            batch_size=config.data.batch_size,
+            image_size=config.data.stored_size,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+        )
+        count = -(-len(source) // config.data.batch_size)
+        bar = tqdm.tqdm(total=count, unit="batch", desc="test", disable=None if show_progress else True)
+        sums: steps.Metrics | None = None
+        with bar:
+            for _, batch in on_device(batches, mesh):
+                new = eval_step(params, batch)
+                sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
+                bar.update()
+        assert sums is not None  # sources have at least one example
+        total = {key: float(value) for key, value in jax.device_get(sums).items()}
+        examples = max(total["examples"], 1.0)
+        return Result(
+            top1_error=100.0 * total["top1_wrong"] / examples,
+            top5_error=100.0 * total["top5_wrong"] / examples,
+            loss=total["loss"] / examples,
+            views=views,
+            examples=int(total["examples"]),
+            bad_images=len(source) - int(total["examples"]),
+        )
+
+    return evaluate
+
+
+def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Result, int]:
+    """Tests a run's newest checkpoint: the result and the checkpoint's step.
+
+    Raises:
+      UserError: there is no checkpoint, or the data are not to be had.
+    """
+    mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
+    check_batch_size(config.data.batch_size, mesh)
+    train_source, source = (open_source(config, split) for split in ("train", "test"))
+    mean = statistics_of(train_source).mean(config.augment.mean, config.data.stored_size)
+    model = configs.build_model(config, source.num_classes)
+    params, step = checkpoint.restore_params(workdir, NamedSharding(mesh, columns.PARAMETERS))
+    return make_evaluator(config, model, mesh, source, mean)(params, show_progress=True), step
+
+
+def open_source(config: configs.Config, split: str) -> sources.Source:
+    """The config's `train` or `test` images.
+
+    Raises:
+      UserError: they are not to be had, or are of another number of classes than the config says.
+    """
+    source = sources.open_source(config.data.source, split, data_dir=config.data.data_dir)
+    if config.data.num_classes not in (None, source.num_classes):
+        raise UserError(
+            f"data.num_classes={config.data.num_classes}: data.source={config.data.source} has "
+            f"{source.num_classes} classes; correct one of them"
+        )
+    return source
+
+
+def statistics_of(source: sources.Source) -> Statistics:
+    """The source's own statistics, or the authors' for ILSVRC where it has none."""
+    return ILSVRC if source.statistics is None else source.statistics

@@ -1,0 +1,165 @@
+"""What a run says: metrics as JSON lines, TensorBoard, status, progress on the terminal."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+METRICS, STATUS = "metrics.jsonl", "status.json"
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a reader, or a crash, finds the old text or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_status(workdir: pathlib.Path, status: str, **fields: Any) -> None:
+    """Writes `status.json`: `running`, `done`, `interrupted`, `diverged` or `failed`, and `fields`."""
+    write_atomically(workdir / STATUS, json.dumps({"status": status, **fields}, indent=2) + "\n")
+
+
+def drop_metrics_after(workdir: pathlib.Path, step: int) -> None:
+    """Forgets the metrics beyond a restored `step`, and a line that a crash left unfinished."""
+    path = workdir / METRICS
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_atomically(path, "".join(kept))
+
+
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`, oldest first."""
+    return [json.loads(line) for line in (pathlib.Path(workdir) / METRICS).read_text().splitlines()]
+
+
+class RunLog:
+    """Writes metrics to `metrics.jsonl` and TensorBoard, and shows progress on standard error.
+
+    On a terminal the progress is a bar; elsewhere (a pipe, a notebook, a batch job) it is a plain line each
+    time metrics are written.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, first_step: int, total_steps: int):
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._metrics = open(workdir / METRICS, "a", buffering=1)  # noqa: SIM115  (closed in close)
+        self._events = EventFileWriter(str(workdir))
+        self._total = total_steps
+        self._start = (time.monotonic(), first_step)
+        self._bar = tqdm.tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def advance(self) -> None:
+        """One step more on the bar."""
+        self._bar.update()
+
+    def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Writes one line of metrics; names as in `train/loss`."""
+        self._metrics.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
+        for name, value in values.items():
+            self._event(step, tag=name, simple_value=value)
+        if self._bar.disable:
+            self.say(f"step {step}/{self._total}  epoch {epoch:.2f}  {_short(values)}{self._time_left(step)}")
+        else:
+            self._bar.set_postfix_str(_short(values), refresh=False)
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Adds an image `[H, W, 3]` uint8 to TensorBoard."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        height, width, _ = pixels.shape
+        png = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=as_png(pixels))
+        self._event(step, tag=name, image=png)
+
+    def say(self, line: str) -> None:
+        """Prints a line without breaking the bar."""
+        tqdm.tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Flushes and closes all files."""
+        self._bar.close()
+        self._metrics.close()
+        self._events.close()
+
+    def _event(self, step: int, **value: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(**value)])
+        self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _time_left(self, step: int) -> str:
+        start, first_step = self._start
+        if step <= first_step:
+            return ""
+        left = (self._total - step) * (time.monotonic() - start) / (step - first_step)
+        return f"  left {tqdm.tqdm.format_interval(left)}"
+
+
+_LABELS = {
+    "train/loss": ("loss", "{:.3f}"),
+    "train/images_per_second": ("images/s", "{:.0f}"),
+    "eval/top1_error": ("top-1 error", "{:.2f} %"),
+    "eval/top5_error": ("top-5 error", "{:.2f} %"),
+}
+
+
+def _short(values: dict[str, float]) -> str:
+    return "  ".join(
+        f"{label} {form.format(values[k])}" for k, (label, form) in _LABELS.items() if k in values
+    )
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    """`[H, W, 3]` uint8 as PNG."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def filters_image(kernel: np.ndarray, *, across: int = 16, zoom: int = 3) -> np.ndarray:
+    """conv1's filters as in Figure 3: `[columns, h, w, 3, O]` to one picture `[H, W, 3]` uint8.
+
+    The filters of the first column stand above those of the second, each stretched to the full range about
+    its mid-grey.
+    """
+    columns: Sequence[np.ndarray] = np.asarray(kernel, np.float32)
+    rows = []
+    for column in columns:
+        filters = np.moveaxis(column, -1, 0)  # [O, h, w, 3]
+        peak = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
+        pixels = np.round(127.5 + 127.5 * filters / np.maximum(peak, 1e-12)).astype(np.uint8)
+        pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
+        pixels = np.pad(pixels, ((0, -len(pixels) % across), (1, 1), (1, 1), (0, 0)), constant_values=255)
+        grid = pixels.reshape(-1, across, *pixels.shape[1:])  # [rows, across, h, w, 3]
+        rows.append(grid.transpose(0, 2, 1, 3, 4).reshape(-1, across * pixels.shape[2], 3))
+        rows.append(np.full((2 * zoom, across * pixels.shape[2], 3), 255, np.uint8))
+    return np.concatenate(rows[:-1])

@@ -1,0 +1,95 @@
+"""A table of the net: what each layer sees and gives, its parameters, multiply-accumulates and neurons."""
+
+import json
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from alexnet_jax.model import AlexNet
+
+
+def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
+    """Counts a net for images of `image_size` x `image_size`, without computing any.
+
+    Returns:
+      `layers`, a list of dictionaries with `name`, `window` (of a convolution), `sees` (which columns),
+      `gives` (shape over all columns, `[H, W, C]` or `[units]`), `parameters`, `multiply_accumulates` (an
+      image) and `neurons`; and `total` with the sums of the last three.
+
+    Raises:
+      UserError: the images are too small for the net.
+    """
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(lambda k, x: model.init(k, x)["params"], key, images)
+    names = tuple(params)
+    gives = jax.eval_shape(lambda p, x: model.apply({"params": p}, x, capture=names)[1], params, images)
+
+    layers = []
+    for name, layer in params.items():
+        kernel, shape = layer["kernel"].shape, gives[name].shape[1:]
+        inputs = math.prod(kernel[1:-1])  # of a unit
+        if name == "fc8" and name not in model.talk:
+            inputs *= kernel[0]  # each column adds its vote
+        weights = inputs * shape[-1]
+        layers.append(
+            {
+                "name": name,
+                "window": list(kernel[1:3]) if len(kernel) == 5 else None,
+                "sees": _seen(model, name, kernel),
+                "gives": list(shape),
+                "parameters": weights + shape[-1],
+                "multiply_accumulates": weights * math.prod(shape[:-1]),
+                "neurons": math.prod(shape),
+            }
+        )
+    total = {k: sum(layer[k] for layer in layers) for k in ("parameters", "multiply_accumulates", "neurons")}
+    return {"image_size": image_size, "num_classes": model.num_classes, "layers": layers, "total": total}
+
+
+def _seen(model: AlexNet, name: str, kernel: tuple[int, ...]) -> str:
+    if name == "conv1":
+        return "the image"
+    if model.columns == 1:
+        return "all"
+    if name in model.talk or name == "fc8":
+        return "both columns" if model.columns == 2 else "all columns"
+    return "own column"
+
+
+def as_table(summary: dict[str, Any]) -> str:
+    """The summary for people: a Markdown table."""
+    rows = [("layer", "sees", "gives", "parameters", "multiply-accumulates", "neurons")]
+    for layer in summary["layers"]:
+        window = "{} x {} of ".format(*layer["window"]) if layer["window"] else ""
+        rows.append(
+            (
+                layer["name"],
+                window + layer["sees"],
+                " x ".join(str(n) for n in layer["gives"]),
+                *(f"{layer[k]:,}" for k in ("parameters", "multiply_accumulates", "neurons")),
+            )
+        )
+    total = summary["total"]
+    rows.append(
+        ("total", "", "", *(f"{total[k]:,}" for k in ("parameters", "multiply_accumulates", "neurons")))
+    )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [
+            cell.ljust(w) if i < 3 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+        if number == 0:
+            marks = ["-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+            lines.append(f"| {' | '.join(marks)} |")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(summary: dict[str, Any]) -> str:
+    """The summary for programs."""
+    return json.dumps(summary, indent=2) + "\n"
