@@ -1,0 +1,240 @@
+"""TFDS directories of labelled images: the form in which images are prepared and shipped.
+
+A directory holds `<name>-<split>.array_record-00000-of-0000N` shards of `tf.train.Example` records, and
+TFDS's own `dataset_info.json` and `features.json`, so that `tfds.builder_from_directory` and
+`tfds.data_source` read it as they read ImageNet. Any record is found by its number alone, which is what
+makes an exact order cheap.
+"""
+
+import functools
+import importlib
+import os
+import pathlib
+import threading
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.statistics import Statistics
+
+CLASS_NAMES_FILE = "class_names.txt"
+
+
+class Shard(Protocol):
+    """Serialized examples of one file by number; any thread may read."""
+
+    def read(self, positions: Sequence[int], /) -> Sequence[bytes]: ...
+
+
+def encode_example(values: Mapping[str, bytes | int]) -> bytes:
+    """Gives one serialized `tf.train.Example` with a bytes or an int64 feature for each of `values`."""
+    example = _example_type()()
+    for key, value in values.items():
+        feature = example.features.feature[key]
+        if isinstance(value, bytes):
+            feature.bytes_list.value.append(value)
+        else:
+            feature.int64_list.value.append(value)
+    # Protocol buffers leave the order of a map open; the same records must give the same files.
+    return example.SerializeToString(deterministic=True)
+
+
+def write_shard(path: pathlib.Path, records: Iterable[bytes], group_size: int = 1) -> None:
+    """Writes an array_record file, which is whole or is not there.
+
+    A random read decompresses a whole group, so groups of one suit photographs; small records take less
+    room in larger groups.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        writer = _array_record().ArrayRecordWriter(str(temporary), f"group_size:{group_size}")
+        for record in records:
+            writer.write(record)
+        writer.close()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def shard_path(directory: pathlib.Path, name: str, split: str, shard: int, shards: int) -> pathlib.Path:
+    """The file name that TFDS expects of one shard."""
+    return directory / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
+
+
+def write_info(
+    directory: pathlib.Path,
+    *,
+    name: str,
+    shard_lengths: Mapping[str, Sequence[int]],
+    class_ids: Sequence[str],
+    class_names: Sequence[str],
+    image_shape: tuple[int | None, int | None, int],
+    encoding: str,
+    description: str,
+) -> None:
+    """Writes the metadata that makes a directory of shards a TFDS data set; the last step of making one.
+
+    Args:
+      directory: where the shards are.
+      name: the data set's name, the first part of every shard's file name.
+      shard_lengths: for each split, the number of records in each of its shards.
+      class_ids: one id a label, such as WordNet ids; stored as the names of TFDS's `ClassLabel`.
+      class_names: one readable name a label; stored beside where they differ from the ids.
+      image_shape: height, width (None where they vary) and channels of the stored images.
+      encoding: "png" or "jpeg".
+      description: a sentence on what this is and where it came from.
+    """
+    tfds = import_tfds()
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=image_shape, dtype=np.uint8, encoding_format=encoding),
+            "label": tfds.features.ClassLabel(names=list(class_ids)),
+            "file_name": tfds.features.Text(),
+        }
+    )
+    if tuple(class_names) != tuple(class_ids):
+        (directory / CLASS_NAMES_FILE).write_text("".join(f"{n}\n" for n in class_names), encoding="utf-8")
+    splits = []
+    for split, lengths in shard_lengths.items():
+        paths = [shard_path(directory, name, split, i, len(lengths)) for i in range(len(lengths))]
+        size = sum(path.stat().st_size for path in paths)
+        splits.append(tfds.core.SplitInfo(name=split, shard_lengths=list(lengths), num_bytes=size))
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=features,
+        split_infos=splits,
+        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        check_data=False,
+        supervised_keys=("image", "label"),
+        description=description,
+    )
+
+
+class RecordSource:
+    """One split of a TFDS data set: encoded images and labels by number. See `sources.Source`."""
+
+    def __init__(self, builder: Any, split: str, key: str) -> None:
+        """Opens `split`, a split of `builder`; `key` names the config's key and value in errors.
+
+        Raises:
+          UserError: the data set has no image or no class label, or is stored in a form without random
+            access.
+        """
+        info = builder.info
+        self._image_key, self._label_key = _image_and_label_keys(info, key)
+        label = info.features[self._label_key]
+        directory = pathlib.Path(builder.data_dir)
+        self.class_ids: tuple[str, ...] = tuple(label.names)
+        self.class_names: tuple[str, ...] = _class_names(directory, self.class_ids)
+        self.num_classes: int = label.num_classes
+        self.statistics: Statistics | None = Statistics.load(directory)
+        self._split = split
+        instructions = builder.info.splits[split].file_instructions
+        self._shards = [_open_shard(i.filename, key) for i in instructions]
+        self._first = np.cumsum([0] + [i.examples_in_shard for i in instructions])
+        self.description = f"{info.name}: {len(self):,} {split} images in {self.num_classes:,} classes"
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """Gives the encoded images and int32 labels `[n]` of `indices` `[n]`."""
+        images, labels = [], []
+        for example in self._examples(indices):
+            images.append(example[self._image_key].bytes_list.value[0])
+            labels.append(example[self._label_key].int64_list.value[0])
+        return images, np.array(labels, np.int32)
+
+    def name(self, index: int) -> str:
+        """The original file's name where it is recorded, otherwise `<split>[<index>]`."""
+        (example,) = self._examples(np.array([index]))
+        if "file_name" in example and example["file_name"].bytes_list.value:
+            return example["file_name"].bytes_list.value[0].decode("utf-8", "backslashreplace")
+        return f"{self._split}[{index}]"
+
+    def _examples(self, indices: np.ndarray) -> list[Any]:
+        """The features of the examples `indices`, each shard read once."""
+        shards = np.searchsorted(self._first, indices, side="right") - 1
+        examples: list[Any] = [None] * len(indices)
+        for shard in np.unique(shards):
+            (places,) = np.nonzero(shards == shard)
+            positions = (indices[places] - self._first[shard]).tolist()
+            for place, record in zip(places, self._shards[shard].read(positions), strict=True):
+                examples[place] = _parse(record)
+        return examples
+
+
+class ArrayRecordShard:
+    """One array_record file, opened when first read; its own data source starts threads on each read."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._reader: Any = None
+        self._lock = threading.Lock()
+
+    def read(self, positions: Sequence[int], /) -> Sequence[bytes]:
+        with self._lock:
+            if self._reader is None:
+                # No read-ahead: the next record wanted is somewhere else.
+                self._reader = _array_record().ArrayRecordReader(
+                    self._path, "readahead_buffer_size:0", file_reader_buffer_size=32768
+                )
+        return self._reader.read(list(positions))
+
+
+def _open_shard(path: str, key: str) -> Shard:
+    if ".array_record" not in os.path.basename(path):
+        raise UserError(f"{key}: {path} is stored without random access")
+    if not os.path.exists(path):
+        raise UserError(f"{key}: {path} is missing; the data set is not whole, so make or fetch it again")
+    return ArrayRecordShard(path)
+
+
+def import_tfds() -> Any:
+    """Imports TFDS with TensorFlow, where there is one, kept off the accelerators, which are JAX's."""
+    import tensorflow_datasets as tfds
+
+    return tfds
+
+
+def _parse(record: bytes) -> Any:
+    return _example_type().FromString(record).features.feature
+
+
+@functools.cache
+def _example_type() -> Any:
+    # TFDS carries the definition itself, so that records are read where there is no TensorFlow.
+    return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
+
+
+def _array_record() -> Any:
+    return importlib.import_module("array_record.python.array_record_module")
+
+
+def _image_and_label_keys(info: Any, key: str) -> tuple[str, str]:
+    import tensorflow_datasets as tfds
+
+    features = dict(info.features) if hasattr(info.features, "items") else {}
+    images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+    labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    supervised = info.supervised_keys
+    if supervised and len(supervised) == 2 and supervised[0] in images and supervised[1] in labels:
+        return supervised[0], supervised[1]
+    if not images or len(labels) != 1:
+        raise UserError(
+            f"{key}: not a set of images with one class label each (its features: {', '.join(features)})"
+        )
+    return ("image" if "image" in images else images[0]), labels[0]
+
+
+def _class_names(directory: pathlib.Path, class_ids: tuple[str, ...]) -> tuple[str, ...]:
+    path = directory / CLASS_NAMES_FILE
+    if not path.exists():
+        return class_ids
+    names = tuple(path.read_text(encoding="utf-8").splitlines())
+    if len(names) != len(class_ids):
+        raise UserError(f"{path}: {len(names)} names for {len(class_ids)} classes; mend it or delete it")
+    return names

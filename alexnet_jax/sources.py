@@ -1,0 +1,296 @@
+"""Where examples come from: one shape for every form in which people have their images.
+
+A source gives encoded bytes and labels by index and knows its classes; what is in the bytes is not its
+business.
+"""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.records import RecordSource, import_tfds
+from alexnet_jax.statistics import Statistics
+
+EMBEDDED = pathlib.Path(__file__).parent / "data" / "fashion_mnist"
+KINDS = ("embedded", "tfds", "folder", "kaggle", "tars", "prepared")
+
+# What stands for "test" where a set has several other splits, in this order; a labelled test set comes
+# first except where its labels were never published.
+_TFDS_TEST_SPLITS = ("test", "validation", "val", "valid", "dev")
+_TEST_LABELS_UNPUBLISHED = ("imagenet2012", "imagenet2012_subset", "imagenet_resized", "imagenet2012_real")
+_FOLDER_TRAIN = ("train", "training")
+_FOLDER_TEST = ("val", "valid", "validation", "test")
+
+# TFDS drops a split with only a warning when its tar is missing or cut short.
+TFDS_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
+
+
+class Source(Protocol):
+    """One split of a set of labelled images, with random access."""
+
+    @property
+    def num_classes(self) -> int:
+        """K; labels are 0..K-1."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Readable names, by label."""
+        ...
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """WordNet ids or folder names, by label; the names again where there are none."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Of the training split, where they are known."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """One line for the log."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """Gives the encoded images and int32 labels `[n]` of `indices` `[n]`; any thread may call it.
+
+        What can no longer be read is `b""`, a bad image like any other.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """A file name or record id for the log."""
+        ...
+
+
+def open_source(spec: str, split: str, *, data_dir: str | None = None) -> Source:
+    """Opens the images that a config's `data.source` names.
+
+    Args:
+      spec: `embedded`, `tfds:<name>[/<config>][:<version>]`, `folder:<path>`, `kaggle:<path>`,
+        `tars:<path>` or `prepared:<path>`.
+      split: "train" or "test"; "test" is whatever the source has to test on, such as ImageNet's validation
+        images.
+      data_dir: where TFDS keeps its data sets; None is TFDS's own default.
+
+    Raises:
+      UserError: there is no such source, or it is not whole.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f'split must be "train" or "test", not {split!r}')
+    kind, _, where = spec.partition(":")
+    key = f"data.source={spec}"
+    if kind not in KINDS:
+        raise UserError(f"{key}: no such kind of source; {_instead(kind, KINDS)}")
+    if kind == "embedded":
+        return _record_directory(EMBEDDED, split, key)
+    if not where:
+        raise UserError(
+            f"{key}: say which after the colon, as in {kind}:{'cifar10' if kind == 'tfds' else 'PATH'}"
+        )
+    if kind == "tfds":
+        return _tfds(where, split, key, data_dir)
+    path = pathlib.Path(where).expanduser()
+    if not path.exists():
+        raise UserError(f"{key}: {path} does not exist; {_instead_of_path(path)}")
+    if kind == "folder":
+        return _folder(path, split, key)
+    if kind == "prepared":
+        return _record_directory(path, split, key)
+    raise NotImplementedError(kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSource:
+    """Images as files of their own, `root/path` each. See `Source`."""
+
+    root: str
+    paths: Sequence[str]
+    labels: np.ndarray
+    class_ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    description: str
+    statistics: Statistics | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_ids)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        return [self._bytes(i) for i in indices], self.labels[indices]
+
+    def name(self, index: int) -> str:
+        # A file name need not be UTF-8; what goes to the log must be.
+        return os.fsencode(self.paths[index]).decode("utf-8", "backslashreplace")
+
+    def _bytes(self, index: int) -> bytes:
+        try:
+            with open(os.path.join(self.root, self.paths[index]), "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
+
+# --- TFDS directories: embedded, prepared, and any data set by name -------------------------------
+
+
+def _record_directory(path: pathlib.Path, split: str, key: str) -> RecordSource:
+    tfds = import_tfds()
+    if not (path / "dataset_info.json").exists():
+        raise UserError(f"{key}: {path} has no dataset_info.json; it is no prepared set, or was not finished")
+    builder = tfds.builder_from_directory(path)
+    return RecordSource(builder, _tfds_split(builder, split, key), key)
+
+
+def _tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSource:
+    tfds = import_tfds()
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        short = name.split(":")[0].split("/")[0]
+        raise UserError(
+            f"{key}: TFDS has no such data set; {_instead(short, tfds.list_builders())}"
+        ) from error
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{key}: {_first_line(error)}") from error
+    if not builder.info.splits:
+        builder = _downloaded(tfds, name, key, data_dir)
+    return RecordSource(builder, _tfds_split(builder, split, key), key)
+
+
+def _downloaded(tfds, name: str, key: str, data_dir: str | None):
+    """Fetches and prepares a data set, in the format that allows random access."""
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+    except (
+        Exception
+    ) as error:  # the network, the disk, a missing tar: TFDS raises as many kinds as there are causes
+        raise UserError(f"{key}: TFDS could not make it ready ({_first_line(error)})") from error
+    return builder
+
+
+def _tfds_split(builder, split: str, key: str) -> str:
+    """The builder's own name for `split`, after its size was checked where it is known."""
+    splits = builder.info.splits
+    wanted = ("train",) if split == "train" else _TFDS_TEST_SPLITS
+    if split == "test" and builder.info.name in _TEST_LABELS_UNPUBLISHED:
+        wanted = tuple(name for name in wanted if name != "test")
+    found = next((name for name in wanted if name in splits), None)
+    expected = TFDS_SIZES.get(builder.info.name, {})
+    if found is None:
+        have = ", ".join(splits) or "none"
+        hint = " (TFDS drops a split whose tar is missing)" if expected else ""
+        raise UserError(f"{key}: no split to {split} on; it has {have}{hint}")
+    if found in expected and splits[found].num_examples != expected[found]:
+        raise UserError(
+            f"{key}: {found} has {splits[found].num_examples:,} examples, not {expected[found]:,}; its tar "
+            f"was cut short or missing, so delete {builder.data_dir} and prepare it again"
+        )
+    return found
+
+
+# --- Folders of images ----------------------------------------------------------------------------
+
+
+def _folder(root: pathlib.Path, split: str, key: str) -> FileSource:
+    train, test = (_subdirectory(root, names) for names in (_FOLDER_TRAIN, _FOLDER_TEST))
+    directory = train if split == "train" else test
+    if directory is None:
+        wanted = _FOLDER_TRAIN if split == "train" else _FOLDER_TEST
+        have = ", ".join(_visible_directories(root)[:5]) or "no folders"
+        raise UserError(
+            f"{key}: {root} needs a folder {' or '.join(wanted)} with one folder a class; it has {have}"
+        )
+    # The labels are those of training, so that a class without test images does not shift the others.
+    classes = _visible_directories(train or directory)
+    unknown = sorted(set(_visible_directories(directory)) - set(classes))
+    if unknown:
+        raise UserError(
+            f"{key}: {directory} has {unknown[0]}, which {train} has not; the classes must be the same"
+        )
+    if len(classes) < 2:
+        have = f"only {classes[0]}" if classes else "none"
+        raise UserError(
+            f"{key}: {train or directory} needs a folder for each of two or more classes; it has {have}"
+        )
+    paths, labels, empty = files_by_class(directory, classes)
+    if not paths:
+        raise UserError(f"{key}: no images in the class folders of {directory}")
+    note = f" ({empty} of them empty)" if empty else ""
+    return FileSource(
+        root=str(directory),
+        paths=paths,
+        labels=labels,
+        class_ids=tuple(classes),
+        class_names=tuple(classes),
+        description=f"{root.name}: {len(paths):,} {directory.name} images in {len(classes):,} classes{note}",
+    )
+
+
+def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[list[str], np.ndarray, int]:
+    """Lists the visible files of each class folder, in the order of their names.
+
+    Returns:
+      Paths below `directory`, int32 labels `[n]`, and the number of classes without a file.
+    """
+
+    def files(name: str) -> list[str]:
+        try:
+            with os.scandir(directory / name) as entries:
+                return sorted(
+                    f"{name}/{e.name}" for e in entries if not e.name.startswith(".") and e.is_file()
+                )
+        except FileNotFoundError:
+            return []
+
+    with ThreadPoolExecutor(8) as pool:  # a listing waits for the disk or the network, not for the processor
+        listings = list(pool.map(files, classes))
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(listing) for listing in listings])
+    return (
+        [path for listing in listings for path in listing],
+        labels,
+        sum(not listing for listing in listings),
+    )
+
+
+def _subdirectory(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
+    have = {name.lower(): name for name in _visible_directories(root)} if root.is_dir() else {}
+    return next((root / have[name] for name in names if name in have), None)
+
+
+def _visible_directories(path: pathlib.Path) -> list[str]:
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+# --- What to say ----------------------------------------------------------------------------------
+
+
+def _instead(given: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known[:8])}"
+
+
+def _instead_of_path(path: pathlib.Path) -> str:
+    parent = next(p for p in path.absolute().parents if p.exists())
+    close = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1)
+    return f"did you mean {parent / close[0]}?" if close else f"the nearest folder there is, is {parent}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,148 @@
+"""The order of examples, the batches made of it, and what becomes of each image."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax import input_pipeline, sources
+from alexnet_jax.errors import UserError
+
+
+class Numbered:
+    """Example i has label i and is a grey image of level i % 256; those in `bad` are not images."""
+
+    num_classes, class_names, class_ids, statistics, description = 2, ("a", "b"), ("a", "b"), None, "numbered"
+
+    def __init__(self, count: int, bad: tuple[int, ...] = ()) -> None:
+        self.count, self.bad = count, bad
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        return [b"text" if i in self.bad else png(int(i) % 256) for i in indices], indices.astype(np.int32)
+
+    def name(self, index: int) -> str:
+        return f"number {index}"
+
+
+def png(level: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (2, 2), level).save(out, "PNG")
+    return out.getvalue()
+
+
+def take(batches, count: int) -> list[dict[str, np.ndarray]]:
+    found = list(itertools.islice(batches, count))
+    batches.close()
+    return found
+
+
+def test_epoch_order_is_a_permutation_and_is_fixed_for_good():
+    order = input_pipeline.epoch_order(1000, seed=3, epoch=7)
+    assert sorted(order) == list(range(1000))
+    assert input_pipeline.epoch_order(10, seed=0, epoch=0).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+
+
+@pytest.mark.parametrize("other", [(1000, 4, 7), (1000, 3, 8)])
+def test_epoch_order_depends_on_seed_and_epoch(other):
+    assert np.any(input_pipeline.epoch_order(1000, 3, 7) != input_pipeline.epoch_order(*other))
+
+
+def test_epoch_order_is_uniform():
+    orders = np.array([input_pipeline.epoch_order(4, seed, 0) for seed in range(4800)])
+    counts = np.unique(orders, axis=0, return_counts=True)[1]
+    assert len(counts) == 24
+    assert abs(counts - 200).max() < 5 * np.sqrt(200)
+
+
+@pytest.mark.parametrize("batch_size", [3, 10, 25])
+def test_batches_are_the_endless_row_of_epochs(batch_size):
+    row = np.concatenate([input_pipeline.epoch_order(10, 5, epoch) for epoch in range(9)])
+    got = [input_pipeline.batch_indices(step, 10, batch_size, 5) for step in range(3)]
+    np.testing.assert_array_equal(np.concatenate(got), row[: 3 * batch_size])
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_train_batches_do_not_depend_on_the_number_of_hosts_nor_on_the_start(hosts):
+    source, steps, start = Numbered(50), 19, 8  # three epochs of 50, and a start in the middle of the second
+    expected = np.stack([input_pipeline.batch_indices(step, 50, 8, 1) for step in range(steps)])
+    assert np.bincount(np.concatenate(expected)[:150], minlength=50).tolist() == [3] * 50
+    for first in (0, start):
+        parts = [
+            take(
+                input_pipeline.train_batches(
+                    source,
+                    batch_size=8,
+                    image_size=4,
+                    seed=1,
+                    start_step=first,
+                    host_index=h,
+                    host_count=hosts,
+                ),
+                steps - first,
+            )
+            for h in range(hosts)
+        ]
+        got = [np.concatenate([part[i]["index"] for part in parts]) for i in range(steps - first)]
+        np.testing.assert_array_equal(got, expected[first:])
+
+
+def test_a_batch_holds_the_images_of_its_indices():
+    (batch,) = take(input_pipeline.train_batches(Numbered(100), batch_size=40, image_size=4, seed=0), 1)
+    assert batch["image"].shape == (40, 4, 4, 3) and batch["image"].dtype == np.uint8
+    np.testing.assert_array_equal(batch["image"][:, 1, 2, 0], batch["index"])
+    np.testing.assert_array_equal(batch["label"], batch["index"])
+    assert [batch[k].dtype for k in ("label", "weight", "index")] == [np.int32, np.float32, np.int64]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 20, 64])
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_eval_batches_have_every_example_once(batch_size, hosts):
+    if batch_size % hosts:
+        pytest.skip("not divisible")
+    parts = [
+        list(
+            input_pipeline.eval_batches(
+                Numbered(21, bad=(5,)), batch_size=batch_size, image_size=2, host_index=h, host_count=hosts
+            )
+        )
+        for h in range(hosts)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    batches = [batch for part in parts for batch in part]
+    index, weight = (np.concatenate([batch[k] for batch in batches]) for k in ("index", "weight"))
+    assert sorted(index[index >= 0]) == list(range(21))
+    assert index[(index >= 0) & (weight == 0)].tolist() == [5]
+    assert weight.sum() == 20
+
+
+def test_a_bad_image_keeps_its_place_and_counts_nothing():
+    (batch,) = take(input_pipeline.eval_batches(Numbered(8, bad=(2, 7)), batch_size=8, image_size=4), 1)
+    assert batch["weight"].tolist() == [1, 1, 0, 1, 1, 1, 1, 0]
+    assert batch["image"][2].max() == 0 and batch["label"][2] == 2
+
+
+def test_batch_size_that_the_hosts_cannot_share():
+    with pytest.raises(UserError, match=r"data\.batch_size: 6 .* 4 hosts"):
+        next(input_pipeline.train_batches(Numbered(9), batch_size=6, image_size=4, seed=0, host_count=4))
+
+
+def test_an_error_of_the_source_reaches_the_reader():
+    class Broken(Numbered):
+        def read(self, indices):
+            raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        next(input_pipeline.eval_batches(Broken(4), batch_size=2, image_size=4))
+
+
+def test_embedded_set_through_the_pipeline():
+    source = sources.open_source("embedded", "test")
+    batches = list(input_pipeline.eval_batches(source, batch_size=512, image_size=28))
+    images = np.concatenate([b["image"][b["weight"] > 0] for b in batches])
+    assert images.shape == (2000, 28, 28, 3)
+    assert 70 < images.mean() < 76  # Fashion-MNIST's mean grey is 72.9
