@@ -66,7 +66,7 @@ class AlexNet(nn.Module):
 
     num_classes: int = 1000
     columns: int = 2
-    talk: tuple[str, ...] = ("conv3", "fc6", "fc7", "fc8")
+    talk: tuple[str, ...] = ("conv3", "conv6", "fc6", "fc7", "fc8")
     widths: tuple[int, ...] = (96, 256, 384, 384, 256, 256)
     fc_widths: tuple[int, int] = (4096, 4096)
     layer1: str = "activation lrn pool"
