@@ -275,23 +275,19 @@ Initialisers = Callable[[int], tuple[Callable, Callable]]
 
 def _initialisers(init: str, hidden_bias: float | None, name: str, fan_in: int) -> tuple[Callable, Callable]:
     """How the weights and the biases of the layer `name` with `fan_in` inputs a unit begin."""
+    constant = None if name not in _BIASED else hidden_bias
     if init == "torch":  # PyTorch's default for its convolutions and linear layers
         uniform = _uniform(1.0 / math.sqrt(fan_in))
-        return uniform, uniform
+        return uniform, uniform if constant is None else nn.initializers.constant(constant)
     std = {
         "paper": 0.01,  # section 5
         "original": _STD_ORIGINAL.get(name, 0.01),
         "caffe": _STD_CAFFE.get(name, 0.01),
         "he": math.sqrt(2.0 / fan_in),
     }[init]
-    bias = 0.0
-    if name in _BIASED:
-        bias = (
-            {"paper": 1.0, "original": 1.0, "caffe": 0.1, "he": 0.0}[init]
-            if hidden_bias is None
-            else hidden_bias
-        )
-    return nn.initializers.normal(std), nn.initializers.constant(bias)
+    if constant is None:
+        constant = {"paper": 1.0, "original": 1.0, "caffe": 0.1, "he": 0.0}[init] if name in _BIASED else 0.0
+    return nn.initializers.normal(std), nn.initializers.constant(constant)
 
 
 def _uniform(bound: float) -> Callable:
