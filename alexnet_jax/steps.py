@@ -4,6 +4,7 @@ Everything random in a step follows from (seed, step, place in the global batch)
 the uninterrupted one would have drawn, on any number of devices.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -172,10 +173,12 @@ def make_eval_step(
                 forward(params, augment.centre_view(images, mean=mean, size=size), key, example_ids)
             )
         by_view = jax.lax.map(
-            lambda x: jax.nn.softmax(forward(params, x, key, example_ids)),
+            lambda x: jax.nn.log_softmax(forward(params, x, key, example_ids)),
             augment.ten_views(images, mean=mean, size=size),
         )
-        return jnp.log(jnp.mean(by_view, axis=0))
+        # The log of the mean probability, without leaving logs: a small one would become 0 and its loss
+        # infinite.
+        return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
         scores = log_probabilities(params, batch["image"])
