@@ -98,12 +98,13 @@ def cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
 def wrong(scores: Array, labels: Array, k: int) -> Array:
     """1 where the label is not among the `k` best of `scores` `[B, classes]`, else 0.
 
-    Ties and NaN count as wrong, so that a net that says the same of every class is never right.
+    Ties count against the label, so that a net that says the same of every class is never right, unless
+    `k` takes in all classes; a label whose score is NaN is wrong.
     """
     own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
     others = jnp.arange(scores.shape[-1]) != labels[:, None]
     ahead = jnp.sum(others & ~(scores < own), axis=-1)
-    return (ahead >= k).astype(jnp.float32)
+    return ((ahead >= k) | jnp.isnan(own[:, 0])).astype(jnp.float32)
 
 
 def make_train_step(
