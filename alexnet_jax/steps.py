@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from alexnet_jax import augment, columns
+from alexnet_jax.errors import UserError
 from alexnet_jax.model import AlexNet
 
 Array = jax.Array
@@ -75,8 +76,15 @@ def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, t
     Returns:
       `forward(params, images, key, example_ids)`: logits `[B, num_classes]` of the whole batch, split
       over the data axis; `key` draws what is random, by `example_ids` `[B]`.
+
+    Raises:
+      UserError: the columns of the net cannot be shared out evenly over the mesh's column axis.
     """
     shards = mesh.shape[columns.COLUMN]
+    if model.columns % shards:
+        raise UserError(
+            f"mesh.column={shards}: the {model.columns} column(s) of the net do not lie evenly over it"
+        )
     local = model.clone(column_axis=columns.COLUMN if shards > 1 else None, column_shards=shards)
 
     def forward(params: Any, images: Array, key: Array, example_ids: Array) -> Array:
