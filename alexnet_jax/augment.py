@@ -52,7 +52,7 @@ def colour_shift(
     The shift is the sum over components i of `p_i * alpha_i * s_i` with alpha_i ~ N(0, 0.1), drawn once an
     image. The paper has the eigenvalue itself for s_i. In grey levels that would drown the picture (0.1 *
     14,830), so `paper` reads it with pixels in [0, 1]: s_i = 255 * (sqrt_eigenvalue / 255) ** 2. The code
-    that made the paper's numbers (`original`) has its square root: s_i = sqrt_eigenvalue, 2 to 17 times
+    that made the paper's numbers (`original`) has its square root: s_i = sqrt_eigenvalue, 2 to 13 times
     as much.
 
     Args:

@@ -275,23 +275,19 @@ Initialisers = Callable[[int], tuple[Callable, Callable]]
 
 def _initialisers(init: str, hidden_bias: float | None, name: str, fan_in: int) -> tuple[Callable, Callable]:
     """How the weights and the biases of the layer `name` with `fan_in` inputs a unit begin."""
+    constant = None if name not in _BIASED else hidden_bias
     if init == "torch":  # PyTorch's default for its convolutions and linear layers
         uniform = _uniform(1.0 / math.sqrt(fan_in))
-        return uniform, uniform
+        return uniform, uniform if constant is None else nn.initializers.constant(constant)
     std = {
         "paper": 0.01,  # section 5
         "original": _STD_ORIGINAL.get(name, 0.01),
         "caffe": _STD_CAFFE.get(name, 0.01),
         "he": math.sqrt(2.0 / fan_in),
     }[init]
-    bias = 0.0
-    if name in _BIASED:
-        bias = (
-            {"paper": 1.0, "original": 1.0, "caffe": 0.1, "he": 0.0}[init]
-            if hidden_bias is None
-            else hidden_bias
-        )
-    return nn.initializers.normal(std), nn.initializers.constant(bias)
+    if constant is None:
+        constant = {"paper": 1.0, "original": 1.0, "caffe": 0.1, "he": 0.0}[init] if name in _BIASED else 0.0
+    return nn.initializers.normal(std), nn.initializers.constant(constant)
 
 
 def _uniform(bound: float) -> Callable:
@@ -462,13 +458,19 @@ def _check(model: AlexNet) -> None:
             f"each must be a positive multiple of the {model.columns} columns",
         )
     require(len(model.padding) == 5 and min(model.padding) >= 0, "padding", "give five paddings of 0 or more")
-    require(set(model.talk) <= set(LAYERS), "talk", f"layers are {', '.join(LAYERS)}")
+    talkers = LAYERS[1:]  # before conv1 there is nothing to tell: every column sees the image
+    require(set(model.talk) <= set(talkers), "talk", f"choose from {', '.join(talkers)}")
     require(model.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
     require(model.init_scheme in INITS, "init_scheme", f"choose one of {', '.join(INITS)}")
     require(model.sizes in ("2012", "caffe", "torch"), "sizes", "choose one of 2012, caffe, torch")
     require(0 <= model.dropout < 1, "dropout", "must be at least 0 and below 1")
-    require(model.lrn_size % 2 == 1, "lrn_size", "must be odd, so that the window has a middle")
+    require(
+        model.lrn_size > 0 and model.lrn_size % 2 == 1,
+        "lrn_size",
+        "must be odd, so that the window has a middle, and above 0",
+    )
     require(model.lrn_k > 0, "lrn_k", "must be above 0, so that nothing is divided by 0")
+    require(model.lrn_alpha >= 0, "lrn_alpha", "must be 0 or more, so that nothing is divided by 0")
     for key in ("layer1", "layer2", "layer5"):
         steps = getattr(model, key).split()
         require(

@@ -89,33 +89,41 @@ def _is_weight(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] != "bias", params)
 
 
-def scale_by_rates(rates: Rates) -> optax.GradientTransformationExtraArgs:
-    """Multiplies each gradient by minus its learning rate at `step`; needs `step=` and `drops=` in update."""
+def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransformationExtraArgs:
+    """`v = momentum * v - rate * gradient`, each parameter at its own rate; the update is v.
+
+    The rate multiplies before the momentum accumulates, so that a drop of the rate leaves v as it is, as in
+    2012; most libraries multiply after. A rate of 0 freezes: v rests and the parameter does not move, where
+    the rule alone would let it run on for some steps (so in the 2012 code, which skips such updates).
+
+    Needs `step=` and `drops=` in `update`; the state holds v.
+    """
 
     def update(
-        updates: Any, state: optax.EmptyState, params: Any = None, *, step: Array, drops: Array, **_: Any
+        updates: Any, state: optax.TraceState, params: Any = None, *, step: Array, drops: Array, **_: Any
     ):
         del params
-        scaled = jax.tree_util.tree_map_with_path(
-            lambda path, g: -rates.of(_names(path))(step, drops).astype(g.dtype) * g, updates
-        )
-        return scaled, state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+        def move(path: Any, gradient: Array, v: Array) -> tuple[Array, Array]:
+            rate = rates.of(_names(path))(step, drops).astype(gradient.dtype)
+            new = momentum * v - rate * gradient
+            return jnp.where(rate > 0, new, v), jnp.where(rate > 0, new, jnp.zeros_like(new))
+
+        moved = jax.tree_util.tree_map_with_path(move, updates, state.trace)
+        v, change = jax.tree.transpose(jax.tree.structure(updates), jax.tree.structure((0, 0)), moved)
+        return change, optax.TraceState(trace=v)
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optax.TraceState(trace=jax.tree.map(jnp.zeros_like, params)), update
+    )
 
 
 def sgd_2012(
     rates: Rates, *, momentum: float = 0.9, weight_decay: float = 0.0005
 ) -> optax.GradientTransformationExtraArgs:
-    """The update rule above. Its `update` takes `step=` and `drops=`; its state is the momentum v.
-
-    The rate multiplies before the momentum accumulates, so that a drop of the rate leaves v as it is, as in
-    2012; most libraries multiply after.
-    """
+    """The update rule above. Its `update` takes `step=` and `drops=`; its state is the momentum v."""
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=_is_weight),
-        scale_by_rates(rates),
-        optax.trace(decay=momentum),
+        optax.add_decayed_weights(weight_decay, mask=_is_weight), momentum_by_rates(rates, momentum)
     )
 
 

@@ -4,6 +4,7 @@ Everything random in a step follows from (seed, step, place in the global batch)
 the uninterrupted one would have drawn, on any number of devices.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from alexnet_jax import augment, columns
+from alexnet_jax.errors import UserError
 from alexnet_jax.model import AlexNet
 
 Array = jax.Array
@@ -93,8 +95,15 @@ def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, t
     Returns:
       `forward(params, images, key, example_ids)`: logits `[B, num_classes]` of the whole batch, split
       over the data axis; `key` draws what is random, by `example_ids` `[B]`.
+
+    Raises:
+      UserError: the columns of the net cannot be shared out evenly over the mesh's column axis.
     """
     shards = mesh.shape[columns.COLUMN]
+    if model.columns % shards:
+        raise UserError(
+            f"mesh.column={shards}: the {model.columns} column(s) of the net do not lie evenly over it"
+        )
     local = model.clone(column_axis=columns.COLUMN if shards > 1 else None, column_shards=shards)
 
     def forward(params: Any, images: Array, key: Array, example_ids: Array) -> Array:
@@ -116,12 +125,13 @@ def cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
 def wrong(scores: Array, labels: Array, k: int) -> Array:
     """1 where the label is not among the `k` best of `scores` `[B, classes]`, else 0.
 
-    Ties and NaN count as wrong, so that a net that says the same of every class is never right.
+    Ties count against the label, so that a net that says the same of every class is never right, unless
+    `k` takes in all classes; a label whose score is NaN is wrong.
     """
     own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
     others = jnp.arange(scores.shape[-1]) != labels[:, None]
     ahead = jnp.sum(others & ~(scores < own), axis=-1)
-    return (ahead >= k).astype(jnp.float32)
+    return ((ahead >= k) | jnp.isnan(own[:, 0])).astype(jnp.float32)
 
 
 def make_train_step(
@@ -209,10 +219,12 @@ def make_eval_step(
                 forward(params, augment.centre_view(images, mean=mean, size=size), key, example_ids)
             )
         by_view = jax.lax.map(
-            lambda x: jax.nn.softmax(forward(params, x, key, example_ids)),
+            lambda x: jax.nn.log_softmax(forward(params, x, key, example_ids)),
             augment.ten_views(images, mean=mean, size=size),
         )
-        return jnp.log(jnp.mean(by_view, axis=0))
+        # The log of the mean probability, without leaving logs: a small one would become 0 and its loss
+        # infinite.
+        return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
         scores = log_probabilities(params, batch["image"])
