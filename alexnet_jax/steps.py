@@ -74,11 +74,13 @@ def state_shardings(mesh: Mesh) -> TrainState:
     )
 
 
-def abstract_state(init: Callable[[], TrainState]) -> TrainState:
-    """The shapes, dtypes and shardings of the state that the jitted `init` would give."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), jax.eval_shape(init)
-    )
+def abstract_state(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
+    """The shapes, dtypes and shardings of the state that `init` would give."""
+
+    def place(sharding: NamedSharding, part: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part)
+
+    return jax.tree.map(place, state_shardings(mesh), jax.eval_shape(init))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

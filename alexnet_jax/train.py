@@ -132,7 +132,7 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
         ),
         evaluate=evaluate.make_evaluator(config, model, mesh, test_source, mean),
         init_state=init_state,
-        abstract_state=steps.abstract_state(init_state),
+        abstract_state=steps.abstract_state(init_state, mesh),
         total_steps=total_steps,
         eval_every=in_steps("eval_every"),
         save_every=in_steps("save_every"),

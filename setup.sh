@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes .venv with what the project needs: JAX with CUDA where there is an NVIDIA GPU, the CPU set elsewhere.
+#
+#   bash setup.sh        to train
+#   bash setup.sh dev    with the tools for tests, too
+#
+# PYTHON names another interpreter than python3, VENV another directory than .venv.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+python=${PYTHON:-python3}
+venv=${VENV:-.venv}
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  echo "setup.sh: needs Python 3.11 or newer, but $python is $("$python" --version 2>&1 || echo missing); set PYTHON" >&2
+  exit 2
+fi
+set -- "${1:-train}"
+case $1 in train | dev) ;; *) echo "setup.sh: unknown word '$1'; say nothing, or dev" >&2; exit 2 ;; esac
+
+requirements=requirements-cpu.txt
+if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then requirements=requirements.txt; fi
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv" ||
+  { echo "setup.sh: $python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+echo "setup.sh: installing $requirements$([ "$1" = dev ] && echo ' and requirements-dev.txt') into $venv; a few minutes"
+"$venv/bin/python" -m pip install --quiet --upgrade pip
+"$venv/bin/python" -m pip install --quiet -r "$requirements" $([ "$1" = dev ] && echo -r requirements-dev.txt)

@@ -1,0 +1,325 @@
+"""The loop on real images and a narrow net: resume, evaluation, schedules, bad images, divergence."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import checkpoint, columns, evaluate, logs, sources, steps
+from alexnet_jax import config as configs
+from alexnet_jax import train as training
+from alexnet_jax.errors import UserError
+from configs import default
+
+CLASSES = 10
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of 60 training and 30 test images out of the embedded set, as PNG files."""
+    root = tmp_path_factory.mktemp("images")
+    for split, per_class in (("train", 6), ("test", 3)):
+        source = sources.open_source("embedded", split)
+        encoded, labels = source.read(np.arange(400))
+        for label in range(CLASSES):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in np.flatnonzero(labels == label)[:per_class]:
+                (folder / f"{i:04d}.png").write_bytes(encoded[i])
+    return root
+
+
+@pytest.fixture
+def tiny(images):
+    """A config that trains a narrow net on the folder in a second; `tiny(**{"run.seed": 1})` overrides."""
+
+    def make(**overrides):
+        base = {
+            "data.source": f"folder:{images}",
+            "data.batch_size": 8,
+            "data.stored_size": 60,
+            "data.image_size": 55,
+            "model.widths": (8, 16, 16, 16, 16, 16),
+            "model.fc_widths": (32, 32),
+            "augment.mean": "colour",
+            "run.total_steps": 12,
+            "run.log_every_steps": 4,
+            "run.eval_every_steps": 6,
+            "run.save_every_steps": 6,
+        }
+        return configs.resolve(default.get_config(), {**base, **overrides})
+
+    return make
+
+
+def status(workdir):
+    return json.loads((workdir / logs.STATUS).read_text())
+
+
+def untimed(metrics):
+    """Metrics without what depends on the clock."""
+    return [{k: v for k, v in line.items() if "second" not in k} for line in metrics]
+
+
+def final_params(workdir):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.device_get(checkpoint.restore_params(workdir, sharding)[0])
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_trains_evaluates_saves_and_says_so(tiny, tmp_path):
+    config = tiny(**{"mesh.data": 1})
+    assert training.train(config, tmp_path) == "done"
+
+    lines = logs.read_metrics(tmp_path)
+    assert [(line["step"], "eval/loss" in line) for line in lines] == [
+        (4, False), (6, True), (8, False), (12, False), (12, True),
+    ]  # fmt: skip
+    assert lines[0]["epoch"] == pytest.approx(4 * 8 / 60, abs=1e-4)
+    assert {"train/loss", "train/top1_error", "train/images_per_second", "train/input_wait_seconds"} <= set(lines[0])
+    end = status(tmp_path)
+    assert (end["status"], end["step"], end["epoch"]) == ("done", 12, pytest.approx(1.6))
+    assert (end["eval"]["views"], end["eval"]["examples"]) == (1, 30)
+    assert end["eval"]["top1_error"] == lines[-1]["eval/top1_error"]
+    assert configs.of_workdir(tmp_path) == config
+    assert list(tmp_path.glob("events.out.tfevents*"))
+    # The test of the saved weights by hand gives what the loop said.
+    result, step = evaluate.evaluate_workdir(config, tmp_path)
+    assert step == 12
+    assert result.top1_error == end["eval"]["top1_error"]
+    assert result.loss == pytest.approx(end["eval"]["loss"], rel=1e-6)
+
+
+def test_ten_views_are_an_override_of_the_same_workdir(tiny, tmp_path):
+    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 2}), tmp_path)
+    config = configs.of_workdir(tmp_path, {"run.eval_views": 10})
+    result, _ = evaluate.evaluate_workdir(config, tmp_path)
+    assert (result.views, result.examples) == (10, 30)
+
+
+def test_evaluation_counts_every_image_once_whatever_the_batch(tiny, tmp_path):
+    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 2}), tmp_path)
+    results = [
+        evaluate.evaluate_workdir(configs.of_workdir(tmp_path, {"data.batch_size": size}), tmp_path)[0]
+        for size in (1, 7, 30, 64)
+    ]
+    assert {r.examples for r in results} == {30}
+    assert {r.top1_error for r in results} == {results[0].top1_error}
+    np.testing.assert_allclose([r.loss for r in results], results[0].loss, rtol=1e-6)
+
+
+def test_goes_on_to_the_same_bits(tiny, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    training.train(tiny(**{"mesh.data": 1}), whole)
+    # 7 is between two lines of the log, two evaluations and two saves.
+    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 7}), parts)
+    training.train(tiny(**{"mesh.data": 1}), parts)
+    assert_same_bits(final_params(whole), final_params(parts))
+    lines = [line for line in logs.read_metrics(parts) if line["step"] != 7]  # the shorter run's last test
+    assert untimed(lines) == untimed(logs.read_metrics(whole))
+
+
+def test_a_finished_run_is_left_as_it_is(tiny, tmp_path):
+    config = tiny(**{"mesh.data": 1, "run.total_steps": 4})
+    training.train(config, tmp_path)
+    before = (tmp_path / logs.METRICS).read_bytes(), final_params(tmp_path)
+    assert training.train(config, tmp_path) == "done"
+    assert (tmp_path / logs.METRICS).read_bytes() == before[0]
+    assert_same_bits(final_params(tmp_path), before[1])
+
+
+def test_any_mesh_trains_alike_and_reads_the_others_checkpoints(tiny, tmp_path):
+    losses = {}
+    for data, column in ((1, 1), (2, 1), (1, 2), (4, 2)):
+        workdir = tmp_path / f"{data}x{column}"
+        training.train(tiny(**{"mesh.data": data, "mesh.column": column}), workdir)
+        losses[data, column] = [line["train/loss"] for line in logs.read_metrics(workdir) if "train/loss" in line]
+    for mesh, values in losses.items():
+        np.testing.assert_allclose(values, losses[1, 1], rtol=1e-4, err_msg=str(mesh))
+    # A run of 4 x 2 tested on one device, and gone on with on 1 x 2.
+    result, _ = evaluate.evaluate_workdir(configs.of_workdir(tmp_path / "4x2", {"mesh.data": 1, "mesh.column": 1}), tmp_path / "4x2")
+    assert result.loss == pytest.approx(status(tmp_path / "4x2")["eval"]["loss"], rel=1e-5)
+    on = tiny(**{"mesh.data": 1, "mesh.column": 2, "run.total_steps": 14})
+    assert training.train(on, tmp_path / "4x2") == "done"
+    assert status(tmp_path / "4x2")["step"] == 14
+
+
+def test_the_plateau_rule_lowers_the_rate_and_then_ends_the_run(tiny, tmp_path):
+    # At rate 0 the error cannot improve: evaluations at 2 (the best), 4 (drop), 6 (the end).
+    config = tiny(
+        **{
+            "mesh.data": 1,
+            "optimizer.schedule": "plateau",
+            "optimizer.learning_rate": 0.0,
+            "optimizer.patience_evals": 1,
+            "optimizer.max_drops": 1,
+            "run.eval_every_steps": 2,
+            "run.total_steps": 40,
+        }
+    )
+    assert training.train(config, tmp_path) == "done"
+    assert status(tmp_path)["step"] == 6
+    _, record = checkpoint.Checkpoints(tmp_path).restore(training.build(config, tmp_path).abstract_state)
+    assert (record["plateau"]["drops"], record["plateau"]["finished"]) == (1, True)
+
+
+def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(tiny, tmp_path, capsys):
+    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 2}), tmp_path)
+    good = final_params(tmp_path)
+    config = configs.of_workdir(tmp_path, {"run.total_steps": 40})
+    (tmp_path / configs.FILE_NAME).unlink()
+    (tmp_path / logs.STATUS).unlink()
+    wild = configs.resolve(json.loads(config.to_json()), {"optimizer.learning_rate": 1e12})
+    assert training.train(wild, tmp_path) == "diverged"
+    end = status(tmp_path)
+    assert end["status"] == "diverged"
+    assert "last good checkpoint is of step 2" in end["message"]
+    assert_same_bits(final_params(tmp_path), good)
+
+
+def test_bad_images_are_counted_and_named(tiny, images, tmp_path, capsys):
+    folder = copy_of(images, tmp_path / "images")
+    victims = sorted((folder / "train").rglob("*.png"))[:2]
+    victims[0].write_bytes(b"not an image")
+    victims[1].write_bytes(victims[1].read_bytes()[:100])
+    config = tiny(**{"mesh.data": 1, "data.source": f"folder:{folder}", "data.max_bad_fraction": 0.1, "run.total_steps": 16})
+    training.train(config, tmp_path / "run")
+    said = capsys.readouterr().err
+    for victim in victims:
+        assert said.count(f"bad image, left out: {victim.parent.name}/{victim.name}") == 1
+    # 16 steps of 8 images are two epochs of 60 and 8 more.
+    assert logs.read_metrics(tmp_path / "run")[-2]["train/bad_images"] in (4, 5, 6)
+
+
+def test_too_many_bad_images_stop_the_run(tiny, images, tmp_path):
+    folder = copy_of(images, tmp_path / "images")
+    for victim in sorted((folder / "train").rglob("*.png"))[:20]:
+        victim.write_bytes(b"")
+    config = tiny(**{"mesh.data": 1, "data.source": f"folder:{folder}", "run.total_steps": 40})
+    with pytest.raises(UserError, match="max_bad_fraction"):
+        training.train(config, tmp_path / "run")
+    assert status(tmp_path / "run")["status"] == "failed"
+
+
+def copy_of(folder, target):
+    import shutil
+
+    shutil.copytree(folder, target)
+    return target
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(tiny, tmp_path):
+    import os
+
+    from alexnet_jax import workdir as workdirs
+
+    config = tiny(**{"mesh.data": 1})
+    workdirs.open_workdir(tmp_path, config)
+    with workdirs.locked(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()}"):
+        training.train(config, tmp_path)
+    # The lock of a process that is gone holds nobody up.
+    assert training.train(tiny(**{"mesh.data": 1, "run.total_steps": 1}), tmp_path) == "done"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"data.batch_size": 9, "mesh.data": 2}, "data.batch_size=9"),
+        ({"mesh.data": 64}, "mesh.data=64"),
+        ({"mesh.column": 4}, "mesh.column"),
+        ({"data.num_classes": 7}, "data.num_classes=7"),
+        ({"data.image_size": 30}, "too small"),
+        ({"augment.mean": "image"}, "augment.mean=image"),
+        ({"data.source": "folder:/nowhere"}, "/nowhere"),
+        ({"data.source": "tfds:no_such_set"}, "data.source=tfds:no_such_set"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_anything_is_written(tiny, tmp_path, overrides, named):
+    with pytest.raises(UserError, match=named) as caught:
+        training.train(tiny(**overrides), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_difference(tiny, tmp_path):
+    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 1}), tmp_path)
+    with pytest.raises(UserError, match=r"run\.seed: 0 -> 1; optimizer|optimizer.*run\.seed: 0 -> 1"):
+        training.train(tiny(**{"mesh.data": 1, "run.seed": 1, "optimizer.momentum": 0.8}), tmp_path)
+
+
+def test_the_2012_schedule_by_epoch(tiny):
+    """Run 145's rates at each epoch of its notes, through the config, for weights, biases and conv1."""
+    import jax.numpy as jnp
+
+    from configs import original
+
+    config = configs.resolve(original.get_config())
+    examples = 1_261_406  # ILSVRC-2010
+    per_epoch = examples / config.data.batch_size
+    optimizer = training.build_optimizer(config, examples, total_steps=round(93 * per_epoch))
+    params = {
+        name: {"kernel": jnp.zeros(()), "bias": jnp.zeros(())} for name in ("conv1", "conv2")
+    }
+    ones = jax.tree.map(jnp.ones_like, params)
+
+    def rates(epoch):
+        step = jnp.int32(np.ceil(epoch * per_epoch))
+        updates, _ = optimizer.update(ones, optimizer.init(params), params, step=step, drops=jnp.int32(0))
+        return [-float(updates[layer][kind]) for layer, kind in (("conv2", "kernel"), ("conv2", "bias"), ("conv1", "kernel"))]
+
+    table = {
+        0: (0.01, 0.02, 0.01),
+        22.9: (0.01, 0.02, 0.01),
+        23: (0.001, 0.02, 0.001),
+        51: (0.0001, 0.02, 0.0001),
+        67.9: (0.0001, 0.02, 0.0001),
+        68: (0.0001, 0.02, 0.00001),
+        72: (0.0001, 0.02, 0.0),
+        78: (0.00001, 0.02, 0.0),
+        92.9: (0.00001, 0.02, 0.0),
+    }  # fmt: skip
+    for epoch, expected in table.items():
+        np.testing.assert_allclose(rates(epoch), expected, rtol=1e-5, err_msg=f"epoch {epoch}")
+
+
+def test_colour_noise_ends_at_its_epoch(tiny):
+    config = tiny(**{"augment.colour_until_epochs": 1.0, "augment.crop": False, "augment.mirror": False})
+    source = evaluate.open_source(config, "train")
+    statistics = evaluate.statistics_of(source)
+    view = training.build_view(config, statistics, np.zeros(3, np.float32), len(source))
+    images = np.full((8, 60, 60, 3), 100, np.uint8)
+    until = configs.steps_of(1.0, len(source), 8)
+    before, after = (view(images, jax.random.key(0), np.arange(8), step=step) for step in (until - 1, until))
+    assert np.abs(np.asarray(before) - 100).max() > 1
+    np.testing.assert_array_equal(after, 100)
+
+
+def test_state_is_donated(tiny, tmp_path):
+    run = training.build(tiny(**{"mesh.data": 1}), tmp_path)
+    state = run.init_state()
+    batch = next(evaluate.on_device([_batch()], run.mesh))[1]
+    kernel = state.params["fc6"]["kernel"]
+    run.train_step(state, batch)
+    assert kernel.is_deleted()
+
+
+def _batch():
+    generator = np.random.default_rng(0)
+    return {
+        "image": generator.integers(0, 256, (8, 60, 60, 3), dtype=np.uint8),
+        "label": generator.integers(0, CLASSES, 8).astype(np.int32),
+        "weight": np.ones(8, np.float32),
+    }
+
+
+def test_shardings_are_as_stated(tiny, tmp_path):
+    run = training.build(tiny(**{"mesh.data": 2, "mesh.column": 2}), tmp_path)
+    state = run.init_state()
+    for leaf in jax.tree.leaves(state.params):
+        assert leaf.sharding.spec == columns.PARAMETERS
+        assert leaf.addressable_shards[0].data.shape[0] * 2 == leaf.shape[0]
+    assert steps.abstract_state(run.init_state, run.mesh).params["fc6"]["kernel"].sharding.spec == columns.PARAMETERS
