@@ -1,0 +1,208 @@
+"""The update rule against a loop in float64 NumPy; schedules as tables; the plateau rule by hand."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax import optimizer
+from alexnet_jax.optimizer import PlateauRule, PlateauState, Rates
+
+SHAPES = {"conv1": {"kernel": (2, 3, 4), "bias": (2, 4)}, "fc8": {"kernel": (2, 5, 3), "bias": (2, 3)}}
+
+
+def draw(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        layer: {k: rng.standard_normal(shape).astype(np.float32) for k, shape in leaves.items()}
+        for layer, leaves in SHAPES.items()
+    }
+
+
+def rate_tables(steps):
+    """Two drops of the weights' rate, one of the biases', and conv1 on its own and frozen at the end."""
+    weights = [0.01 if s < 3 else 0.001 for s in range(steps)]
+    biases = [0.02 if s < 5 else 0.002 for s in range(steps)]
+    conv1 = [0.01 if s < 3 else 0.001 if s < 4 else 0.00001 if s < 6 else 0.0 for s in range(steps)]
+    return {
+        ("conv1", "kernel"): conv1,
+        ("conv1", "bias"): conv1,
+        ("fc8", "kernel"): weights,
+        ("fc8", "bias"): biases,
+    }
+
+
+def test_the_update_rule_over_ten_steps():
+    base = optimizer.steps(0.01, 0.1, (3,))
+    rates = Rates(
+        weights=base,
+        biases=optimizer.steps(0.02, 0.1, (5,)),
+        layers={"conv1": optimizer.piecewise(base, ((4, 0.00001), (6, 0.0)))},
+    )
+    rule = optimizer.sgd_2012(rates)
+    params = jax.tree.map(jnp.asarray, draw(0))
+    state = rule.init(params)
+    w = {place: np.asarray(draw(0)[place[0]][place[1]], np.float64) for place in rate_tables(1)}
+    v = {place: np.zeros_like(value) for place, value in w.items()}
+
+    @jax.jit
+    def update(gradients, state, params, step):
+        updates, state = rule.update(gradients, state, params, step=step, drops=jnp.int32(0))
+        return optax.apply_updates(params, updates), state
+
+    for step in range(10):
+        gradients = draw(step + 1)
+        params, state = update(gradients, state, params, step)
+        for (layer, kind), table in rate_tables(10).items():
+            place, rate, gradient = (layer, kind), table[step], gradients[layer][kind].astype(np.float64)
+            if rate > 0:  # where it is 0 the parameter is frozen and v rests
+                decay = 0.0005 if kind == "kernel" else 0.0
+                v[place] = 0.9 * v[place] - decay * rate * w[place] - rate * gradient
+                w[place] = w[place] + v[place]
+            velocity = optax.tree_utils.tree_get(state, "trace")[layer][kind]
+            np.testing.assert_allclose(velocity, v[place], rtol=2e-6, atol=1e-8, err_msg=f"{place} {step}")
+            np.testing.assert_allclose(params[layer][kind], w[place], rtol=1e-6, err_msg=f"{place} {step}")
+
+
+def test_one_step_by_hand():
+    """w = 2, v = 1, g = 3, rate 0.1, decay 0.5: v = 0.9 - 0.5 * 0.1 * 2 - 0.1 * 3 = 0.5, w = 2.5."""
+    rates = Rates(optimizer.constant(0.1), optimizer.constant(0.2))
+    rule = optimizer.sgd_2012(rates, weight_decay=0.5)
+    params = {"fc6": {"kernel": jnp.full(1, 2.0), "bias": jnp.full(1, 2.0)}}
+    gradients = {"fc6": {"kernel": jnp.full(1, 3.0), "bias": jnp.full(1, 3.0)}}
+    state = optax.tree_utils.tree_set(
+        rule.init(params), trace={"fc6": {"kernel": jnp.full(1, 1.0), "bias": jnp.full(1, 1.0)}}
+    )
+    updates, _ = rule.update(gradients, state, params, step=jnp.int32(0), drops=jnp.int32(0))
+    assert updates["fc6"]["kernel"][0] == pytest.approx(0.5)
+    assert updates["fc6"]["bias"][0] == pytest.approx(0.9 - 0.2 * 3)  # twice the rate, no decay
+
+
+def test_a_drop_of_the_rate_leaves_v_alone():
+    """Without a gradient v shrinks by 0.9; a rule that scales after momentum would cut the step by 10."""
+    schedule = optimizer.steps(0.1, 0.1, (1,))
+    rule = optimizer.sgd_2012(Rates(schedule, schedule), weight_decay=0.0)
+    params = {"fc6": {"kernel": jnp.ones(1), "bias": jnp.ones(1)}}
+    first, state = rule.update(params, rule.init(params), params, step=jnp.int32(0), drops=jnp.int32(0))
+    none = jax.tree.map(jnp.zeros_like, params)
+    second, _ = rule.update(none, state, params, step=jnp.int32(1), drops=jnp.int32(0))
+    assert first["fc6"]["kernel"][0] == pytest.approx(-0.1)
+    assert second["fc6"]["kernel"][0] == pytest.approx(-0.09)
+
+
+def test_which_rate_holds_for_which_parameter():
+    rates = Rates(optimizer.constant(1.0), optimizer.constant(2.0), {"conv1": optimizer.constant(3.0)})
+    expected = {
+        ("params", "fc8", "kernel"): 1.0,
+        ("params", "fc8", "bias"): 2.0,
+        ("params", "conv1", "kernel"): 3.0,
+        ("conv1", "bias"): 3.0,
+    }
+    for path, rate in expected.items():
+        assert rates.of(path)(jnp.int32(0), jnp.int32(0)) == rate
+
+
+# Run 145-2010, with epochs of 1000 steps: rates of the weights, then of conv1 (section 3 of its facts).
+DROPS = (23_000, 51_000, 78_000)
+RUN_145 = {
+    0: (0.01, 0.01),
+    22_999: (0.01, 0.01),
+    23_000: (0.001, 0.001),
+    50_999: (0.001, 0.001),
+    51_000: (0.0001, 0.0001),
+    67_999: (0.0001, 0.0001),
+    68_000: (0.0001, 0.00001),
+    71_999: (0.0001, 0.00001),
+    72_000: (0.0001, 0.0),
+    77_999: (0.0001, 0.0),
+    78_000: (0.00001, 0.0),
+    93_000: (0.00001, 0.0),
+}
+
+
+@pytest.mark.parametrize(("step", "rates"), RUN_145.items())
+def test_schedule_of_run_145(step, rates):
+    weights = optimizer.steps(0.01, 0.1, DROPS)
+    conv1 = optimizer.piecewise(weights, ((68_000, 0.00001), (72_000, 0.0)))
+    for schedule, rate in zip((weights, conv1), rates, strict=True):
+        assert schedule(jnp.int32(step), jnp.int32(0)) == pytest.approx(rate, rel=1e-6)
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.02), (250, 0.02 / 10**0.5), (500, 0.002), (1000, 0.0002)])
+def test_exponential_schedule(step, rate):
+    """Run 170: the same factor at every step."""
+    schedule = optimizer.exponential(0.02, 0.01, 1000)
+    assert schedule(jnp.int32(step), jnp.int32(0)) == pytest.approx(rate, rel=1e-5)
+    ahead = schedule(jnp.int32(step + 1), jnp.int32(0)) / schedule(jnp.int32(step), jnp.int32(0))
+    assert ahead == pytest.approx(math.exp(math.log(0.01) / 1000), rel=1e-6)
+
+
+def test_constant_and_plateau_schedules():
+    for step in (0, 10, 10**6):
+        for drops in range(4):
+            at = jnp.int32(step), jnp.int32(drops)
+            assert optimizer.constant(0.01)(*at) == pytest.approx(0.01)
+            assert optimizer.steps(0.01, 0.1, ())(*at) == pytest.approx(0.01)
+            assert optimizer.plateau(0.01, 0.1)(*at) == pytest.approx(0.01 / 10**drops, rel=1e-6)
+
+
+def follow(rule, errors):
+    """(drops, finished) after each evaluation."""
+    state, seen = PlateauState(), []
+    for error in errors:
+        state = optimizer.after_evaluation(rule, state, error)
+        seen.append((state.drops, state.finished))
+    return seen
+
+
+GOING, NAN = False, float("nan")
+
+
+@pytest.mark.parametrize(
+    ("rule", "errors", "expected"),
+    [
+        pytest.param(
+            PlateauRule(patience_evals=2, max_drops=3, min_gain=0.0),
+            [90, 80, 80, 81, 79, 85, 79.5, 79, 79, 79, 78, 79, 78, 77],
+            # Two evaluations no better than 80 drop the rate, 79 is a gain, then pairs without one.
+            [(0, GOING)] * 3 + [(1, GOING)] * 3 + [(2, GOING)] * 2 + [(3, GOING)] * 4 + [(3, True)] * 2,
+            id="the paper: three drops, then the end, from which nothing returns",
+        ),
+        pytest.param(
+            PlateauRule(patience_evals=1, max_drops=1, min_gain=0.0),
+            [50, 50, 50],
+            [(0, GOING), (1, GOING), (1, True)],
+            id="the same error is no gain",
+        ),
+        pytest.param(
+            PlateauRule(patience_evals=1, max_drops=5, min_gain=1.0),
+            [50, 49.5, 48.9, 48.0, 47.0],
+            # 49.5 gains too little over 50, 48.9 enough; 48.0 too little over 48.9, 47.0 enough.
+            [(0, GOING), (1, GOING), (1, GOING), (2, GOING), (2, GOING)],
+            id="a gain below min_gain is none, and small gains add up over the best",
+        ),
+        pytest.param(
+            PlateauRule(patience_evals=3, max_drops=1, min_gain=0.0),
+            [50, 51, 51, 49, 50, 50, 50],
+            [(0, GOING)] * 6 + [(1, GOING)],
+            id="a gain starts the patience anew",
+        ),
+        pytest.param(
+            PlateauRule(patience_evals=1, max_drops=0, min_gain=0.0),
+            [50, 49, 49],
+            [(0, GOING), (0, GOING), (0, True)],
+            id="without drops it only stops early",
+        ),
+        pytest.param(
+            PlateauRule(patience_evals=1, max_drops=2, min_gain=0.0),
+            [NAN, 90, NAN],
+            [(1, GOING), (1, GOING), (2, GOING)],
+            id="NaN is no gain",
+        ),
+    ],
+)
+def test_plateau_rule(rule, errors, expected):
+    assert follow(rule, errors) == expected
