@@ -29,7 +29,7 @@ def constant(rate: float) -> Schedule:
 
 def plateau(rate: float, factor: float) -> Schedule:
     """The rate divided each time the validation error stopped improving (section 5)."""
-    return lambda step, drops: rate * jnp.float32(factor) ** drops
+    return lambda step, drops: rate * jnp.float32(factor) ** drops.astype(jnp.float32)
 
 
 def steps(rate: float, factor: float, drop_steps: tuple[int, ...]) -> Schedule:

@@ -1,12 +1,19 @@
 """Every test sees eight CPU devices, and mixed dtypes are errors."""
 
+import getpass
 import os
+import pathlib
+import tempfile
 
-# Both must be set before jax is first imported; other XLA flags of the environment stay.
+# All must be set before jax is first imported; other XLA flags of the environment stay.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 )
+# Workers and the processes that tests start compile each program once between them.
+_CACHE = pathlib.Path(tempfile.gettempdir()) / f"alexnet_jax-tests-{getpass.getuser()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
 
