@@ -140,8 +140,7 @@ class FileSource:
         return [self._bytes(i) for i in indices], self.labels[indices]
 
     def name(self, index: int) -> str:
-        # A file name need not be UTF-8; what goes to the log must be.
-        return os.fsencode(self.paths[index]).decode("utf-8", "backslashreplace")
+        return _printable(self.paths[index])
 
     def _bytes(self, index: int) -> bytes:
         try:
@@ -244,8 +243,8 @@ def _folder(root: pathlib.Path, split: str, key: str) -> FileSource:
         root=str(directory),
         paths=paths,
         labels=labels,
-        class_ids=tuple(classes),
-        class_names=readable_names(classes),
+        class_ids=tuple(map(_printable, classes)),
+        class_names=readable_names([*map(_printable, classes)]),
         description=f"{root.name}: {len(paths):,} {directory.name} images in {len(classes):,} classes{note}",
     )
 
@@ -274,6 +273,11 @@ def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[lis
         labels,
         sum(not listing for listing in listings),
     )
+
+
+def _printable(name: str) -> str:
+    """A file name, which need not be UTF-8 nor on one line, as text that is."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")
 
 
 def _subdirectory(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
