@@ -4,27 +4,33 @@ The order is arithmetic: epoch e is a permutation that follows from (seed, e) al
 places of the endless row of epochs, and a host takes its slice of those. So a run goes on at any step at no
 cost, and the global batch is the same for any number of hosts.
 
-Pillow and threads do the decoding. Pillow gives up Python's lock while it works, so threads use all cores;
-a broken image is an ordinary None; and nothing here needs TensorFlow.
+tf.data reads ahead in bounded memory; the decoder within is Pillow, which gives up Python's lock while it
+works, takes every format, scales down with exact antialiasing, and leaves a broken image as an ordinary
+None, where an error inside tf.data would change the count.
 """
 
+import atexit
 import collections
 import functools
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from alexnet_jax import tensorflow_host
 from alexnet_jax.errors import UserError
 from alexnet_jax.images import decode_square
 from alexnet_jax.sources import Source
 
 Batch = dict[str, np.ndarray]
 
-_CHUNK_EXAMPLES = 16  # what one thread reads and decodes at a time
-_BATCHES_AHEAD = 3  # how many batches may be in the making or waiting
-_CHUNKS_AHEAD = 4  # at least this many chunks a thread, so that small batches keep all of them busy
+_KEYS = ("image", "label", "weight", "index")
+_CHUNK_EXAMPLES = 16  # at most, what one thread reads and decodes at a time
+_BATCHES_AHEAD = 2
+_open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
 
 @functools.lru_cache(maxsize=2)  # a batch may reach from one epoch into the next
@@ -140,55 +146,109 @@ def _per_host(batch_size: int, host_count: int) -> int:
 
 
 def _decoded_ahead(source: Source, slices: Iterable[np.ndarray], image_size: int) -> Iterator[Batch]:
-    """Decodes the batches of indices in order, a bounded number of them ahead of the reader."""
-    threads = os.cpu_count() or 1
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="input")
-    waiting: collections.deque[tuple[Batch, list[Future[None]]]] = collections.deque()
+    """Reads and decodes batches of indices in their order, a bounded number of them ahead of the reader."""
+    # The only use of TensorFlow in training; where there is none, threads do the same.
+    ahead = _ahead_by_tf_data if tensorflow_host.installed() else _ahead_by_threads
+    batches = ahead(source, slices, image_size)
+    _open.add(batches)
+    return batches
 
-    def start(indices: np.ndarray) -> None:
-        batch = _empty_batch(indices, image_size)
-        chunks = [slice(i, i + _CHUNK_EXAMPLES) for i in range(0, len(indices), _CHUNK_EXAMPLES)]
-        waiting.append((batch, [pool.submit(_fill, source, batch, chunk) for chunk in chunks]))
 
-    def enough() -> bool:
-        return len(waiting) >= _BATCHES_AHEAD and sum(len(f) for _, f in waiting) >= _CHUNKS_AHEAD * threads
+@atexit.register
+def _close_all() -> None:
+    # TensorFlow's threads cannot enter a Python that is going down, and it waits for them for ever.
+    for batches in list(_open):
+        batches.close()
 
+
+def _ahead_by_tf_data(
+    source: Source, slices: Iterable[np.ndarray], image_size: int
+) -> Generator[Batch, None, None]:
+    tf = tensorflow_host.tensorflow()
+    first, slices = _peek(slices)
+    if first is None:
+        return
+    # Chunks of one size fill the batches exactly, so that no image is copied one by one.
+    chunk_size = max(n for n in range(1, _CHUNK_EXAMPLES + 1) if len(first) % n == 0)
+    failures: list[BaseException] = []
+
+    def chunks() -> Iterator[np.ndarray]:
+        return (chunk for indices in slices for chunk in indices.reshape(-1, chunk_size))
+
+    def read(indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        try:
+            return tuple(_read(source, indices, image_size).values())
+        except BaseException as failure:  # TensorFlow would pass on no more than its text
+            failures.append(failure)
+            raise
+
+    def batch(indices):
+        values = tf.numpy_function(
+            read, [indices], [tf.uint8, tf.int32, tf.float32, tf.int64], stateful=False
+        )
+        shapes = [(chunk_size, image_size, image_size, 3), *[(chunk_size,)] * 3]
+        return tuple(tf.ensure_shape(value, shape) for value, shape in zip(values, shapes, strict=True))
+
+    dataset = tf.data.Dataset.from_generator(chunks, output_signature=tf.TensorSpec((chunk_size,), tf.int64))
+    dataset = dataset.map(batch, num_parallel_calls=_threads(), deterministic=True)
+    dataset = dataset.batch(len(first) // chunk_size, drop_remainder=True).prefetch(_BATCHES_AHEAD)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # the bounds are those above, not whatever memory there is
+    options.threading.private_threadpool_size = _threads() + 2  # the decoders, the generator and the batcher
     try:
-        upcoming = iter(slices)
-        for indices in upcoming:
-            start(indices)
-            if enough():
-                yield _finished(*waiting.popleft())
+        for values in dataset.with_options(options).as_numpy_iterator():
+            yield {key: v.reshape(-1, *v.shape[2:]) for key, v in zip(_KEYS, values, strict=True)}
+    except tf.errors.OpError as error:
+        raise failures[0] if failures else error from None
+
+
+def _ahead_by_threads(
+    source: Source, slices: Iterable[np.ndarray], image_size: int
+) -> Generator[Batch, None, None]:
+    waiting: collections.deque[list[Future[Batch]]] = collections.deque()
+    pool = ThreadPoolExecutor(_threads(), thread_name_prefix="input")
+    try:
+        for indices in slices:
+            chunks = (indices[i : i + _CHUNK_EXAMPLES] for i in range(0, len(indices), _CHUNK_EXAMPLES))
+            waiting.append([pool.submit(_read, source, chunk, image_size) for chunk in chunks])
+            if len(waiting) > _BATCHES_AHEAD and sum(map(len, waiting)) > 2 * _threads():
+                yield _joined(waiting.popleft())
         while waiting:
-            yield _finished(*waiting.popleft())
+            yield _joined(waiting.popleft())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _finished(batch: Batch, parts: list[Future[None]]) -> Batch:
-    for part in parts:
-        part.result()
-    return batch
+def _joined(parts: list[Future[Batch]]) -> Batch:
+    chunks = [part.result() for part in parts]
+    return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in _KEYS}
 
 
-def _empty_batch(indices: np.ndarray, image_size: int) -> Batch:
+def _threads() -> int:
+    """As many as this process may use cores, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _peek(slices: Iterable[np.ndarray]) -> tuple[np.ndarray | None, Iterator[np.ndarray]]:
+    rest = iter(slices)
+    first = next(rest, None)
+    return first, itertools.chain([] if first is None else [first], rest)
+
+
+def _read(source: Source, indices: np.ndarray, image_size: int) -> Batch:
+    """Reads and decodes some examples; index -1 is a place without one."""
     count = len(indices)
-    return {
+    batch = {
         "image": np.zeros((count, image_size, image_size, 3), np.uint8),
         "label": np.zeros(count, np.int32),
         "weight": np.zeros(count, np.float32),
         "index": np.asarray(indices, np.int64),
     }
-
-
-def _fill(source: Source, batch: Batch, chunk: slice) -> None:
-    """Reads and decodes one chunk of a batch into its place."""
-    indices = batch["index"][chunk]
-    wanted = np.flatnonzero(indices >= 0)
-    encoded, labels = source.read(indices[wanted])
-    for place, data, label in zip(wanted + chunk.start, encoded, labels, strict=True):
-        image = decode_square(data, batch["image"].shape[1])
-        batch["label"][place] = label
+    places = np.flatnonzero(indices >= 0)
+    encoded, batch["label"][places] = source.read(indices[places])
+    for place, data in zip(places, encoded, strict=True):
+        image = decode_square(data, image_size)
         if image is not None:
             batch["image"][place] = image
             batch["weight"][place] = 1.0
+    return batch

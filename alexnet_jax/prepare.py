@@ -1,40 +1,291 @@
-"""Any source to prepared records: a TFDS directory of 256 x 256 JPEGs with the statistics beside it."""
+"""Any source to prepared records: a TFDS directory of square JPEGs and the statistics of their colours.
+
+    python -m alexnet_jax.prepare --source=folder:PHOTOS --out=PREPARED
+
+What takes most of the time of reading ImageNet, decoding large photographs and scaling them down, is done
+once. A run that was stopped, in whatever way, goes on where it was: shards are finished one at a time in
+`OUT.partial`, which becomes `OUT` when all are there and their counts were checked.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import tqdm
+from PIL import Image
 
-from alexnet_jax.statistics import Statistics
+from alexnet_jax import records, sources
+from alexnet_jax.colour_sums import ColourSums
+from alexnet_jax.errors import UserError
+from alexnet_jax.images import decode_square
+
+BAD_IMAGES_FILE = "bad_images.txt"
+_SETTINGS_FILE = "settings.json"
+_CHUNK_EXAMPLES = 16  # what one thread reads, decodes and encodes at a time
 
 
-class ColourSums:
-    """Exact sums over images, from which the statistics follow; the order of the images does not matter."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides the bytes that are written; a stopped run goes on only with the same."""
 
-    def __init__(self, image_size: int) -> None:
-        self.count = 0
-        self.pixels = np.zeros((image_size, image_size, 3), np.int64)  # of values, by position
-        self.products = np.zeros((3, 3), np.int64)  # of pairs of channels, over all pixels
+    source: str
+    splits: dict[str, int]  # number of examples of the source, by split
+    image_size: int
+    quality: int
+    shard_examples: int
 
-    def add(self, images: np.ndarray) -> None:
-        """Adds uint8 `images` `[N, S, S, 3]`."""
-        self.count += len(images)
-        self.pixels += images.sum(axis=0, dtype=np.int64)
-        for image in images:
-            # A float64 product is exact here: every sum is a whole number far below 2**53.
-            flat = image.reshape(-1, 3).astype(np.float64)
-            self.products += (flat.T @ flat).astype(np.int64)
+    def shards(self, split: str) -> int:
+        return -(-self.splits[split] // self.shard_examples)
 
-    def statistics(self) -> Statistics:
-        """Mean image, mean colour and principal components of RGB, smallest first as in the 2012 release."""
-        mean_image = self.pixels / self.count
-        mean = mean_image.mean(axis=(0, 1))
-        pixels = self.count * self.pixels[..., 0].size
-        covariance = self.products / pixels - np.outer(mean, mean)
-        eigenvalues, eigenvectors = np.linalg.eigh(covariance)
-        # Grey images vary along one direction alone: the other two are rounding errors about zero, perhaps
-        # below.
-        eigenvalues[eigenvalues < 1e-6 * eigenvalues.max()] = 0.0
-        return Statistics(
-            mean_colour=mean.astype(np.float32),
-            pca_sqrt_eigenvalues=np.sqrt(eigenvalues).astype(np.float32),
-            pca_eigenvectors=eigenvectors.astype(np.float32),
-            mean_image=mean_image.astype(np.float32),
+
+@dataclasses.dataclass(frozen=True)
+class ShardReport:
+    """What is known of a finished shard, kept beside it until all are."""
+
+    sums: ColourSums
+    bad: list[str]  # names of the images that could not be decoded
+
+    def save(self, path: pathlib.Path) -> None:
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, **dataclasses.asdict(self.sums), bad=np.array(json.dumps(self.bad)))
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: pathlib.Path) -> "ShardReport":
+        with np.load(path, allow_pickle=False) as arrays:
+            sums = ColourSums(int(arrays["count"]), arrays["pixels"], arrays["products"])
+            return cls(sums, json.loads(str(arrays["bad"])))
+
+
+def prepare(
+    source: str,
+    out: pathlib.Path,
+    *,
+    data_dir: str | None = None,
+    splits: Sequence[str] = ("train", "test"),
+    image_size: int = 256,
+    quality: int = 95,
+    shard_examples: int = 1250,
+) -> list[str]:
+    """Makes the directory `out` of prepared records from a source, or goes on making it.
+
+    The shorter side of each image is brought to `image_size` with antialiasing and the central square
+    stored, as section 2 of the paper has it. Images that cannot be decoded are left out and listed in
+    `bad_images.txt`. The statistics are those of the stored training images.
+
+    Args:
+      source: as `data.source` in a config.
+      out: the directory to make.
+      data_dir: where TFDS keeps its data sets.
+      splits: of "train" and "test".
+      image_size: side of the squares in pixels.
+      quality: of the JPEGs, 1-100.
+      shard_examples: images in a file.
+
+    Returns:
+      The names of the bad images, each with its split before it.
+
+    Raises:
+      UserError: a setting makes no sense, the source cannot be opened, `out` exists or cannot be written,
+        or was begun with other settings.
+    """
+    if not (1 <= quality <= 100 and image_size >= 1 and shard_examples >= 1):
+        raise UserError("--quality must be 1 to 100, --image_size and --shard_examples at least 1")
+    if out.exists():
+        raise UserError(f"--out: {out} exists already; delete it or choose another")
+    opened = {split: sources.open_source(source, split, data_dir=data_dir) for split in splits}
+    lengths = {split: len(opened[split]) for split in splits}
+    settings = Settings(source, lengths, image_size, quality, shard_examples)
+    partial = _begin(out, settings)
+    name = _dataset_name(out)
+    with tqdm.tqdm(
+        total=sum(lengths.values()), unit=" images", desc=f"Preparing {out.name}", disable=None
+    ) as bar:
+        for split in splits:
+            for shard in range(settings.shards(split)):
+                report_path = _report_path(partial, split, shard)
+                path = records.shard_path(partial, name, split, shard, settings.shards(split))
+                first = shard * shard_examples
+                indices = np.arange(first, min(first + shard_examples, lengths[split]))
+                if report_path.exists() and path.exists():
+                    bar.initial += len(indices)  # what was there before says nothing about this run's rate
+                    bar.update(len(indices))
+                    continue
+                report = _write_shard(path, opened[split], indices, image_size, quality, bar)
+                report.save(report_path)
+    bad = _finish(partial, name, settings, opened)
+    partial.rename(out)
+    return bad
+
+
+def _begin(out: pathlib.Path, settings: Settings) -> pathlib.Path:
+    """Makes `out`'s partial directory, or checks that it was begun with the same settings."""
+    partial = out.with_name(out.name + ".partial")
+    path = partial / _SETTINGS_FILE
+    text = json.dumps(dataclasses.asdict(settings), indent=2)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(text)
+            temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"--out: {partial} cannot be written ({error.strerror}); choose another place"
+        ) from error
+    if path.read_text() != text:
+        raise UserError(
+            f"--out: {partial} was begun with other settings (see its {_SETTINGS_FILE}); "
+            "delete it, or give the same settings to go on"
         )
+    return partial
+
+
+def _write_shard(
+    path: pathlib.Path,
+    source: sources.Source,
+    indices: np.ndarray,
+    image_size: int,
+    quality: int,
+    bar: tqdm.tqdm,
+) -> ShardReport:
+    """Writes the records of `indices`, decoded and encoded in parallel, in their order."""
+    sums, bad = ColourSums.zeros(image_size), []
+
+    def chunk(first: int) -> list[tuple[str, int, bytes | None, ColourSums | None]]:
+        some = indices[first : first + _CHUNK_EXAMPLES]
+        encoded, labels = source.read(some)
+        return [
+            (source.name(int(index)), int(label), *_square_jpeg(data, image_size, quality))
+            for index, data, label in zip(some, encoded, labels, strict=True)
+        ]
+
+    def examples() -> Iterator[bytes]:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for results in pool.map(chunk, range(0, len(indices), _CHUNK_EXAMPLES)):
+                for name, label, data, image_sums in results:
+                    if data is None or image_sums is None:
+                        bad.append(name)
+                    else:
+                        sums.add(image_sums)
+                        yield records.encode_example(
+                            {"image": data, "label": label, "file_name": name.encode()}
+                        )
+                    bar.update()
+
+    records.write_shard(path, examples())
+    return ShardReport(sums, bad)
+
+
+def _square_jpeg(data: bytes, image_size: int, quality: int) -> tuple[bytes | None, ColourSums | None]:
+    """The central square as a JPEG, with the sums of what that JPEG decodes to; None for a bad image."""
+    image = decode_square(data, image_size)
+    if image is None:
+        return None, None
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "JPEG", quality=quality)
+    stored = decode_square(out.getvalue(), image_size)
+    assert stored is not None  # it was encoded a line ago
+    return out.getvalue(), ColourSums.of(stored)
+
+
+def _finish(
+    partial: pathlib.Path, name: str, settings: Settings, opened: dict[str, sources.Source]
+) -> list[str]:
+    """Checks the counts, then writes statistics, bad images and metadata; all that is left is the name."""
+    lengths: dict[str, list[int]] = {}
+    bad: list[str] = []
+    for split in settings.splits:
+        reports = [ShardReport.load(_report_path(partial, split, i)) for i in range(settings.shards(split))]
+        lengths[split] = [report.sums.count for report in reports]
+        sums = ColourSums.zeros(settings.image_size)
+        for shard, report in enumerate(reports):
+            path = records.shard_path(partial, name, split, shard, len(reports))
+            if records.count(path) != report.sums.count:
+                raise UserError(
+                    f"{path}: holds another number of records than were written; delete it and go on"
+                )
+            sums.add(report.sums)
+            bad += [f"{split}/{name}" for name in report.bad]
+        if not sums.count:
+            raise UserError(f"data.source={settings.source}: none of the {split} images could be decoded")
+        if split == "train":
+            sums.statistics().save(partial)
+    source = next(iter(opened.values()))
+    (partial / BAD_IMAGES_FILE).write_text("".join(f"{line}\n" for line in bad), encoding="utf-8")
+    records.write_info(
+        partial,
+        name=name,
+        shard_lengths=lengths,
+        class_ids=source.class_ids,
+        class_names=source.class_names,
+        image_shape=(settings.image_size, settings.image_size, 3),
+        encoding="jpeg",
+        description=(
+            f"{source.description}: shorter side to {settings.image_size} pixels, central square, "
+            f"JPEG quality {settings.quality}."
+        ),
+    )
+    shutil.rmtree(partial / "reports")
+    (partial / _SETTINGS_FILE).unlink()
+    return bad
+
+
+def _report_path(partial: pathlib.Path, split: str, shard: int) -> pathlib.Path:
+    directory = partial / "reports"
+    directory.mkdir(exist_ok=True)
+    return directory / f"{split}-{shard:05d}.npz"
+
+
+def _dataset_name(out: pathlib.Path) -> str:
+    """A name that TFDS takes: letters, digits and underscores, the first a letter."""
+    name = "".join(c if c.isascii() and c.isalnum() else "_" for c in out.name.lower()).strip("_")
+    return name if name[:1].isalpha() else f"images_{name}".rstrip("_")
+
+
+def _flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m alexnet_jax.prepare",
+        description="Makes a directory of prepared records from any source, or goes on making it.",
+    )
+    parser.add_argument("--source", required=True, help="what to prepare, as data.source in a config")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="the directory to make")
+    parser.add_argument("--data_dir", help="where TFDS keeps its data sets")
+    parser.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"])
+    parser.add_argument("--image_size", type=int, default=256, help="side of the squares in pixels (256)")
+    parser.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100 (95)")
+    parser.add_argument("--shard_examples", type=int, default=1250, help="images in a file (1250)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs `prepare` from the command line and gives its exit code."""
+    given = vars(_flags())
+    out = given["out"] = given["out"].expanduser()
+    try:
+        bad = prepare(**given)
+        for split in given["splits"]:
+            print(sources.open_source(f"prepared:{out}", split).description)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 75
+    if bad:
+        print(f"{len(bad)} bad images were left out; {out / BAD_IMAGES_FILE} lists them. The first: {bad[0]}")
+    print(f"To train on them: --config.data.source=prepared:{out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

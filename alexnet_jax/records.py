@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from alexnet_jax.classes import readable_names
 from alexnet_jax.errors import UserError
 from alexnet_jax.statistics import Statistics
 
@@ -26,7 +27,9 @@ CLASS_NAMES_FILE = "class_names.txt"
 class Shard(Protocol):
     """Serialized examples of one file by number; any thread may read."""
 
-    def read(self, positions: Sequence[int], /) -> Sequence[bytes]: ...
+    def read(self, positions: Sequence[int], /) -> Sequence[bytes]:
+        """Raises where a record cannot be read."""
+        ...
 
 
 def encode_example(values: Mapping[str, bytes | int]) -> bytes:
@@ -57,6 +60,15 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes], group_size: int = 
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def count(path: pathlib.Path) -> int:
+    """The number of records in an array_record file."""
+    reader = _array_record().ArrayRecordReader(str(path))
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
 
 
 def shard_path(directory: pathlib.Path, name: str, split: str, shard: int, shards: int) -> pathlib.Path:
@@ -141,30 +153,41 @@ class RecordSource:
         return int(self._first[-1])
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Gives the encoded images and int32 labels `[n]` of `indices` `[n]`."""
-        images, labels = [], []
-        for example in self._examples(indices):
-            images.append(example[self._image_key].bytes_list.value[0])
-            labels.append(example[self._label_key].int64_list.value[0])
-        return images, np.array(labels, np.int32)
+        """Gives the encoded images and int32 labels `[n]` of `indices` `[n]`; a broken record is `b""`."""
+        images, labels = [b""] * len(indices), np.zeros(len(indices), np.int32)
+        for place, example in enumerate(self._examples(indices)):
+            if example is not None:
+                images[place] = example[self._image_key].bytes_list.value[0]
+                labels[place] = example[self._label_key].int64_list.value[0]
+        return images, labels
 
     def name(self, index: int) -> str:
         """The original file's name where it is recorded, otherwise `<split>[<index>]`."""
         (example,) = self._examples(np.array([index]))
-        if "file_name" in example and example["file_name"].bytes_list.value:
+        if example is not None and "file_name" in example and example["file_name"].bytes_list.value:
             return example["file_name"].bytes_list.value[0].decode("utf-8", "backslashreplace")
         return f"{self._split}[{index}]"
 
     def _examples(self, indices: np.ndarray) -> list[Any]:
-        """The features of the examples `indices`, each shard read once."""
+        """The features of the examples `indices`, None where a record is broken; each shard is read once."""
         shards = np.searchsorted(self._first, indices, side="right") - 1
         examples: list[Any] = [None] * len(indices)
         for shard in np.unique(shards):
             (places,) = np.nonzero(shards == shard)
             positions = (indices[places] - self._first[shard]).tolist()
-            for place, record in zip(places, self._shards[shard].read(positions), strict=True):
+            for place, record in zip(places, _read_each(self._shards[shard], positions), strict=True):
                 examples[place] = _parse(record)
         return examples
+
+
+def _read_each(shard: Shard, positions: list[int]) -> Sequence[bytes]:
+    """Reads records of a shard, together or, where that fails, one by one, with `b""` for the broken ones."""
+    try:
+        return shard.read(positions)
+    except Exception:  # array_record has exceptions of its own
+        if len(positions) == 1:
+            return [b""]
+        return [_read_each(shard, [position])[0] for position in positions]
 
 
 class ArrayRecordShard:
@@ -185,23 +208,64 @@ class ArrayRecordShard:
         return self._reader.read(list(positions))
 
 
+class TfRecordShard:
+    """One TFRecord file, read at random all the same.
+
+    A record is its length (8 bytes), a checksum (4), its bytes and a checksum (4). The lengths lead from
+    one record to the next, so the first read walks through them: one small read for each record of this
+    file, once.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = -1
+        self._starts: list[int] = []
+        self._lock = threading.Lock()
+
+    def read(self, positions: Sequence[int], /) -> Sequence[bytes]:
+        with self._lock:
+            if self._file < 0:
+                self._file = os.open(self._path, os.O_RDONLY)
+                self._starts = self._walk()
+        return [
+            os.pread(self._file, self._length(start), start + 12)
+            for start in map(self._starts.__getitem__, positions)
+        ]
+
+    def _walk(self) -> list[int]:
+        starts, start, end = [], 0, os.fstat(self._file).st_size
+        while start < end:
+            starts.append(start)
+            start += 16 + self._length(start)
+        return starts
+
+    def _length(self, start: int) -> int:
+        return int.from_bytes(os.pread(self._file, 8, start), "little")
+
+
 def _open_shard(path: str, key: str) -> Shard:
-    if ".array_record" not in os.path.basename(path):
-        raise UserError(f"{key}: {path} is stored without random access")
+    name = os.path.basename(path)
     if not os.path.exists(path):
         raise UserError(f"{key}: {path} is missing; the data set is not whole, so make or fetch it again")
-    return ArrayRecordShard(path)
+    if ".array_record" in name:
+        return ArrayRecordShard(path)
+    if ".tfrecord" in name:
+        return TfRecordShard(path)
+    raise UserError(f"{key}: {path} is stored without random access; prepare the set again as array_record")
 
 
 def import_tfds() -> Any:
-    """Imports TFDS with TensorFlow, where there is one, kept off the accelerators, which are JAX's."""
-    import tensorflow_datasets as tfds
-
-    return tfds
+    """Imports TFDS, which takes a second and is not needed for folders and tars."""
+    return importlib.import_module("tensorflow_datasets")
 
 
 def _parse(record: bytes) -> Any:
-    return _example_type().FromString(record).features.feature
+    """The features of a serialized example, or None where it is none."""
+    try:
+        features = _example_type().FromString(record).features.feature
+    except Exception:  # protobuf's DecodeError lies elsewhere in each of its versions
+        return None
+    return features or None
 
 
 @functools.cache
@@ -215,8 +279,7 @@ def _array_record() -> Any:
 
 
 def _image_and_label_keys(info: Any, key: str) -> tuple[str, str]:
-    import tensorflow_datasets as tfds
-
+    tfds = import_tfds()
     features = dict(info.features) if hasattr(info.features, "items") else {}
     images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
     labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
@@ -233,7 +296,7 @@ def _image_and_label_keys(info: Any, key: str) -> tuple[str, str]:
 def _class_names(directory: pathlib.Path, class_ids: tuple[str, ...]) -> tuple[str, ...]:
     path = directory / CLASS_NAMES_FILE
     if not path.exists():
-        return class_ids
+        return readable_names(class_ids)
     names = tuple(path.read_text(encoding="utf-8").splitlines())
     if len(names) != len(class_ids):
         raise UserError(f"{path}: {len(names)} names for {len(class_ids)} classes; mend it or delete it")

@@ -4,6 +4,7 @@ A source gives encoded bytes and labels by index and knows its classes; what is 
 business.
 """
 
+import csv
 import dataclasses
 import difflib
 import os
@@ -14,9 +15,12 @@ from typing import Protocol
 
 import numpy as np
 
+from alexnet_jax import tensorflow_host
+from alexnet_jax.classes import readable_names
 from alexnet_jax.errors import UserError
 from alexnet_jax.records import RecordSource, import_tfds
 from alexnet_jax.statistics import Statistics
+from alexnet_jax.tars import open_tars
 
 EMBEDDED = pathlib.Path(__file__).parent / "data" / "fashion_mnist"
 KINDS = ("embedded", "tfds", "folder", "kaggle", "tars", "prepared")
@@ -106,9 +110,11 @@ def open_source(spec: str, split: str, *, data_dir: str | None = None) -> Source
         raise UserError(f"{key}: {path} does not exist; {_instead_of_path(path)}")
     if kind == "folder":
         return _folder(path, split, key)
-    if kind == "prepared":
-        return _record_directory(path, split, key)
-    raise NotImplementedError(kind)
+    if kind == "kaggle":
+        return _kaggle(path, split, key)
+    if kind == "tars":
+        return open_tars(path, split, key)
+    return _record_directory(path, split, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +140,7 @@ class FileSource:
         return [self._bytes(i) for i in indices], self.labels[indices]
 
     def name(self, index: int) -> str:
-        # A file name need not be UTF-8; what goes to the log must be.
-        return os.fsencode(self.paths[index]).decode("utf-8", "backslashreplace")
+        return _printable(self.paths[index])
 
     def _bytes(self, index: int) -> bytes:
         try:
@@ -174,6 +179,8 @@ def _tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSource
 
 def _downloaded(tfds, name: str, key: str, data_dir: str | None):
     """Fetches and prepares a data set, in the format that allows random access."""
+    if tensorflow_host.installed():
+        tensorflow_host.tensorflow()  # TFDS uses it to prepare a set
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
@@ -236,8 +243,8 @@ def _folder(root: pathlib.Path, split: str, key: str) -> FileSource:
         root=str(directory),
         paths=paths,
         labels=labels,
-        class_ids=tuple(classes),
-        class_names=tuple(classes),
+        class_ids=tuple(map(_printable, classes)),
+        class_names=readable_names([*map(_printable, classes)]),
         description=f"{root.name}: {len(paths):,} {directory.name} images in {len(classes):,} classes{note}",
     )
 
@@ -268,6 +275,11 @@ def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[lis
     )
 
 
+def _printable(name: str) -> str:
+    """A file name, which need not be UTF-8 nor on one line, as text that is."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")
+
+
 def _subdirectory(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
     have = {name.lower(): name for name in _visible_directories(root)} if root.is_dir() else {}
     return next((root / have[name] for name in names if name in have), None)
@@ -276,6 +288,56 @@ def _subdirectory(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | No
 def _visible_directories(path: pathlib.Path) -> list[str]:
     with os.scandir(path) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+# --- Kaggle's ImageNet ------------------------------------------------------------------------------
+
+
+def _kaggle(path: pathlib.Path, split: str, key: str) -> FileSource:
+    """`ILSVRC/Data/CLS-LOC` with `LOC_synset_mapping.txt` and `LOC_val_solution.csv` beside `ILSVRC`."""
+    root = path.parent if path.name == "ILSVRC" else path
+    images = root / "ILSVRC" / "Data" / "CLS-LOC" / ("train" if split == "train" else "val")
+    mapping = root / "LOC_synset_mapping.txt"
+    for needed in (images, mapping):
+        if not needed.exists():
+            raise UserError(f"{key}: {needed} is missing; give the folder of Kaggle's unpacked archive")
+    lines = mapping.read_text(encoding="utf-8").splitlines()
+    synsets = [line.split(" ", 1) for line in lines if line.strip()]
+    ids = tuple(synset[0] for synset in synsets)
+    names = tuple(synset[-1] for synset in synsets)
+    if split == "train":
+        absent = next((i for i in ids if not (images / i).is_dir()), None)
+        if absent:
+            raise UserError(f"{key}: {images} has no folder {absent}; unpack the archive again")
+        paths, labels, _ = files_by_class(images, ids)
+    else:
+        paths, labels = _kaggle_solution(root / "LOC_val_solution.csv", ids, key)
+    return FileSource(
+        root=str(images),
+        paths=paths,
+        labels=labels,
+        class_ids=ids,
+        class_names=names,
+        description=f"{root.name}: {len(paths):,} {images.name} images in {len(ids):,} classes",
+    )
+
+
+def _kaggle_solution(solution: pathlib.Path, ids: tuple[str, ...], key: str) -> tuple[list[str], np.ndarray]:
+    """File names and labels of the validation images, from lines such as `<image>,n01440764 3 4 9 9`.
+
+    An image's boxes are all of one class: the first names it.
+    """
+    if not solution.exists():
+        raise UserError(f"{key}: {solution} is missing; it has the labels, so fetch it from Kaggle")
+    label_of = {class_id: label for label, class_id in enumerate(ids)}
+    try:
+        with solution.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            rows = sorted((row["ImageId"], row["PredictionString"].split()[0]) for row in table)
+        labels = np.array([label_of[class_id] for _, class_id in rows], np.int32)
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise UserError(f"{key}: {solution} is not Kaggle's file ({error}); fetch it again") from error
+    return [f"{image}.JPEG" for image, _ in rows], labels
 
 
 # --- What to say ----------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 import io
 import itertools
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import input_pipeline, sources
+from alexnet_jax import input_pipeline, sources, tensorflow_host
 from alexnet_jax.errors import UserError
 
 
@@ -33,6 +36,12 @@ def png(level: int) -> bytes:
     out = io.BytesIO()
     Image.new("L", (2, 2), level).save(out, "PNG")
     return out.getvalue()
+
+
+@pytest.fixture(params=["tf.data", "threads"])
+def engine(request, monkeypatch):
+    """Both ways of reading ahead: with TensorFlow and where there is none."""
+    monkeypatch.setattr(tensorflow_host, "installed", lambda: request.param == "tf.data")
 
 
 def take(batches, count: int) -> list[dict[str, np.ndarray]]:
@@ -67,7 +76,7 @@ def test_batches_are_the_endless_row_of_epochs(batch_size):
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_train_batches_do_not_depend_on_the_number_of_hosts_nor_on_the_start(hosts):
+def test_train_batches_do_not_depend_on_the_number_of_hosts_nor_on_the_start(hosts, engine):
     source, steps, start = Numbered(50), 19, 8  # three epochs of 50, and a start in the middle of the second
     expected = np.stack([input_pipeline.batch_indices(step, 50, 8, 1) for step in range(steps)])
     assert np.bincount(np.concatenate(expected)[:150], minlength=50).tolist() == [3] * 50
@@ -91,7 +100,7 @@ def test_train_batches_do_not_depend_on_the_number_of_hosts_nor_on_the_start(hos
         np.testing.assert_array_equal(got, expected[first:])
 
 
-def test_a_batch_holds_the_images_of_its_indices():
+def test_a_batch_holds_the_images_of_its_indices(engine):
     (batch,) = take(input_pipeline.train_batches(Numbered(100), batch_size=40, image_size=4, seed=0), 1)
     assert batch["image"].shape == (40, 4, 4, 3) and batch["image"].dtype == np.uint8
     np.testing.assert_array_equal(batch["image"][:, 1, 2, 0], batch["index"])
@@ -99,11 +108,8 @@ def test_a_batch_holds_the_images_of_its_indices():
     assert [batch[k].dtype for k in ("label", "weight", "index")] == [np.int32, np.float32, np.int64]
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 20, 64])
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_eval_batches_have_every_example_once(batch_size, hosts):
-    if batch_size % hosts:
-        pytest.skip("not divisible")
+@pytest.mark.parametrize(("batch_size", "hosts"), [(1, 1), (4, 4), (6, 2), (20, 1), (20, 4), (64, 2)])
+def test_eval_batches_have_every_example_once(batch_size, hosts, engine):
     parts = [
         list(
             input_pipeline.eval_batches(
@@ -120,7 +126,7 @@ def test_eval_batches_have_every_example_once(batch_size, hosts):
     assert weight.sum() == 20
 
 
-def test_a_bad_image_keeps_its_place_and_counts_nothing():
+def test_a_bad_image_keeps_its_place_and_counts_nothing(engine):
     (batch,) = take(input_pipeline.eval_batches(Numbered(8, bad=(2, 7)), batch_size=8, image_size=4), 1)
     assert batch["weight"].tolist() == [1, 1, 0, 1, 1, 1, 1, 0]
     assert batch["image"][2].max() == 0 and batch["label"][2] == 2
@@ -131,7 +137,7 @@ def test_batch_size_that_the_hosts_cannot_share():
         next(input_pipeline.train_batches(Numbered(9), batch_size=6, image_size=4, seed=0, host_count=4))
 
 
-def test_an_error_of_the_source_reaches_the_reader():
+def test_an_error_of_the_source_reaches_the_reader(engine):
     class Broken(Numbered):
         def read(self, indices):
             raise OSError("disk gone")
@@ -146,3 +152,27 @@ def test_embedded_set_through_the_pipeline():
     images = np.concatenate([b["image"][b["weight"] > 0] for b in batches])
     assert images.shape == (2000, 28, 28, 3)
     assert 70 < images.mean() < 76  # Fashion-MNIST's mean grey is 72.9
+
+
+def test_no_batches_of_no_examples(engine):
+    assert list(input_pipeline.eval_batches(Numbered(0), batch_size=4, image_size=2)) == []
+
+
+PROGRAM = """
+import sys
+from alexnet_jax import input_pipeline, sources
+source = sources.open_source("embedded", "train")
+batches = input_pipeline.train_batches(source, batch_size=64, image_size=64, seed=0)
+print(next(batches)["weight"].sum())
+{end}
+"""
+
+
+@pytest.mark.parametrize("end", ["batches.close()", "sys.exit(75)", "raise KeyboardInterrupt"])
+def test_a_program_ends_while_batches_are_in_the_making(end):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(end=end)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == {"b": 0, "s": 75, "r": -signal.SIGINT}[end[0]], done.stderr
+    assert done.stdout == "64.0\n"
+    assert done.stderr == "" or end[0] == "r"

@@ -15,8 +15,8 @@ from absl import app, flags
 from PIL import Image
 
 from alexnet_jax import records
+from alexnet_jax.colour_sums import ColourSums
 from alexnet_jax.errors import UserError
-from alexnet_jax.prepare import ColourSums
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -84,8 +84,9 @@ def main(_: list[str]) -> None:
         records.write_shard(records.shard_path(out, "fashion_mnist", split, 0, 1), examples, group_size=8)
         lengths[split] = [len(chosen)]
         if split == "train":
-            sums = ColourSums(28)
-            sums.add(np.repeat(images[chosen][..., None], 3, axis=-1))
+            sums = ColourSums.zeros(28)
+            for i in chosen:
+                sums.add(ColourSums.of(np.repeat(images[i][..., None], 3, axis=-1)))
             sums.statistics().save(out)
     records.write_info(
         out,
