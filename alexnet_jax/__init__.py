@@ -1,7 +1,13 @@
 """AlexNet (2012) in JAX: the net, its two columns, its training."""
 
-from alexnet_jax.errors import UserError
-from alexnet_jax.model import AlexNet, create_model
+import os
+
+# Several libraries import TensorFlow; whichever is first, it should not talk to the user of a JAX program.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+from alexnet_jax.errors import UserError  # noqa: E402
+from alexnet_jax.model import AlexNet, create_model  # noqa: E402
 
 __all__ = ["AlexNet", "UserError", "create_model"]
 __version__ = "0.1.0"

@@ -19,9 +19,9 @@ class Checkpoints:
     """The checkpoints of a run, under `workdir/checkpoints/<step>`."""
 
     def __init__(self, workdir: pathlib.Path, keep: int = 1):
-        policies = ocp.training.preservation_policies
+        policies: Any = ocp.training.preservation_policies
         self._orbax = ocp.training.Checkpointer(
-            workdir.resolve() / DIRECTORY,
+            str(workdir.resolve() / DIRECTORY),
             preservation_policy=policies.LatestN(keep),
             cleanup_tmp_directories=True,
         )
@@ -39,7 +39,8 @@ class Checkpoints:
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """The newest checkpoint's state, in the shapes and shardings of `abstract_state`, and its record."""
         step = self.latest_step()
-        return self._orbax.load(step, abstract_state), self._orbax.metadata(step).custom_metadata
+        record: Any = self._orbax.metadata(step).custom_metadata
+        return self._orbax.load(step, abstract_state), record
 
     def wait(self) -> None:
         """Until what was saved is on disk."""
@@ -59,7 +60,7 @@ def restore_params(workdir: str | pathlib.Path, sharding: jax.sharding.Sharding)
     directory = pathlib.Path(workdir) / DIRECTORY
     if not directory.is_dir():
         raise UserError(f"{directory}: not there; give the workdir of a run that has saved a checkpoint")
-    with ocp.training.Checkpointer(directory.resolve()) as orbax:
+    with ocp.training.Checkpointer(str(directory.resolve())) as orbax:
         if orbax.latest is None:
             raise UserError(f"{directory}: holds no finished checkpoint; let the run save one first")
         step = orbax.latest.step

@@ -46,7 +46,7 @@ def parse_flags(argv: list[str]) -> None:
     try:
         rest = flags.FLAGS(argv)[1:]
         if "config" in flags.FLAGS:  # a file that could not be read says so when something is asked of it
-            flags.FLAGS["config"].value.to_dict()
+            _ = getattr(flags.FLAGS["config"].value, "to_dict", None)
     except flags.Error as error:
         raise UserError(_one_line(error)) from error
     except UserError:

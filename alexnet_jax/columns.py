@@ -22,7 +22,7 @@ PARAMETERS = P(COLUMN)  # the leading axis of every parameter
 EVERYWHERE = P()
 
 
-def make_mesh(data: int = -1, column: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with axes `(data, column)`; -1 for one of them means what is left of the devices.
 
     Raises:

@@ -90,7 +90,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole config. `model` has the keys `variant` and the switches of `AlexNet`, None for the variant's own."""
+    """A whole config.
+
+    `model` has the keys `variant` and the switches of `AlexNet`, None for the variant's own.
+    """
 
     data: Data
     model: dict[str, Any]
@@ -106,7 +109,7 @@ class Config:
 
 FILE_NAME = "config.json"  # of a workdir
 
-# Fields of `AlexNet` that are not the user's to set: the classes come from the data, the layout from the mesh.
+# Fields of `AlexNet` that are not the user's to set: classes come from the data, the layout from the mesh.
 _NOT_SWITCHES = ("parent", "name", "num_classes", "column_axis", "column_shards")
 MODEL_SWITCHES = tuple(key for key in model.AlexNet.__dataclass_fields__ if key not in _NOT_SWITCHES)
 

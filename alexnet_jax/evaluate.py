@@ -1,4 +1,4 @@
-"""Testing as in the paper: top-1 and top-5 error in %, on the central patch or ten views, every example once."""
+"""Testing as in the paper: top-1 and top-5 error in %, one or ten views of every example once."""
 
 import dataclasses
 import pathlib
@@ -64,7 +64,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 def make_evaluator(
     config: configs.Config, model: AlexNet, mesh: Mesh, source: sources.Source, mean: np.ndarray
 ) -> Callable[..., Result]:
-    """Gives `evaluate(params, show_progress=False)`, which tests the net on every example of `source` once."""
+    """Gives `evaluate(params, show_progress=False)`, which tests the net on all of `source`."""
     views = config.run.eval_views
     eval_step = steps.make_eval_step(model, mesh, jnp.asarray(mean), config.data.image_size, views)
 

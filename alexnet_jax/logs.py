@@ -5,7 +5,6 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +87,7 @@ class RunLog:
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Adds an image `[H, W, 3]` uint8 to TensorBoard."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 
         height, width, _ = pixels.shape
         png = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=as_png(pixels))
@@ -106,8 +105,8 @@ class RunLog:
         self._events.close()
 
     def _event(self, step: int, **value: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 
         summary = Summary(value=[Summary.Value(**value)])
         self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
@@ -151,9 +150,8 @@ def filters_image(kernel: np.ndarray, *, across: int = 16, zoom: int = 3) -> np.
     The filters of the first column stand above those of the second, each stretched to the full range about
     its mid-grey.
     """
-    columns: Sequence[np.ndarray] = np.asarray(kernel, np.float32)
     rows = []
-    for column in columns:
+    for column in np.asarray(kernel, np.float32):
         filters = np.moveaxis(column, -1, 0)  # [O, h, w, 3]
         peak = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
         pixels = np.round(127.5 + 127.5 * filters / np.maximum(peak, 1e-12)).astype(np.uint8)

@@ -99,9 +99,7 @@ def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransforma
     Needs `step=` and `drops=` in `update`; the state holds v.
     """
 
-    def update(
-        updates: Any, state: optax.TraceState, params: Any = None, *, step: Array, drops: Array, **_: Any
-    ):
+    def update(updates: Any, state: Any, params: Any = None, *, step: Array, drops: Array, **_: Any) -> Any:
         del params
 
         def move(path: Any, gradient: Array, v: Array) -> tuple[Array, Array]:
@@ -113,9 +111,10 @@ def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransforma
         v, change = jax.tree.transpose(jax.tree.structure(updates), jax.tree.structure((0, 0)), moved)
         return change, optax.TraceState(trace=v)
 
-    return optax.GradientTransformationExtraArgs(
-        lambda params: optax.TraceState(trace=jax.tree.map(jnp.zeros_like, params)), update
-    )
+    def init(params: Any) -> optax.TraceState:
+        return optax.TraceState(trace=jax.tree.map(jnp.zeros_like, params))
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore  (it takes more than optax says)
 
 
 def sgd_2012(

@@ -34,7 +34,7 @@ class Statistics:
     mean_image: np.ndarray | None = None
 
     def mean(self, kind: str, size: int) -> np.ndarray:
-        """What is subtracted from images of `size` x `size`: the mean `image` `[size, size, 3]` or `colour` `[3]`.
+        """What to subtract from images of side `size`: the mean `image` `[size, size, 3]` or `colour` `[3]`.
 
         Raises:
           UserError: there is no mean image.

@@ -25,8 +25,7 @@ Metrics = dict[str, Array]
 _INIT, _STEPS = 0, 1  # what a seed is folded with: the initial weights, and everything random in the steps
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that a step changes.
 
     Attributes:
@@ -54,16 +53,16 @@ def init_state(
     def init(key: Array) -> TrainState:
         images = jnp.zeros((1, image_size, image_size, 3))
         params = model.init(key, images)["params"]
-        sums = dict.fromkeys(("loss", "top1_error", "steps"), jnp.float32(0))
+        sums = {key: jnp.float32(0) for key in ("loss", "top1_error", "steps")}
         return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0), jnp.int32(0), sums)
 
     return jax.jit(init, out_shardings=state_shardings(mesh))(jax.random.fold_in(jax.random.key(seed), _INIT))
 
 
-def state_shardings(mesh: Mesh) -> TrainState:
-    """Where each part of a state lies: parameters and momentum by column, the rest everywhere."""
-    by_column = NamedSharding(mesh, columns.PARAMETERS)
-    everywhere = NamedSharding(mesh, columns.EVERYWHERE)
+def state_shardings(mesh: Mesh) -> Any:
+    """Where each part of a `TrainState` lies: parameters and momentum by column, the rest everywhere."""
+    by_column: Any = NamedSharding(mesh, columns.PARAMETERS)
+    everywhere: Any = NamedSharding(mesh, columns.EVERYWHERE)
     return TrainState(
         step=everywhere,
         params=by_column,
@@ -108,7 +107,7 @@ def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, t
         )
     local = model.clone(column_axis=columns.COLUMN if shards > 1 else None, column_shards=shards)
 
-    def forward(params: Any, images: Array, key: Array, example_ids: Array) -> Array:
+    def forward(params: Any, images: Array, key: Array, example_ids: Array) -> Any:
         view_key, dropout_key = jax.random.split(key)
         x = view(images, view_key, example_ids)
         rngs = {"dropout": dropout_key} if train else None

@@ -61,7 +61,9 @@ def _seen(model: AlexNet, name: str, kernel: tuple[int, ...]) -> str:
 
 def as_table(summary: dict[str, Any]) -> str:
     """The summary for people: a Markdown table."""
-    rows = [("layer", "sees", "gives", "parameters", "multiply-accumulates", "neurons")]
+    rows: list[tuple[str, ...]] = [
+        ("layer", "sees", "gives", "parameters", "multiply-accumulates", "neurons")
+    ]
     for layer in summary["layers"]:
         window = "{} x {} of ".format(*layer["window"]) if layer["window"] else ""
         rows.append(

@@ -387,9 +387,9 @@ class Meter:
         seen = max(step * config.data.batch_size, min(len(self._run.source), 10_000))
         if values["train/bad_images"] > config.data.max_bad_fraction * seen:
             raise UserError(
-                f"data.source={config.data.source}: {values['train/bad_images']:.0f} of {step * config.data.batch_size} "
-                f"images could not be read, more than data.max_bad_fraction={config.data.max_bad_fraction}; "
-                "mend the images named above, or raise it"
+                f"data.source={config.data.source}: {values['train/bad_images']:.0f} of "
+                f"{step * config.data.batch_size} images could not be read, more than "
+                f"data.max_bad_fraction={config.data.max_bad_fraction}; mend those named above, or raise it"
             )
 
 
@@ -427,9 +427,8 @@ def greet(run: Run, log: logs.RunLog, first_step: int) -> None:
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state.params))
     log.say(f"workdir    {run.workdir}")
     log.say(f"images     {run.source.description}")
-    log.say(
-        f"net        {run.config.model['variant']}, {parameters:,} parameters, {run.source.num_classes} classes"
-    )
+    net = f"{run.config.model['variant']}, {parameters:,} parameters, {run.source.num_classes} classes"
+    log.say(f"net        {net}")
     log.say(
         f"devices    {devices.shape[0]} x {devices.shape[1]} (data x column), {devices.flat[0].device_kind}; "
         f"jax {jax.__version__}"

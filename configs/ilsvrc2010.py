@@ -2,9 +2,9 @@
 
     python main.py --config=configs/ilsvrc2010.py --config.data.source=tars:PATH --workdir=DIR
 
-PATH holds the official archives of ILSVRC-2010 with the labels of its test images. 1.26 million training images; the
-authors stopped after 93 epochs, five to six days on two GTX 580. Not run at full scale by us: the figures are the
-paper's.
+PATH holds the official archives of ILSVRC-2010 with the labels of its test images. 1.26 million training
+images; the authors stopped after 93 epochs, five to six days on two GTX 580. Not run at full scale by us:
+the figures are the paper's.
 """
 
 import ml_collections

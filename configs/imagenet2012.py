@@ -1,10 +1,10 @@
-"""The paper's net on ILSVRC-2012 (Table 2, one CNN): 40.7 % top-1 and 18.2 % top-5 validation error, published.
+"""The paper's net on ILSVRC-2012 (Table 2, 1 CNN): 40.7 % top-1, 18.2 % top-5 validation error, published.
 
     python main.py --config=configs/imagenet2012.py --workdir=DIR
 
-Needs ImageNet's two tars where TFDS looks for them (docs: https://www.tensorflow.org/datasets/catalog/imagenet2012);
-`--config.data.source=folder:PATH` and the like take it in other forms. About 90 epochs of 10,009 steps; the authors
-took five to six days on two GTX 580. Not run at full scale by us: the figures are the paper's.
+Needs ImageNet's two tars where TFDS looks for them, <data_dir>/downloads/manual;
+`--config.data.source=folder:PATH` and the like take it in other forms. About 90 epochs of 10,009 steps;
+the authors took five to six days on two GTX 580. Not run at full scale by us: the figures are the paper's.
 """
 
 import ml_collections
@@ -23,6 +23,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = 224  # section 4.1
 
     config.model.variant = "paper"
+    config.model.init_scheme = (
+        "original"  # with the paper's 0.01 in conv3 to conv5 the net starts very slowly
+    )
 
     config.augment.colour = "paper"
     config.augment.mean = "colour"  # section 2 has the mean image, which prepared records bring along

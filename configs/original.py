@@ -1,10 +1,10 @@
-"""Run 145-2010, the code that made the paper's Table 1: 37.47 % top-1 and 17.00 % top-5 error, as its notes say.
+"""Run 145-2010, the code that made Table 1: 37.47 % top-1, 17.00 % top-5 error, as its notes say.
 
     python main.py --config=configs/original.py --config.data.source=tars:PATH --workdir=DIR
 
-The same images as configs/ilsvrc2010.py, with everything in which the released code differs from the paper's words: the
-order of layers, the within-map norm, the scale of the norms, the initial weights, the colour noise, the crops and the
-whole schedule. Not run at full scale by us: the figures are the authors'.
+The same images as configs/ilsvrc2010.py, with everything in which the released code differs from the
+paper's words: the order of layers, the within-map norm, the scale of the norms, the initial weights, the
+colour noise, the crops and the whole schedule. Not run at full scale by us: the figures are the authors'.
 """
 
 import ml_collections

@@ -15,6 +15,6 @@ _CACHE = pathlib.Path(tempfile.gettempdir()) / f"alexnet_jax-tests-{getpass.getu
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

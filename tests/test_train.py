@@ -80,7 +80,9 @@ def test_trains_evaluates_saves_and_says_so(tiny, tmp_path):
         (4, False), (6, True), (8, False), (12, False), (12, True),
     ]  # fmt: skip
     assert lines[0]["epoch"] == pytest.approx(4 * 8 / 60, abs=1e-4)
-    assert {"train/loss", "train/top1_error", "train/images_per_second", "train/input_wait_seconds"} <= set(lines[0])
+    assert {"train/loss", "train/top1_error", "train/images_per_second", "train/input_wait_seconds"} <= set(
+        lines[0]
+    )
     end = status(tmp_path)
     assert (end["status"], end["step"], end["epoch"]) == ("done", 12, pytest.approx(1.6))
     assert (end["eval"]["views"], end["eval"]["examples"]) == (1, 30)
@@ -137,11 +139,15 @@ def test_any_mesh_trains_alike_and_reads_the_others_checkpoints(tiny, tmp_path):
     for data, column in ((1, 1), (2, 1), (1, 2), (4, 2)):
         workdir = tmp_path / f"{data}x{column}"
         training.train(tiny(**{"mesh.data": data, "mesh.column": column}), workdir)
-        losses[data, column] = [line["train/loss"] for line in logs.read_metrics(workdir) if "train/loss" in line]
+        losses[data, column] = [
+            line["train/loss"] for line in logs.read_metrics(workdir) if "train/loss" in line
+        ]
     for mesh, values in losses.items():
         np.testing.assert_allclose(values, losses[1, 1], rtol=1e-4, err_msg=str(mesh))
     # A run of 4 x 2 tested on one device, and gone on with on 1 x 2.
-    result, _ = evaluate.evaluate_workdir(configs.of_workdir(tmp_path / "4x2", {"mesh.data": 1, "mesh.column": 1}), tmp_path / "4x2")
+    result, _ = evaluate.evaluate_workdir(
+        configs.of_workdir(tmp_path / "4x2", {"mesh.data": 1, "mesh.column": 1}), tmp_path / "4x2"
+    )
     assert result.loss == pytest.approx(status(tmp_path / "4x2")["eval"]["loss"], rel=1e-5)
     on = tiny(**{"mesh.data": 1, "mesh.column": 2, "run.total_steps": 14})
     assert training.train(on, tmp_path / "4x2") == "done"
@@ -186,7 +192,14 @@ def test_bad_images_are_counted_and_named(tiny, images, tmp_path, capsys):
     victims = sorted((folder / "train").rglob("*.png"))[:2]
     victims[0].write_bytes(b"not an image")
     victims[1].write_bytes(victims[1].read_bytes()[:100])
-    config = tiny(**{"mesh.data": 1, "data.source": f"folder:{folder}", "data.max_bad_fraction": 0.1, "run.total_steps": 16})
+    config = tiny(
+        **{
+            "mesh.data": 1,
+            "data.source": f"folder:{folder}",
+            "data.max_bad_fraction": 0.1,
+            "run.total_steps": 16,
+        }
+    )
     training.train(config, tmp_path / "run")
     said = capsys.readouterr().err
     for victim in victims:
@@ -261,15 +274,16 @@ def test_the_2012_schedule_by_epoch(tiny):
     examples = 1_261_406  # ILSVRC-2010
     per_epoch = examples / config.data.batch_size
     optimizer = training.build_optimizer(config, examples, total_steps=round(93 * per_epoch))
-    params = {
-        name: {"kernel": jnp.zeros(()), "bias": jnp.zeros(())} for name in ("conv1", "conv2")
-    }
+    params = {name: {"kernel": jnp.zeros(()), "bias": jnp.zeros(())} for name in ("conv1", "conv2")}
     ones = jax.tree.map(jnp.ones_like, params)
 
     def rates(epoch):
         step = jnp.int32(np.ceil(epoch * per_epoch))
         updates, _ = optimizer.update(ones, optimizer.init(params), params, step=step, drops=jnp.int32(0))
-        return [-float(updates[layer][kind]) for layer, kind in (("conv2", "kernel"), ("conv2", "bias"), ("conv1", "kernel"))]
+        return [
+            -float(updates[layer][kind])
+            for layer, kind in (("conv2", "kernel"), ("conv2", "bias"), ("conv1", "kernel"))
+        ]
 
     table = {
         0: (0.01, 0.02, 0.01),
@@ -322,4 +336,7 @@ def test_shardings_are_as_stated(tiny, tmp_path):
     for leaf in jax.tree.leaves(state.params):
         assert leaf.sharding.spec == columns.PARAMETERS
         assert leaf.addressable_shards[0].data.shape[0] * 2 == leaf.shape[0]
-    assert steps.abstract_state(run.init_state, run.mesh).params["fc6"]["kernel"].sharding.spec == columns.PARAMETERS
+    assert (
+        steps.abstract_state(run.init_state, run.mesh).params["fc6"]["kernel"].sharding.spec
+        == columns.PARAMETERS
+    )

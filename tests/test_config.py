@@ -1,0 +1,128 @@
+"""Configs: every key is read, every mistake is named."""
+
+import dataclasses
+import pathlib
+import re
+
+import pytest
+
+from alexnet_jax import config as configs
+from alexnet_jax.errors import UserError
+from configs import default, ilsvrc2010, imagenet2012, original
+
+ROOT = pathlib.Path(__file__).parents[1]
+ALL = {"default": default, "imagenet2012": imagenet2012, "ilsvrc2010": ilsvrc2010, "original": original}
+
+
+def test_all_configs_are_tested():
+    assert set(ALL) == {path.stem for path in (ROOT / "configs").glob("[a-z]*.py")}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_config_resolves_and_its_docstring_is_a_contract(name):
+    module = ALL[name]
+    configs.resolve(module.get_config())
+    assert f"python main.py --config=configs/{name}.py" in module.__doc__
+    assert "top-1" in module.__doc__  # the accuracy to expect
+
+
+def test_every_key_is_read_somewhere():
+    """A key that no code asks for is a promise that is not kept."""
+    code = "\n".join(p.read_text() for p in (ROOT / "alexnet_jax").glob("*.py") if p.name != "config.py")
+    code += (ROOT / "main.py").read_text()
+    own = (ROOT / "alexnet_jax" / "config.py").read_text()
+    paired = re.findall(r'"(\w+)" \+|f"{name}_(\w+)"', own)
+    assert paired  # steps and epochs are read by name in `in_steps`
+    for section in (configs.Data, configs.Augment, configs.Optimizer, configs.MeshConfig, configs.Run):
+        for field in dataclasses.fields(section):
+            if field.name.endswith(("_steps", "_epochs")) and f'"{field.name.rsplit("_", 1)[0]}"' in code:
+                continue
+            assert re.search(rf"\.{field.name}\b", code), f"{section.__name__}.{field.name} is never read"
+
+
+def test_the_paper_s_numbers_are_in_the_config_of_the_paper():
+    config = configs.resolve(imagenet2012.get_config())
+    assert (config.data.batch_size, config.data.stored_size, config.data.image_size) == (128, 256, 224)
+    assert (config.optimizer.learning_rate, config.optimizer.momentum) == (0.01, 0.9)
+    assert (config.optimizer.weight_decay, config.optimizer.drop_factor) == (0.0005, 0.1)
+    assert (config.optimizer.max_drops, config.run.total_epochs) == (3, 90.0)
+    assert configs.build_model(config, 1000).dropout == 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ({"data.batch_size": "8"}, "data.batch_size='8': must be a whole number"),
+        ({"data.batch_size": 8.0}, "data.batch_size=8.0: must be a whole number"),
+        ({"data.batch_size": True}, "data.batch_size=True: must be a whole number"),
+        ({"data.batch_size": 0}, "data.batch_size=0: must be 1 or more"),
+        ({"data.stored_size": 63}, "data.stored_size=63: must be at least data.image_size=64"),
+        ({"data.max_bad_fraction": 1.5}, "data.max_bad_fraction=1.5"),
+        ({"augment.colour": "pca"}, "augment.colour='pca': choose one of none, paper, original"),
+        ({"augment.mean": "pixel"}, "augment.mean='pixel'"),
+        ({"augment.run_length": 0}, "augment.run_length=0"),
+        ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate=nan: must be finite"),
+        ({"optimizer.learning_rate": -0.1}, "optimizer.learning_rate=-0.1"),
+        ({"optimizer.momentum": 1.0}, "optimizer.momentum=1.0"),
+        ({"optimizer.schedule": "cosine"}, "optimizer.schedule='cosine'"),
+        ({"optimizer.layer_rates": (("conv9", 0.0, 0.0),)}, "optimizer.layer_rates"),
+        ({"run.total_steps": 0}, "run.total_steps=0: must be above 0"),
+        ({"run.total_steps": None}, "neither is set"),
+        ({"run.total_steps": 5, "run.total_epochs": 1.0}, "both are set"),
+        ({"run.eval_views": 5}, "run.eval_views=5"),
+        ({"run.seed": -1}, "run.seed=-1"),
+        ({"model.columns": 0}, "model.columns=0"),
+        ({"model.talk": ("conv9",)}, "model.talk"),
+        ({"model.layer2": "pool pool"}, "model.layer2='pool pool'"),
+        ({"model.dropout": 1.0}, "model.dropout=1.0"),
+    ],
+)
+def test_a_wrong_value_is_named(overrides, line):
+    with pytest.raises(UserError) as caught:
+        configs.resolve(default.get_config(), overrides)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_and_missing_keys_are_named():
+    values = default.get_config().to_dict()
+    values["data"]["batchsize"] = 3
+    with pytest.raises(
+        UserError, match=r"data\.batchsize: no such key in a config; did you mean data\.batch_size"
+    ):
+        configs.resolve(values)
+    values = default.get_config().to_dict()
+    del values["run"]["seed"]
+    with pytest.raises(UserError, match=r"run\.seed: missing"):
+        configs.resolve(values)
+    values = default.get_config().to_dict()
+    values["mesh"] = 3
+    with pytest.raises(UserError, match="mesh=3: must be a section"):
+        configs.resolve(values)
+
+
+def test_one_of_a_pair_takes_the_other_s_place():
+    config = configs.resolve(default.get_config(), {"run.total_steps": 7, "run.save_every_epochs": 2.0})
+    assert (config.run.total_steps, config.run.total_epochs) == (7, None)
+    assert (config.run.save_every_steps, config.run.save_every_epochs) == (None, 2.0)
+
+
+def test_json_round_trip(tmp_path):
+    config = configs.resolve(original.get_config())
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert configs.of_workdir(tmp_path) == config
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not a readable config"):
+        configs.of_workdir(tmp_path)
+
+
+def test_differences_leave_out_what_may_change():
+    old = configs.resolve(default.get_config())
+    new = configs.resolve(default.get_config(), {"run.total_steps": 7, "run.seed": 3, "mesh.column": 2})
+    assert configs.differences(old, new) == ["run.seed: 0 -> 3"]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 188), (5.0, 938), (0.5, 94), (4.0, 750)])
+def test_epochs_to_steps(epochs, steps):
+    # 12,000 images in batches of 64 are 187.5 steps an epoch.
+    assert configs.steps_of(epochs, 12_000, 64) == steps

@@ -1,0 +1,209 @@
+"""`main.py` as users start it: real processes, real signals, exit codes and what is said."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import checkpoint, logs
+
+ROOT = pathlib.Path(__file__).parents[1]
+# A narrow net on the embedded images, with an evaluation on the way.
+TINY = [
+    "--config.data.batch_size=8",
+    "--config.data.stored_size=60",
+    "--config.data.image_size=55",
+    "--config.model.widths=(8,16,16,16,16,16)",
+    "--config.model.fc_widths=(32,32)",
+    "--config.run.log_every_steps=5",
+    "--config.run.eval_every_steps=20",
+    "--config.run.save_every_steps=15",
+]
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+
+
+def environment():
+    # One device, as on a laptop; the tests' own process has eight.
+    return {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+
+
+def run(*arguments, cwd=ROOT):
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=400
+    )
+
+
+def run_until(line, send, *arguments):
+    """Starts a run and sends it a signal once `line` is seen on standard error."""
+    process = subprocess.Popen(
+        command(*arguments), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    said = []
+    for text in process.stderr:
+        said.append(text)
+        if re.search(line, text):
+            process.send_signal(send)
+            break
+    said.append(process.stderr.read())
+    return process.wait(timeout=200), "".join(said)
+
+
+def untimed(workdir):
+    return [{k: v for k, v in line.items() if "second" not in k} for line in logs.read_metrics(workdir)]
+
+
+def params(workdir):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.device_get(checkpoint.restore_params(workdir, sharding)[0])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 60 steps that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    done = run(*TINY, f"--workdir={workdir}", "--config.run.total_steps=60")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_a_run_says_what_it_does_and_ends_with_0(whole):
+    workdir, done = whole
+    assert json.loads((workdir / "status.json").read_text())["status"] == "done"
+    assert done.stdout == ""
+    for said in ("12,000 train images in 10 classes", "step 60/60", "top-1 error", "tensorboard --logdir"):
+        assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {"config.json", "metrics.jsonl", "status.json", "checkpoints"} <= {
+        p.name for p in workdir.iterdir()
+    }
+    # Nothing but our own lines: the libraries' chatter is kept away.
+    assert not re.search(r"^[IWE]\d{4} |oneDNN|absl::InitializeLog", done.stderr, re.M)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 75), ("SIGKILL", -9)])
+def test_an_interrupted_run_goes_on_to_the_same_bits(whole, tmp_path, name, code):
+    arguments = [*TINY, f"--workdir={tmp_path / 'run'}", "--config.run.total_steps=60"]
+    returned, said = run_until(r"step 25/60", getattr(signal, name), *arguments)
+    assert returned == code, said
+    if code == 75:
+        assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "interrupted"
+        assert f"go on      the same command with --workdir={tmp_path / 'run'}" in said
+    resumed = run(*arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "steps      0 to" not in resumed.stderr
+    jax.tree.map(np.testing.assert_array_equal, params(whole[0]), params(tmp_path / "run"))
+    assert untimed(tmp_path / "run") == untimed(whole[0])
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    process = subprocess.Popen(
+        command(*TINY, f"--workdir={tmp_path / 'run'}"),
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    for text in process.stderr:
+        if "step 25/" in text:
+            break
+    process.send_signal(signal.SIGSTOP)  # both signals arrive before it can act on the first
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.stderr.read()
+    assert process.wait(timeout=60) in (-signal.SIGTERM, 75)
+    # What was saved before is there and goes on.
+    resumed = run(*TINY, f"--workdir={tmp_path / 'run'}", "--config.run.total_steps=30")
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_eval_mode_tests_the_last_checkpoint(whole):
+    workdir, _ = whole
+    done = run("--mode=eval", f"--workdir={workdir}", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    expected = json.loads((workdir / "status.json").read_text())["eval"]
+    assert result["step"] == 60
+    assert result["top1_error"] == expected["top1_error"]
+    assert result["examples"] == 2000
+
+
+def test_without_a_workdir_a_fresh_one_is_made_where_the_user_is(tmp_path):
+    done = run(*TINY, "--config.run.total_steps=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (made,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"default-\d{8}-\d{6}", made.name)
+
+
+def test_summary_of_the_paper_s_net():
+    table = run("--config=configs/imagenet2012.py", "--mode=summary")
+    assert "60,965,224" in table.stdout
+    assert "724,406,816" in table.stdout
+    assert "659,272" in table.stdout
+    as_json = json.loads(run("--config=configs/imagenet2012.py", "--mode=summary", "--json").stdout)
+    assert as_json["total"]["parameters"] == 60_965_224
+    assert [layer["name"] for layer in as_json["layers"]][:2] == ["conv1", "conv2"]
+
+
+def test_help_is_for_people():
+    done = run("--help")
+    assert done.returncode == 0
+    assert "--workdir" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+BROKEN = "def get_config(:\n"
+RAISES = "def get_config():\n    raise RuntimeError('no such thing')\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config=configs/no_such.py"], "--config=configs/no_such.py"),
+        (["--config={tmp}/broken.py"], "SyntaxError"),
+        (["--config={tmp}/raises.py"], "no such thing"),
+        (["--config.data.batchsize=3"], "did you mean 'batch_size'"),
+        (["--config.nothing.at.all=3"], "--config.nothing.at.all"),
+        (["--config.data.batch_size=many"], "config.data.batch_size=many"),
+        (["--config.model.variant=papper"], "did you mean 'paper'"),
+        (["--config.model.layer1=activation lnr pool"], "model.layer1"),
+        (["--config.run.total_steps=5", "--config.run.total_epochs=1"], "set exactly one"),
+        (["--config.data.source=tfds:imagenete"], "did you mean imagenette"),
+        (["--config.data.source=folder:/no/such/folder"], "/no/such/folder"),
+        (["--config.data.source=nowhere"], "data.source=nowhere"),
+        (["--config.data.batch_size=7", "--config.mesh.data=2"], "mesh.data=2"),
+        (["--config.data.image_size=30"], "too small"),
+        (["--workdir=/proc/no/such"], "--workdir=/proc/no/such"),
+        (["--workdir={tmp}/a_file"], "a_file"),
+        (["--mode=eval"], "--workdir"),
+        (["--mode=eval", "--workdir={tmp}/empty"], "config.json"),
+        (["--mode=test"], "--mode"),
+        (["--confg=x"], "confg"),
+        (["train"], "'train'"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(tmp_path, arguments, named):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "raises.py").write_text(RAISES)
+    (tmp_path / "a_file").write_text("")
+    (tmp_path / "empty").mkdir()
+    done = run(*(a.format(tmp=tmp_path) for a in arguments))
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert named in lines[0]
+    assert done.stdout == ""
