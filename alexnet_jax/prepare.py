@@ -45,6 +45,10 @@ class Settings:
     def shards(self, split: str) -> int:
         return -(-self.splits[split] // self.shard_examples)
 
+    def indices(self, split: str, shard: int) -> np.ndarray:
+        first = shard * self.shard_examples
+        return np.arange(first, min(first + self.shard_examples, self.splits[split]))
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardReport:
@@ -107,21 +111,22 @@ def prepare(
     settings = Settings(source, lengths, image_size, quality, shard_examples)
     partial = _begin(out, settings)
     name = _dataset_name(out)
-    with tqdm.tqdm(
-        total=sum(lengths.values()), unit=" images", desc=f"Preparing {out.name}", disable=None
-    ) as bar:
-        for split in splits:
-            for shard in range(settings.shards(split)):
-                report_path = _report_path(partial, split, shard)
-                path = records.shard_path(partial, name, split, shard, settings.shards(split))
-                first = shard * shard_examples
-                indices = np.arange(first, min(first + shard_examples, lengths[split]))
-                if report_path.exists() and path.exists():
-                    bar.initial += len(indices)  # what was there before says nothing about this run's rate
-                    bar.update(len(indices))
-                    continue
-                report = _write_shard(path, opened[split], indices, image_size, quality, bar)
-                report.save(report_path)
+    shards = [(split, shard) for split in splits for shard in range(settings.shards(split))]
+
+    def path(split: str, shard: int) -> pathlib.Path:
+        return records.shard_path(partial, name, split, shard, settings.shards(split))
+
+    # A report is written after its shard: where it is, the shard is whole.
+    to_do = [
+        shard for shard in shards if not (_report_path(partial, *shard).exists() and path(*shard).exists())
+    ]
+    total, left = (sum(len(settings.indices(*shard)) for shard in some) for some in (shards, to_do))
+    title = f"Preparing {out.name}"
+    with tqdm.tqdm(total=total, initial=total - left, unit=" images", desc=title, disable=None) as bar:
+        for split, shard in to_do:
+            indices = settings.indices(split, shard)
+            report = _write_shard(path(split, shard), opened[split], indices, image_size, quality, bar)
+            report.save(_report_path(partial, split, shard))
     bad = _finish(partial, name, settings, opened)
     partial.rename(out)
     return bad
@@ -235,6 +240,8 @@ def _finish(
             f"JPEG quality {settings.quality}."
         ),
     )
+    for left_by_a_kill in partial.glob(".*.tmp"):
+        left_by_a_kill.unlink()
     shutil.rmtree(partial / "reports")
     (partial / _SETTINGS_FILE).unlink()
     return bad

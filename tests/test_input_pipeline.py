@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -176,3 +178,41 @@ def test_a_program_ends_while_batches_are_in_the_making(end):
     assert done.returncode == {"b": 0, "s": 75, "r": -signal.SIGINT}[end[0]], done.stderr
     assert done.stdout == "64.0\n"
     assert done.stderr == "" or end[0] == "r"
+
+
+START = """
+import resource, time
+import numpy as np
+from alexnet_jax import input_pipeline
+from test_input_pipeline import Numbered
+
+def first_batch(count, start_step):
+    batches = input_pipeline.train_batches(
+        Numbered(count), batch_size=128, image_size=8, seed=1, start_step=start_step
+    )
+    indices = next(batches)["index"]
+    batches.close()
+    return indices
+
+first_batch(100, 0)
+before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+indices = first_batch({count}, {start})
+print(time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+assert 0 <= indices.min() and indices.max() < {count} and len(set(indices)) == 128
+"""
+
+
+@pytest.mark.parametrize("count", [1_281_167, 15_000_000])
+@pytest.mark.parametrize("epoch", [0, 7.5])
+def test_imagenet_starts_at_once_anywhere_and_in_little_memory(count, epoch):
+    program = START.format(count=count, start=int(epoch * count / 128))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr
+    seconds, kilobytes = map(float, done.stdout.split())
+    assert seconds < 5 and kilobytes < 300_000
