@@ -43,7 +43,7 @@ LAYERS = tuple(TORCH_NAMES)
 _CONVOLUTIONS, _DENSE = LAYERS[:5], LAYERS[5:]
 _WRAPPERS = {"module", "model", "_orig_mod"}  # what DataParallel, trainers and torch.compile put around names
 _OWN = "alexnet_jax"  # where our files keep a description of the net beside its weights
-_IMAGENET_CLASSES = pathlib.Path(__file__).parent / "data" / "imagenet_classes.txt"
+_IMAGENET_CLASSES = pathlib.Path(__file__).parent / "data" / "imagenet2012" / "class_names.txt"
 
 Layers = dict[str, tuple[Any, Any]]  # by layer, weight and bias: arrays, or tensors still in their file
 
@@ -53,11 +53,13 @@ class Pretrained:
     """A net with its weights and all that is needed to use it.
 
     Attributes:
+      path: where they were read.
       variables: `{"params": ...}`; layers that the file lacks are not in it.
       missing: names of those layers.
       classes: readable names by label, or None where they are not known.
     """
 
+    path: pathlib.Path
     model: AlexNet
     variables: dict[str, Any]
     preprocess: Preprocess
@@ -108,7 +110,7 @@ def read(
     classes = stored.description.get("classes")
     if classes is None and model.num_classes == 1000:
         classes = [name for _, name in imagenet_classes()]
-    return Pretrained(model, variables, preprocess, missing, None if classes is None else tuple(classes))
+    return Pretrained(path, model, variables, preprocess, missing, classes and tuple(classes))
 
 
 def locate(path: str | os.PathLike[str]) -> pathlib.Path:
