@@ -2,6 +2,8 @@
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import AlexNet, create_model
+from alexnet_jax.preprocess import Preprocess
+from alexnet_jax.pretrained import load_pretrained, save_pretrained
 
-__all__ = ["AlexNet", "UserError", "create_model"]
+__all__ = ["AlexNet", "Preprocess", "UserError", "create_model", "load_pretrained", "save_pretrained"]
 __version__ = "0.1.0"

@@ -20,6 +20,7 @@ from PIL import Image
 
 from alexnet_jax import augment, images
 from alexnet_jax.errors import UserError
+from alexnet_jax.statistics import resize_mean
 
 RESIZES = ("central", "torchvision", "squash")
 
@@ -97,11 +98,18 @@ class Preprocess:
 
     def view(self, stored: Any) -> jax.Array:
         """The central patches, normalised: uint8 `[B, S, S, 3]` to float32 `[B, crop_size, crop_size, 3]`."""
-        return augment.centre_view(jnp.asarray(stored), mean=self.mean, size=self.crop_size) / self.std
+        images = jnp.asarray(stored)
+        return augment.centre_view(images, mean=self.mean, std=self.std, size=self.crop_size)
 
     def ten_views(self, stored: Any) -> jax.Array:
         """The ten views of section 4.1, normalised: float32 `[10, B, crop_size, crop_size, 3]`."""
-        return augment.ten_views(jnp.asarray(stored), mean=self.mean, size=self.crop_size) / self.std
+        images = jnp.asarray(stored)
+        return augment.ten_views(images, mean=self.mean, std=self.std, size=self.crop_size)
+
+    def resized(self, stored_size: int, crop_size: int) -> "Preprocess":
+        """The same for other sizes, for images that come by the rule `central`, as all do in training."""
+        mean = resize_mean(self.mean, stored_size)
+        return Preprocess(stored_size, crop_size, "central", mean, self.std)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; a mean image as base64 of its float32 numbers."""

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from alexnet_jax import caffe_files, download, torch_files
+from alexnet_jax import caffe_files, checkpoint, download, torch_files
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import replacing
 from alexnet_jax.model import VARIANTS, AlexNet, create_model
@@ -42,6 +42,7 @@ TORCH_NAMES = {
 LAYERS = tuple(TORCH_NAMES)
 _CONVOLUTIONS, _DENSE = LAYERS[:5], LAYERS[5:]
 _WRAPPERS = {"module", "model", "_orig_mod"}  # what DataParallel, trainers and torch.compile put around names
+DESCRIPTION = "net.json"  # of a workdir
 _OWN = "alexnet_jax"  # where our files keep a description of the net beside its weights
 _IMAGENET_CLASSES = pathlib.Path(__file__).parent / "data" / "imagenet2012" / "class_names.txt"
 
@@ -93,6 +94,8 @@ def read(
 ) -> Pretrained:
     """As `load_pretrained`, with the names of the classes and of the layers that are missing."""
     path = locate(path)
+    if path.is_dir():
+        return _read_workdir(path)
     stored = _read(path)
     model, preprocess = _recognise(path, stored, variant)
     if mean is not None:
@@ -404,6 +407,71 @@ def _check_shapes(path: pathlib.Path, stored: _Stored, wanted: Mapping[str, Any]
         raise UserError(f"{path}: not this AlexNet: {'; '.join(wrong)}")
 
 
+# --- Runs -----------------------------------------------------------------------------------------------
+
+
+def describe(workdir: pathlib.Path, model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
+    """Writes what a run's weights are of, so that they can be used without its config or its data."""
+    with replacing(workdir / DESCRIPTION) as temporary:
+        temporary.write_text(_description(model, preprocess, classes))
+
+
+def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
+    """The net of a run, without its weights.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    path = pathlib.Path(workdir) / DESCRIPTION
+    try:
+        description = _parse(path, path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: not to be read ({error.strerror}); give the workdir of a run") from error
+    model, preprocess = _recognise(path, _Stored({}, {}, description), None)
+    return Pretrained(path.parent, model, {}, preprocess, classes=tuple(description["classes"]))
+
+
+def _read_workdir(path: pathlib.Path) -> Pretrained:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    described = read_description(path)
+    params, _ = checkpoint.restore_params(path, sharding)
+    return dataclasses.replace(described, variables={"params": params})
+
+
+# What may differ between a net and the weights it starts from: none of it changes what the trunk computes.
+_FREE = {"num_classes", "dropout", "init_scheme", "hidden_bias"}
+
+
+def start_from(
+    loaded: Pretrained, model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """The parameters that a net for `classes` takes over, by layer; fc8 only where the classes are the same.
+
+    Raises:
+      UserError: they are of another net.
+    """
+    other = loaded.model
+    for key in AlexNet.__dataclass_fields__:
+        if key not in {"parent", "name", *_FREE} and getattr(other, key) != getattr(model, key):
+            raise UserError(
+                f"init.path={loaded.path}: its net has {key}={getattr(other, key)!r}, this config's "
+                f"{getattr(model, key)!r}; set model.variant, or model.{key}, to its own"
+            )
+    if other.num_classes != model.num_classes or (loaded.classes or classes) != classes:
+        kept = {name: its for name, its in loaded.variables["params"].items() if name != "fc8"}
+    else:
+        kept = dict(loaded.variables["params"])
+    shapes = _param_shapes(model, preprocess.crop_size)
+    for name, its in kept.items():
+        found, wanted = its["kernel"].shape, shapes[name]["kernel"].shape
+        if found != wanted:
+            raise UserError(
+                f"init.path={loaded.path}: {name} is {list(found)}, not {list(wanted)}; "
+                f"set data.image_size={loaded.preprocess.crop_size}"
+            )
+    return kept
+
+
 # --- Out ------------------------------------------------------------------------------------------------
 
 
@@ -427,9 +495,7 @@ def save_pretrained(
     path = pathlib.Path(path)
     layer_shapes(model, preprocess.crop_size)  # refuses nets without a counterpart
     layers = to_layers(model, variables["params"])
-    description = json.dumps(
-        {"model": _fields(model), "preprocess": preprocess.to_json(), "classes": classes}
-    )
+    description = _description(model, preprocess, classes)
     if path.suffix == ".npz":
         layers = _swap_colours(layers)
         arrays = {f"{name}/{i}": array for name, pair in layers.items() for i, array in enumerate(pair)}
@@ -445,11 +511,16 @@ def save_pretrained(
         with replacing(path) as temporary:
             safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt", _OWN: description})
     else:
-        raise UserError(f"{path}: weights are written as .safetensors, .pth or .npz")
+        raise UserError(f"{path}: weights are written as .safetensors, .pth, .npz or, by export, .stablehlo")
+
+
+def _description(model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...] | None) -> str:
+    values = {"model": _fields(model), "preprocess": preprocess.to_json(), "classes": classes}
+    return json.dumps(values)
 
 
 def _fields(model: AlexNet) -> dict[str, Any]:
     """What `create_model` needs to make the same net."""
-    skipped = {"parent", "name", "column_axis", "column_shards"}
+    skipped = {"parent", "name", "reads", "column_axis", "column_shards"}
     fields = {key: field for key, field in AlexNet.__dataclass_fields__.items() if key not in skipped}
     return {key: value for key in fields if (value := getattr(model, key)) != fields[key].default}
