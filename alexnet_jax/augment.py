@@ -70,6 +70,7 @@ def training_views(
     example_ids: Array,
     *,
     mean: Array,
+    std: Array | float = 1.0,
     size: int,
     sqrt_eigenvalues: Array,
     eigenvectors: Array,
@@ -86,6 +87,7 @@ def training_views(
       example_ids: `[B]`, places in the global batch.
       mean: `[S, S, 3]` mean image or `[3]` mean colour, in grey levels; the mean image is cropped and
         mirrored with the picture, as in the 2012 code, which subtracts before it crops.
+      std: `[3]`, by which the result is divided in the end; 1 in the paper.
       run_length: how many images in a row share a crop and a flip: 32 in the 2012 code, 1 in the paper.
       colour: `none`, `paper` or `original`; the last also divides the image by 1.1 in training, "so that the
         scale stays as at test time".
@@ -98,27 +100,27 @@ def training_views(
     x = jax.vmap(view)(images, offsets, flips).astype(jnp.float32)
     x -= jax.vmap(view, in_axes=(None, 0, 0))(mean, offsets, flips) if mean.ndim == 3 else mean
     if colour == "none":
-        return x
+        return x / std
     shift = colour_shift(colour_key, example_ids, sqrt_eigenvalues, eigenvectors, formula=colour)
     shifted = x + shift[:, None, None, :]
     if colour == "original":
         shifted /= 1.1
-    return jnp.where(colour_on, shifted, x)
+    return jnp.where(colour_on, shifted, x) / std
 
 
-def centre_view(images: Array, *, mean: Array, size: int) -> Array:
-    """The central patch, minus the mean: `[B, S, S, 3]` uint8 to `[B, size, size, 3]` float32."""
-    x = images.astype(jnp.float32) - mean
+def centre_view(images: Array, *, mean: Array, std: Array | float = 1.0, size: int) -> Array:
+    """The central patch, minus the mean, by std: `[B, S, S, 3]` uint8 to `[B, size, size, 3]` float32."""
+    x = (images.astype(jnp.float32) - mean) / std
     start = (images.shape[1] - size) // 2
     return x[:, start : start + size, start : start + size, :]
 
 
-def ten_views(images: Array, *, mean: Array, size: int) -> Array:
+def ten_views(images: Array, *, mean: Array, std: Array | float = 1.0, size: int) -> Array:
     """The four corner patches and the central one, then their mirrors (section 4.1).
 
     `[B, S, S, 3]` uint8 to `[10, B, size, size, 3]` float32.
     """
-    x = images.astype(jnp.float32) - mean
+    x = (images.astype(jnp.float32) - mean) / std
     margin = images.shape[1] - size
     corners = [(0, 0), (0, margin), (margin, 0), (margin, margin), (margin // 2, margin // 2)]
     views = jnp.stack([x[:, top : top + size, left : left + size, :] for top, left in corners])

@@ -51,6 +51,11 @@ class Checkpoints:
         self._orbax.close()
 
 
+def exist(workdir: pathlib.Path) -> bool:
+    """Whether a run has saved a checkpoint."""
+    return any(path.name.isdigit() for path in (workdir / DIRECTORY).glob("*"))
+
+
 def restore_params(workdir: str | pathlib.Path, sharding: jax.sharding.Sharding) -> tuple[Any, int]:
     """The parameters of a run's newest checkpoint, placed by `sharding`, and its step.
 

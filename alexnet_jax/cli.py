@@ -1,6 +1,7 @@
 """What the commands share: one clear line and exit code 2 for a user's mistake, never a traceback."""
 
 import datetime
+import os
 import pathlib
 import re
 import sys
@@ -34,6 +35,20 @@ def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> 
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(WRONG_USE)
+
+
+def command(main: Callable[[], int]) -> NoReturn:
+    """Exits with the code that `main` gives, or with 2 after one line on standard error."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(WRONG_USE)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def parse_flags(argv: list[str]) -> None:

@@ -65,6 +65,13 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Init:
+    """What the weights start from."""
+
+    path: str | None  # trained weights, as `load_pretrained` reads them; None for random ones
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How many devices each axis has; -1 for what is left."""
 
@@ -100,6 +107,7 @@ class Config:
     augment: Augment
     optimizer: Optimizer
     mesh: MeshConfig
+    init: Init
     run: Run
 
     def to_json(self) -> str:
@@ -110,7 +118,7 @@ class Config:
 FILE_NAME = "config.json"  # of a workdir
 
 # Fields of `AlexNet` that are not the user's to set: classes come from the data, the layout from the mesh.
-_NOT_SWITCHES = ("parent", "name", "num_classes", "column_axis", "column_shards")
+_NOT_SWITCHES = ("parent", "name", "num_classes", "reads", "column_axis", "column_shards")
 MODEL_SWITCHES = tuple(key for key in model.AlexNet.__dataclass_fields__ if key not in _NOT_SWITCHES)
 
 # Keys that may change when a run goes on: they say how long, where and how often, not what is computed.
@@ -153,6 +161,7 @@ def resolve(
         augment=_section(Augment, values["augment"], "augment"),
         optimizer=_section(Optimizer, values["optimizer"], "optimizer"),
         mesh=_section(MeshConfig, values["mesh"], "mesh"),
+        init=_section(Init, values["init"], "init"),
         run=_section(Run, values["run"], "run"),
     )
     _check_values(config)

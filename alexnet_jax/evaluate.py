@@ -11,10 +11,11 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh, NamedSharding
 
-from alexnet_jax import checkpoint, columns, input_pipeline, sources, steps
+from alexnet_jax import checkpoint, columns, input_pipeline, pretrained, sources, steps
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import AlexNet
+from alexnet_jax.preprocess import Preprocess
 from alexnet_jax.statistics import ILSVRC, Statistics
 
 HostBatch = dict[str, np.ndarray]
@@ -62,11 +63,11 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def make_evaluator(
-    config: configs.Config, model: AlexNet, mesh: Mesh, source: sources.Source, mean: np.ndarray
+    config: configs.Config, model: AlexNet, mesh: Mesh, source: sources.Source, preprocess: Preprocess
 ) -> Callable[..., Result]:
     """Gives `evaluate(params, show_progress=False)`, which tests the net on all of `source`."""
     views = config.run.eval_views
-    eval_step = steps.make_eval_step(model, mesh, jnp.asarray(mean), config.data.image_size, views)
+    eval_step = steps.make_eval_step(model, mesh, preprocess, views)
 
     def evaluate(params: Any, show_progress: bool = False) -> Result:
         batches = input_pipeline.eval_batches(
@@ -107,11 +108,12 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
     """
     mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
     check_batch_size(config.data.batch_size, mesh)
-    train_source, source = (open_source(config, split) for split in ("train", "test"))
-    mean = statistics_of(train_source).mean(config.augment.mean, config.data.stored_size)
+    source = open_source(config, "test")
+    preprocess = pretrained.read_description(workdir).preprocess
+    preprocess = preprocess.resized(config.data.stored_size, config.data.image_size)
     model = configs.build_model(config, source.num_classes)
     params, step = checkpoint.restore_params(workdir, NamedSharding(mesh, columns.PARAMETERS))
-    return make_evaluator(config, model, mesh, source, mean)(params, show_progress=True), step
+    return make_evaluator(config, model, mesh, source, preprocess)(params, show_progress=True), step
 
 
 def open_source(config: configs.Config, split: str) -> sources.Source:

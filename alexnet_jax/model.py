@@ -60,6 +60,8 @@ class AlexNet(nn.Module):
       init_scheme: `paper` (std 0.01 everywhere), `original` (0.03 for conv3 to conv5), `caffe`, `he` or
         `torch`.
       hidden_bias: initial bias of conv2, conv4, conv5, conv6, fc6 and fc7; None for the one of `init_scheme`.
+      reads: `images`, or `pool5` for a net that is given what its convolutions made of them, the channels of
+        all columns side by side.
       column_axis: inside `shard_map`, the mesh axis along which the columns lie.
       column_shards: over how many devices they lie; each then holds `columns / column_shards`.
     """
@@ -88,6 +90,7 @@ class AlexNet(nn.Module):
     dropout_scaled: bool = False
     init_scheme: str = "paper"
     hidden_bias: float | None = None
+    reads: str = "images"
     column_axis: str | None = None
     column_shards: int = 1
 
@@ -162,16 +165,19 @@ class AlexNet(nn.Module):
 
         # The shapes are those of one column of the paper's net, for images of 224 x 224.
         xs = [images] * (self.columns // self.column_shards)  # [B, 224, 224, 3], both columns see the image
-        xs = convolve("conv1", xs, conv1, window=11, stride=4, padding=pad1)  # [B, 55, 55, 48]
-        xs = follow(1, self.layer1, xs)  # [B, 27, 27, 48]
-        xs = convolve("conv2", xs, conv2, window=5, padding=pad2)  # [B, 27, 27, 128]
-        xs = follow(2, self.layer2, xs)  # [B, 13, 13, 128]
-        xs = convolve("conv3", xs, conv3, window=3, padding=pad3)  # [B, 13, 13, 192], sees both columns
-        xs = follow(3, "activation", xs)
-        xs = convolve("conv4", xs, conv4, window=3, padding=pad4)  # [B, 13, 13, 192]
-        xs = follow(4, "activation", xs)
-        xs = convolve("conv5", xs, conv5, window=3, padding=pad5)  # [B, 13, 13, 128]
-        xs = follow(5, self.layer5, xs)  # [B, 6, 6, 128]
+        if self.reads == "images":
+            xs = convolve("conv1", xs, conv1, window=11, stride=4, padding=pad1)  # [B, 55, 55, 48]
+            xs = follow(1, self.layer1, xs)  # [B, 27, 27, 48]
+            xs = convolve("conv2", xs, conv2, window=5, padding=pad2)  # [B, 27, 27, 128]
+            xs = follow(2, self.layer2, xs)  # [B, 13, 13, 128]
+            xs = convolve("conv3", xs, conv3, window=3, padding=pad3)  # [B, 13, 13, 192], sees both columns
+            xs = follow(3, "activation", xs)
+            xs = convolve("conv4", xs, conv4, window=3, padding=pad4)  # [B, 13, 13, 192]
+            xs = follow(4, "activation", xs)
+            xs = convolve("conv5", xs, conv5, window=3, padding=pad5)  # [B, 13, 13, 128]
+            xs = follow(5, self.layer5, xs)  # [B, 6, 6, 128]
+        else:
+            xs = [self._own(x, i, conv5 // self.columns) for i, x in enumerate(xs)]  # [B, 6, 6, 128]
         if self.conv6:
             xs = convolve("conv6", xs, conv6, window=3, padding=1)  # [B, 6, 6, 128], sees both columns
             xs = keep("conv6_activation", [ACTIVATIONS[self.activation](x) for x in xs])

@@ -46,9 +46,7 @@ class Statistics:
                 "augment.mean=image: these images come without a mean image; set augment.mean=colour, or "
                 "prepare them (python -m alexnet_jax.prepare), which computes it"
             )
-        channels = [Image.fromarray(self.mean_image[..., c]) for c in range(3)]
-        resized = [channel.resize((size, size), Image.Resampling.BILINEAR) for channel in channels]
-        return np.stack([np.asarray(channel, np.float32) for channel in resized], axis=-1)
+        return resize_mean(self.mean_image, size)
 
     def save(self, directory: str | pathlib.Path) -> None:
         """Writes `statistics.npz` under `directory`; loaded without pickle."""
@@ -70,6 +68,15 @@ class Statistics:
                 return cls(**{key: np.asarray(arrays[key], np.float32) for key in arrays.files})
         except Exception as error:
             raise UserError(f"{path}: not a statistics file ({error}); make it anew or delete it") from error
+
+
+def resize_mean(mean: np.ndarray, size: int) -> np.ndarray:
+    """A mean image for images of `size` x `size`, `[size, size, 3]` float32; a mean colour `[3]` as it is."""
+    if mean.ndim == 1:
+        return mean
+    channels = [Image.fromarray(mean[..., c]) for c in range(3)]
+    resized = [channel.resize((size, size), Image.Resampling.BILINEAR) for channel in channels]
+    return np.stack([np.asarray(channel, np.float32) for channel in resized], axis=-1)
 
 
 # The authors' own, over ILSVRC at 256 x 256, as released with the 2012 code.

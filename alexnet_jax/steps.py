@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from alexnet_jax import augment, columns
+from alexnet_jax import columns
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import AlexNet
+from alexnet_jax.preprocess import Preprocess
 
 Array = jax.Array
 Batch = dict[str, Array]  # image uint8 [B, S, S, 3], label int32 [B], weight float32 [B]
@@ -200,7 +201,7 @@ def _percent(values: Array, weights: Array) -> Array:
 
 
 def make_eval_step(
-    model: AlexNet, mesh: Mesh, mean: Array, size: int, views: int
+    model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
 ) -> Callable[[Any, Batch], Metrics]:
     """Compiles `eval_step(params, batch)`: sums over the examples with weight.
 
@@ -216,12 +217,10 @@ def make_eval_step(
     def log_probabilities(params: Any, images: Array) -> Array:
         key, example_ids = jax.random.key(0), jnp.arange(images.shape[0])  # nothing is random here
         if views == 1:
-            return jax.nn.log_softmax(
-                forward(params, augment.centre_view(images, mean=mean, size=size), key, example_ids)
-            )
+            return jax.nn.log_softmax(forward(params, preprocess.view(images), key, example_ids))
         by_view = jax.lax.map(
             lambda x: jax.nn.log_softmax(forward(params, x, key, example_ids)),
-            augment.ten_views(images, mean=mean, size=size),
+            preprocess.ten_views(images),
         )
         # The log of the mean probability, without leaving logs: a small one would become 0 and its loss
         # infinite.

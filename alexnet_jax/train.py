@@ -18,12 +18,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from alexnet_jax import augment, checkpoint, columns, evaluate, input_pipeline, logs, steps
+from alexnet_jax import augment, checkpoint, columns, evaluate, input_pipeline, logs, pretrained, steps, trunk
 from alexnet_jax import config as configs
 from alexnet_jax import optimizer as optimizers
 from alexnet_jax import workdir as workdirs
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import AlexNet
+from alexnet_jax.preprocess import Preprocess
 from alexnet_jax.sources import Source
 from alexnet_jax.statistics import Statistics
 
@@ -67,6 +68,8 @@ class Run:
     evaluate: Callable[..., evaluate.Result]
     init_state: Callable[[], steps.TrainState]
     abstract_state: steps.TrainState
+    preprocess: Preprocess
+    start: dict[str, Any]
     total_steps: int
     eval_every: int
     save_every: int
@@ -92,6 +95,7 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
     run = build(config, pathlib.Path(workdir))
     workdirs.open_workdir(run.workdir, config)
     with workdirs.locked(run.workdir):
+        pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
         logs.write_status(run.workdir, "running")
         try:
             return _train(run)
@@ -110,13 +114,18 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
     evaluate.check_batch_size(data.batch_size, mesh)
     source, test_source = (evaluate.open_source(config, split) for split in ("train", "test"))
     statistics = evaluate.statistics_of(source)
-    mean = statistics.mean(config.augment.mean, data.stored_size)
-
     model = configs.build_model(config, source.num_classes)
+    init = None
+    if config.init.path is not None and not checkpoint.exist(workdir):
+        init = pretrained.read(config.init.path, partial=True)
+    preprocess = build_preprocess(config, workdir, statistics, init)
     in_steps = functools.partial(configs.in_steps, run, num_examples=len(source), batch_size=data.batch_size)
     total_steps = in_steps("total")
     optimizer = build_optimizer(config, len(source), total_steps)
-    view = build_view(config, statistics, mean, len(source))
+    view = build_view(config, statistics, preprocess, len(source))
+    trained = model
+    if trunk.rests(config):
+        trained, view = model.clone(reads="pool5"), trunk.view
 
     def init_state() -> steps.TrainState:
         return steps.init_state(model, optimizer, data.image_size, run.seed, mesh)
@@ -128,15 +137,33 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
         source=source,
         model=model,
         train_step=steps.make_train_step(
-            model, optimizer, mesh, view, seed=run.seed, log_every=run.log_every_steps
+            trained, optimizer, mesh, view, seed=run.seed, log_every=run.log_every_steps
         ),
-        evaluate=evaluate.make_evaluator(config, model, mesh, test_source, mean),
+        evaluate=evaluate.make_evaluator(config, model, mesh, test_source, preprocess),
         init_state=init_state,
         abstract_state=steps.abstract_state(init_state, mesh),
+        preprocess=preprocess,
+        start={} if init is None else pretrained.start_from(init, model, preprocess, source.class_names),
         total_steps=total_steps,
         eval_every=in_steps("eval_every"),
         save_every=in_steps("save_every"),
     )
+
+
+def build_preprocess(
+    config: configs.Config,
+    workdir: pathlib.Path,
+    statistics: Statistics,
+    init: pretrained.Pretrained | None,
+) -> Preprocess:
+    """What a run that goes on began with, else that of the weights it starts from, else by the statistics."""
+    data = config.data
+    if (workdir / pretrained.DESCRIPTION).exists():
+        return pretrained.read_description(workdir).preprocess.resized(data.stored_size, data.image_size)
+    if init is not None:
+        return init.preprocess.resized(data.stored_size, data.image_size)
+    mean = statistics.mean(config.augment.mean, data.stored_size)
+    return Preprocess(data.stored_size, data.image_size, mean=mean)
 
 
 def build_optimizer(
@@ -170,14 +197,15 @@ def build_optimizer(
 
 
 def build_view(
-    config: configs.Config, statistics: Statistics, mean: np.ndarray, num_examples: int
+    config: configs.Config, statistics: Statistics, preprocess: Preprocess, num_examples: int
 ) -> Callable[..., jax.Array]:
     """What the net sees of a training image: `view(images, key, example_ids, step=...)`."""
     aug = config.augment
     view = functools.partial(
         augment.training_views,
-        mean=jnp.asarray(mean),
-        size=config.data.image_size,
+        mean=jnp.asarray(preprocess.mean),
+        std=jnp.asarray(preprocess.std),
+        size=preprocess.crop_size,
         sqrt_eigenvalues=jnp.asarray(statistics.pca_sqrt_eigenvalues),
         eigenvectors=jnp.asarray(statistics.pca_eigenvectors),
         crop=aug.crop,
@@ -234,7 +262,7 @@ def loop(
     step = int(state.step)
     if is_due(step, run.eval_every) and record.evaluated_step != step:  # interrupted before its evaluation
         state = evaluate_and_log(run, log, state, record, step)
-    batches = TrainingBatches(run, log, step)
+    batches = TrainingBatches(run, log, open_batches(run, state.params, step))
     meter = Meter(run, log)
     while step < run.total_steps and not record.plateau.finished and not signals.received:
         state, metrics = run.train_step(state, next(batches))
@@ -269,7 +297,12 @@ def is_due(step: int, every: int) -> bool:
 def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[steps.TrainState, Record]:
     """The newest checkpoint's state, or a fresh one."""
     if checkpoints.latest_step() is None:
-        return run.init_state(), Record()
+        state = run.init_state()
+        start = {
+            name: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), its, state.params[name])
+            for name, its in run.start.items()
+        }
+        return state.replace(params={**state.params, **start}), Record()
     state, record = checkpoints.restore(run.abstract_state)
     return state, Record.from_json(record)
 
@@ -311,25 +344,31 @@ def save(
     checkpoints.save(step, state, record.to_json())
 
 
-class TrainingBatches(Iterator[steps.Batch]):
-    """The run's batches from a step on, on the mesh; unreadable images are named, waits are timed."""
+def open_batches(run: Run, params: Any, start_step: int) -> Iterator[input_pipeline.Batch]:
+    """The run's batches from a step on, of images or of what a trunk at rest makes of them."""
+    data, seed = run.config.data, run.config.run.seed
+    if trunk.rests(run.config):
+        path = run.workdir / trunk.FILE_NAME
+        records = trunk.pooled_maps(path, run.model, params, run.preprocess, run.source)
+        return trunk.batches(records, data.batch_size, seed, start_step)
+    return input_pipeline.train_batches(
+        run.source,
+        batch_size=data.batch_size,
+        image_size=data.stored_size,
+        seed=seed,
+        start_step=start_step,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+    )
 
-    def __init__(self, run: Run, log: logs.RunLog, start_step: int):
-        data = run.config.data
+
+class TrainingBatches(Iterator[steps.Batch]):
+    """Batches on the mesh; unreadable images are named, waits are timed."""
+
+    def __init__(self, run: Run, log: logs.RunLog, batches: Iterator[input_pipeline.Batch]):
         self._log, self._source = log, run.source
         self._named: set[int] = set()
-        self._batches = evaluate.on_device(
-            input_pipeline.train_batches(
-                run.source,
-                batch_size=data.batch_size,
-                image_size=data.stored_size,
-                seed=run.config.run.seed,
-                start_step=start_step,
-                host_index=jax.process_index(),
-                host_count=jax.process_count(),
-            ),
-            run.mesh,
-        )
+        self._batches = evaluate.on_device(batches, run.mesh)
         self.wait_seconds = 0.0
 
     def __next__(self) -> steps.Batch:
@@ -433,6 +472,9 @@ def greet(run: Run, log: logs.RunLog, first_step: int) -> None:
         f"devices    {devices.shape[0]} x {devices.shape[1]} (data x column), {devices.flat[0].device_kind}; "
         f"jax {jax.__version__}"
     )
+    if run.start:
+        new = ", ".join(name for name in run.abstract_state.params if name not in run.start)
+        log.say(f"init       {', '.join(run.start)} of {run.config.init.path}; new: {new or 'nothing'}")
     log.say(f"steps      {first_step} to {run.total_steps}, {run.config.data.batch_size} images each")
 
 

@@ -77,6 +77,9 @@ def get_config() -> ml_collections.ConfigDict:
         "data": -1,  # all devices split the batch,
         "column": 1,  # both columns on each
     }
+    config.init = {
+        "path": placeholder(str),  # trained weights to start from; configs/finetune.py
+    }
     config.run = {
         "seed": 0,
         "total_steps": placeholder(int),

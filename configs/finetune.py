@@ -1,0 +1,45 @@
+"""New fully connected layers on trained convolutions, for photographs of your own.
+
+    python main.py --config=configs/finetune.py --config.data.source=folder:PHOTOS --config.init.path=WEIGHTS
+
+PHOTOS has `train/<class>/` and `val/<class>/`; WEIGHTS is what `alexnet_jax.load_pretrained` reads, all
+layers or the convolutions alone.
+"""
+
+import ml_collections
+
+from configs import default
+
+CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The convolutions rest and images are not changed, so what they make of each image is computed once.
+
+    `--config.augment.mirror=True` or another `optimizer.layer_rates` ends that: each step then takes as long
+    as in any training.
+    """
+    config = default.get_config()
+
+    config.data.source = "folder:photos"
+    config.data.batch_size = 32
+    config.data.stored_size = 256
+    config.data.image_size = 224
+
+    config.model.variant = "torchvision"
+
+    config.augment.crop = False
+    config.augment.mirror = False
+    config.augment.colour = "none"
+
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.drop_epochs = (15.0,)
+    config.optimizer.layer_rates = tuple((name, 0.0, 0.0) for name in CONVOLUTIONS)
+
+    config.init.path = "torchvision"
+
+    config.run.total_epochs = 20.0
+    config.run.log_every_steps = 8
+    config.run.save_every_epochs = 20.0
+    config.run.keep_checkpoints = 1
+    return config
