@@ -1,77 +1,250 @@
 """Checkpoints with orbax: what a run needs to go on as if never stopped.
 
-A checkpoint holds the device state (parameters, momentum, step) and the run's own record: plateau rule, last
-evaluation, counts. A directory appears under its final name only when it is whole.
+A checkpoint, `checkpoints/<step>`, holds the device state (parameters, momentum, step) and, in its metadata,
+the run's own record (plateau rule, last evaluation), the config, the versions and fingerprints of what was
+saved. A directory gets its final name only when it is whole; one that is damaged later does not match its
+fingerprints, is set aside, and the one before is used.
 """
 
+import json
 import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax.errors import UserError
 
-DIRECTORY = "checkpoints"
+DIRECTORY, DAMAGED = "checkpoints", "damaged"
+Array = jax.Array
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written; what was saved before is as it was."""
 
 
 class Checkpoints:
-    """The checkpoints of a run, under `workdir/checkpoints/<step>`."""
+    """The checkpoints of a run.
 
-    def __init__(self, workdir: pathlib.Path, keep: int = 1):
+    Args:
+      workdir: of the run.
+      keep: the newest so many stay, besides the best by validation error.
+      keep_every_steps: one each so many steps stays for good; None for none.
+      about: what else the metadata tells, such as the config and versions.
+      say: takes a line for the user.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        keep: int = 1,
+        keep_every_steps: int | None = None,
+        about: dict[str, Any] | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        self._workdir, self._about, self._say = workdir.resolve(), about or {}, say
         policies: Any = ocp.training.preservation_policies
-        self._orbax = ocp.training.Checkpointer(
-            str(workdir.resolve() / DIRECTORY),
-            preservation_policy=policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
+        kept = [
+            policies.LatestN(keep),
+            policies.BestN(
+                get_metric_fn=lambda metrics: -metrics["top1_error"],
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        if keep_every_steps is not None:
+            kept.append(policies.EveryNSteps(keep_every_steps, exact_interval=False))
+        self._policy = policies.AnyPreservationPolicy(kept)
+        self._open: ocp.training.Checkpointer | None = None
+        self.saved_step: int | None = None  # of the newest good checkpoint
 
-    def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, or None."""
-        latest = self._orbax.latest
-        return None if latest is None else latest.step
+    def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest good checkpoint's state, in the shapes and shardings given, and its record.
 
-    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
-        """Starts to save; training goes on meanwhile. A checkpoint of this step is not made twice."""
-        if self.latest_step() != step:
-            self._orbax.save_async(step, state, force=True, custom_metadata=record)
+        None where nothing was ever saved. What is damaged is moved to `workdir/damaged`, which is said.
 
-    def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """The newest checkpoint's state, in the shapes and shardings of `abstract_state`, and its record."""
-        step = self.latest_step()
-        record: Any = self._orbax.metadata(step).custom_metadata
-        return self._orbax.load(step, abstract_state), record
+        Raises:
+          UserError: there are checkpoints, but none that is whole.
+        """
+        directory = self._workdir / DIRECTORY
+        steps = _steps(directory)
+        found = None
+        for step in reversed(steps):
+            try:
+                about = _read_about(directory / str(step))
+                if found is None:
+                    state = ocp.load(str(directory / str(step)), abstract_state)
+                    _compare(about["fingerprints"]["state"], fingerprint(state))
+                    found, self.saved_step = (state, about["record"]), step
+            except Exception as error:  # as many kinds as there are kinds of damage
+                self._set_aside(step, error)
+        if steps and found is None:
+            raise UserError(
+                f"{directory}: every checkpoint was damaged (they are in {self._workdir / DAMAGED} now); "
+                "start the run again to train from the beginning, or in another --workdir"
+            )
+        return found
+
+    def save(self, step: int, state: Any, record: dict[str, Any], top1_error: float | None = None) -> None:
+        """Starts to save; training goes on meanwhile. A step that is saved already is not saved again.
+
+        Args:
+          top1_error: of these weights in %, where they were tested.
+
+        Raises:
+          SaveError: this or the last save could not be written.
+        """
+        if self.saved_step == step:
+            return
+        metrics: Any = None if top1_error is None else {"top1_error": top1_error}
+        prints = {"state": fingerprint(state), "params": fingerprint(state.params)}
+        about = _signed({"record": record, "fingerprints": prints, **self._about})
+        with self._save_errors():
+            self._orbax().save_async(
+                step, state, force=True, overwrite=True, metrics=metrics, custom_metadata=about
+            )
+            self.saved_step = step
 
     def wait(self) -> None:
-        """Until what was saved is on disk."""
-        self._orbax.wait()
+        """Until what was saved is on disk. Raises `SaveError` where it could not be written."""
+        if self._open is not None:
+            with self._save_errors():
+                self._open.wait()
 
     def close(self) -> None:
         """Waits and lets go."""
-        self._orbax.close()
+        if self._open is not None:
+            with self._save_errors():
+                self._open.close()
+
+    def _orbax(self) -> ocp.training.Checkpointer:
+        if self._open is None:
+            self._open = ocp.training.Checkpointer(
+                str(self._workdir / DIRECTORY), preservation_policy=self._policy, cleanup_tmp_directories=True
+            )
+        return self._open
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        damaged = self._workdir / DAMAGED
+        damaged.mkdir(exist_ok=True)
+        target = next(t for n in range(1000) if not (t := damaged / f"{step}.{n}").exists())
+        (self._workdir / DIRECTORY / str(step)).rename(target)
+        self._say(f"warning: checkpoint {step} is damaged ({_one_line(error)}); it is in {target} now")
+
+    @contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        """Turns whatever a failed write raises into `SaveError`."""
+        try:
+            yield
+        except Exception as error:
+            self._open = None  # orbax's own view of the directory is in doubt
+            self.saved_step = max(_steps(self._workdir / DIRECTORY), default=None)
+            raise SaveError(_one_line(error)) from error
+
+
+def restore_params(
+    workdir: str | pathlib.Path, sharding: jax.sharding.Sharding, say: Callable[[str], None] = print
+) -> tuple[Any, int]:
+    """The parameters of a run's newest good checkpoint, placed by `sharding`, and its step.
+
+    Nothing is moved or changed, so that a run may be going on meanwhile.
+
+    Raises:
+      UserError: there is no checkpoint, or none that is whole.
+    """
+    directory = pathlib.Path(workdir).resolve() / DIRECTORY
+    if not directory.is_dir():
+        raise UserError(f"{directory}: not there; give the workdir of a run that has saved a checkpoint")
+    steps = _steps(directory)
+    for step in reversed(steps):
+        try:
+            params = _load_params(directory / str(step), sharding)
+            _compare(_read_about(directory / str(step))["fingerprints"]["params"], fingerprint(params))
+            return params, step
+        except Exception as error:
+            say(f"warning: checkpoint {directory / str(step)} is damaged ({_one_line(error)})")
+    state = (
+        "every checkpoint is damaged" if steps else "holds no finished checkpoint; let the run save one first"
+    )
+    raise UserError(f"{directory}: {state}")
 
 
 def exist(workdir: pathlib.Path) -> bool:
     """Whether a run has saved a checkpoint."""
-    return any(path.name.isdigit() for path in (workdir / DIRECTORY).glob("*"))
+    return bool(_steps(workdir / DIRECTORY))
 
 
-def restore_params(workdir: str | pathlib.Path, sharding: jax.sharding.Sharding) -> tuple[Any, int]:
-    """The parameters of a run's newest checkpoint, placed by `sharding`, and its step.
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
-    Raises:
-      UserError: there is no checkpoint.
-    """
-    directory = pathlib.Path(workdir) / DIRECTORY
-    if not directory.is_dir():
-        raise UserError(f"{directory}: not there; give the workdir of a run that has saved a checkpoint")
-    with ocp.training.Checkpointer(str(directory.resolve())) as orbax:
-        if orbax.latest is None:
-            raise UserError(f"{directory}: holds no finished checkpoint; let the run save one first")
-        step = orbax.latest.step
-        saved = orbax.metadata(step).metadata
-        wanted = {key: jax.tree.map(lambda _: ocp.PLACEHOLDER, value) for key, value in saved.items()}
-        wanted["params"] = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved["params"]
-        )
-        return orbax.load(step, wanted)["params"], step
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+
+
+def _load_params(path: pathlib.Path, sharding: jax.sharding.Sharding) -> Any:
+    saved: Any = ocp.metadata(str(path)).metadata
+    wanted = {key: jax.tree.map(lambda _: ocp.PLACEHOLDER, value) for key, value in saved.items()}
+    wanted["params"] = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved["params"]
+    )
+    loaded: Any = ocp.load(str(path), wanted)
+    return loaded["params"]
+
+
+# --- What was saved is what is read -----------------------------------------------------------------------
+
+
+def fingerprint(tree: Any) -> str:
+    """A number that changes with any bit of any array of `tree`, the same on any mesh, as hexadecimal."""
+    return "".join(f"{int(word):08x}" for word in _fingerprint(tree))
+
+
+@jax.jit
+def _fingerprint(tree: Any) -> Array:
+    # Sums of scrambled words: whole numbers add up to the same in any order, so each device takes its share.
+    total = jnp.zeros(2, jnp.uint32)
+    for leaf in jax.tree.leaves(tree):
+        total = total * jnp.uint32(0x01000193) + _scrambled_sum(leaf)
+    return total
+
+
+def _scrambled_sum(leaf: Array) -> Array:
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+
+    def mix(seed: int, factor: int) -> Array:
+        word = (bits ^ (place * jnp.uint32(seed))) * jnp.uint32(factor)
+        word ^= word >> 15
+        word *= jnp.uint32(0xC2B2AE35)
+        return jnp.sum(word ^ (word >> 13), dtype=jnp.uint32)
+
+    return jnp.stack([mix(0x9E3779B1, 0x85EBCA6B), mix(0x7FEB352D, 0x846CA68B)])
+
+
+def _compare(saved: str, read: str) -> None:
+    if saved != read:
+        raise ValueError(f"its arrays have the fingerprint {read}, not {saved} as when they were saved")
+
+
+def _signed(about: dict[str, Any]) -> dict[str, Any]:
+    return {**about, "crc32": zlib.crc32(_canonical(about))}
+
+
+def _read_about(path: pathlib.Path) -> dict[str, Any]:
+    about: Any = ocp.metadata(str(path)).custom_metadata
+    crc = about.pop("crc32")
+    if zlib.crc32(_canonical(about)) != crc:
+        raise ValueError("its metadata does not match its checksum")
+    return about
+
+
+def _canonical(about: dict[str, Any]) -> bytes:
+    return json.dumps(about, sort_keys=True).encode()

@@ -10,10 +10,10 @@ from typing import NoReturn
 
 from absl import flags
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import Fault, UserError
 
 EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75}
-WRONG_USE = 2
+WRONG_USE, FAULT = 2, 1
 
 
 def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> NoReturn:
@@ -29,21 +29,24 @@ def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> 
         sys.exit(0)
     if default_config and not any(re.match(r"--?config(=|$)", word) for word in argv):
         argv.insert(1, f"--config={default_config}")
-    try:
+
+    def parse_and_go() -> int:
         parse_flags(argv)
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(WRONG_USE)
+        return main()
+
+    command(parse_and_go)
 
 
 def command(main: Callable[[], int]) -> NoReturn:
-    """Exits with the code that `main` gives, or with 2 after one line on standard error."""
+    """Exits with `main`'s code, or with 2 (1 for a fault) after one line on standard error."""
     try:
         sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(WRONG_USE)
+    except Fault as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAULT)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has had enough

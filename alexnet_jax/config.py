@@ -92,7 +92,12 @@ class Run:
     eval_views: int  # 1: the central patch; 10: the paper's ten views
     save_every_steps: int | None
     save_every_epochs: float | None
-    keep_checkpoints: int  # the newest so many
+    save_every_minutes: float | None  # also so often by the clock; None for never
+    keep_checkpoints: int  # the newest so many, besides the best
+    keep_every_epochs: float | None  # one each so many stays for good; None for none
+    max_seconds: float | None  # saves and stops in time, with exit code 75; None for no limit
+    max_step_backs: int  # on divergence, goes back to the last checkpoint at a lower rate so often
+    allow_changes: bool  # goes on in a workdir of another config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +136,12 @@ MAY_CHANGE = (
     "run.total_epochs",
     "run.save_every_steps",
     "run.save_every_epochs",
+    "run.save_every_minutes",
     "run.keep_checkpoints",
+    "run.keep_every_epochs",
+    "run.max_seconds",
+    "run.max_step_backs",
+    "run.allow_changes",
 )
 
 
@@ -328,5 +338,9 @@ def _check_values(config: Config) -> None:
         run.eval_views in (1, 10), "run.eval_views", "must be 1 (the central patch) or 10 (the paper's views)"
     )
     require(run.keep_checkpoints >= 1, "run.keep_checkpoints", "must be 1 or more")
+    for key in ("save_every_minutes", "keep_every_epochs", "max_seconds"):
+        value = getattr(run, key)
+        require(value is None or value > 0, f"run.{key}", "must be above 0, or None")
+    require(run.max_step_backs >= 0, "run.max_step_backs", "must be 0 or more")
     require(0 <= run.seed < 2**31, "run.seed", "must be at least 0 and below 2**31")
     build_model(config, num_classes=2)

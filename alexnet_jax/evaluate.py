@@ -64,12 +64,18 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 def make_evaluator(
     config: configs.Config, model: AlexNet, mesh: Mesh, source: sources.Source, preprocess: Preprocess
-) -> Callable[..., Result]:
-    """Gives `evaluate(params, show_progress=False)`, which tests the net on all of `source`."""
+) -> Callable[..., Result | None]:
+    """Gives `evaluate(params)`, which tests the net on all of `source`.
+
+    With `show_progress=True` there is a bar; the function `stop=` is asked at each batch whether to break
+    off, and then the result is None.
+    """
     views = config.run.eval_views
     eval_step = steps.make_eval_step(model, mesh, preprocess, views)
 
-    def evaluate(params: Any, show_progress: bool = False) -> Result:
+    def evaluate(
+        params: Any, *, show_progress: bool = False, stop: Callable[[], bool] = lambda: False
+    ) -> Result | None:
         batches = input_pipeline.eval_batches(
             source,
             batch_size=config.data.batch_size,
@@ -82,6 +88,8 @@ def make_evaluator(
         sums: steps.Metrics | None = None
         with bar:
             for _, batch in on_device(batches, mesh):
+                if stop():
+                    return None
                 new = eval_step(params, batch)
                 sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
                 bar.update()
@@ -113,7 +121,9 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
     preprocess = preprocess.resized(config.data.stored_size, config.data.image_size)
     model = configs.build_model(config, source.num_classes)
     params, step = checkpoint.restore_params(workdir, NamedSharding(mesh, columns.PARAMETERS))
-    return make_evaluator(config, model, mesh, source, preprocess)(params, show_progress=True), step
+    result = make_evaluator(config, model, mesh, source, preprocess)(params, show_progress=True)
+    assert result is not None  # nothing breaks it off
+    return result, step
 
 
 def open_source(config: configs.Config, split: str) -> sources.Source:

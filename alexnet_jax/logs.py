@@ -28,15 +28,20 @@ def write_status(workdir: pathlib.Path, status: str, **fields: Any) -> None:
     write_atomically(workdir / STATUS, json.dumps({"status": status, **fields}, indent=2) + "\n")
 
 
-def drop_metrics_after(workdir: pathlib.Path, step: int) -> None:
-    """Forgets the metrics beyond a restored `step`, and a line that a crash left unfinished."""
+def drop_metrics_after(workdir: pathlib.Path, step: int, *, evaluated: bool = True) -> None:
+    """Forgets the metrics beyond a restored `step`, and a line that a crash left unfinished.
+
+    Without `evaluated` an evaluation at `step` itself goes, too: it came after the checkpoint.
+    """
     path = workdir / METRICS
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            values = json.loads(line)
+            later = values["step"] == step and "eval/loss" in values and not evaluated
+            if line.endswith("\n") and values["step"] <= step and not later:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
@@ -58,7 +63,8 @@ class RunLog:
     def __init__(self, workdir: pathlib.Path, *, first_step: int, total_steps: int):
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._metrics = open(workdir / METRICS, "a", buffering=1)  # noqa: SIM115  (closed in close)
+        self._path = workdir / METRICS
+        self._metrics = open(self._path, "a", buffering=1)  # noqa: SIM115  (closed in close)
         self._events = EventFileWriter(str(workdir))
         self._total = total_steps
         self._start = (time.monotonic(), first_step)
@@ -76,7 +82,12 @@ class RunLog:
         self._bar.update()
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        """Writes one line of metrics; names as in `train/loss`."""
+        """Writes one line of metrics; names as in `train/loss`.
+
+        Raises:
+          OSError: the file cannot be written, or is no longer there.
+        """
+        os.stat(self._path)  # writing to a file that was removed would fail in silence
         self._metrics.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
         for name, value in values.items():
             self._event(step, tag=name, simple_value=value)

@@ -96,14 +96,24 @@ def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransforma
     2012; most libraries multiply after. A rate of 0 freezes: v rests and the parameter does not move, where
     the rule alone would let it run on for some steps (so in the 2012 code, which skips such updates).
 
-    Needs `step=` and `drops=` in `update`; the state holds v.
+    Needs `step=` and `drops=` in `update`, and takes `rate_scale=`, by which every rate is multiplied; the
+    state holds v.
     """
 
-    def update(updates: Any, state: Any, params: Any = None, *, step: Array, drops: Array, **_: Any) -> Any:
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        step: Array,
+        drops: Array,
+        rate_scale: Array | float = 1.0,
+        **_: Any,
+    ) -> Any:
         del params
 
         def move(path: Any, gradient: Array, v: Array) -> tuple[Array, Array]:
-            rate = rates.of(_names(path))(step, drops).astype(gradient.dtype)
+            rate = (rate_scale * rates.of(_names(path))(step, drops)).astype(gradient.dtype)
             new = momentum * v - rate * gradient
             return jnp.where(rate > 0, new, v), jnp.where(rate > 0, new, jnp.zeros_like(new))
 

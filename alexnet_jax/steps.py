@@ -34,6 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: the net's parameters, each with its leading axis of columns.
       opt_state: the optimizer's, momentum in the shape of the parameters.
       drops: int32, how often the plateau rule lowered the learning rate.
+      rate_scale: float32, by which all rates are multiplied; below 1 after a step back from divergence.
       bad_images: int32, images that could not be read so far.
       sums: the metrics added up, and `steps`, how many, since they were last logged.
     """
@@ -42,6 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     opt_state: Any
     drops: Array
+    rate_scale: Array
     bad_images: Array
     sums: Metrics
 
@@ -55,7 +57,15 @@ def init_state(
         images = jnp.zeros((1, image_size, image_size, 3))
         params = model.init(key, images)["params"]
         sums = {key: jnp.float32(0) for key in ("loss", "top1_error", "steps")}
-        return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.int32(0), jnp.int32(0), sums)
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            opt_state=optimizer.init(params),
+            drops=jnp.int32(0),
+            rate_scale=jnp.float32(1),
+            bad_images=jnp.int32(0),
+            sums=sums,
+        )
 
     return jax.jit(init, out_shardings=state_shardings(mesh))(jax.random.fold_in(jax.random.key(seed), _INIT))
 
@@ -69,6 +79,7 @@ def state_shardings(mesh: Mesh) -> Any:
         params=by_column,
         opt_state=by_column,
         drops=everywhere,
+        rate_scale=everywhere,
         bad_images=everywhere,
         sums=everywhere,
     )
@@ -169,7 +180,12 @@ def make_train_step(
 
         (loss, logits), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params, step=state.step, drops=state.drops
+            gradients,
+            state.opt_state,
+            state.params,
+            step=state.step,
+            drops=state.drops,
+            rate_scale=state.rate_scale,
         )
         params = optax.apply_updates(state.params, updates)
 

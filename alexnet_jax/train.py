@@ -1,12 +1,15 @@
 """Training: build, restore, step, log, evaluate, save, finish."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
+import importlib.metadata
+import itertools
+import json
 import math
-import os
 import pathlib
-import signal
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,20 +18,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
-from alexnet_jax import augment, checkpoint, columns, evaluate, input_pipeline, logs, pretrained, steps, trunk
+from alexnet_jax import (
+    checkpoint,
+    evaluate,
+    faults,
+    input_pipeline,
+    interrupt,
+    logs,
+    pretrained,
+    steps,
+)
 from alexnet_jax import config as configs
 from alexnet_jax import optimizer as optimizers
 from alexnet_jax import workdir as workdirs
-from alexnet_jax.errors import UserError
-from alexnet_jax.model import AlexNet
-from alexnet_jax.preprocess import Preprocess
-from alexnet_jax.sources import Source
-from alexnet_jax.statistics import Statistics
+from alexnet_jax.build import Run, build, is_due, open_batches
+from alexnet_jax.errors import Fault, UserError
 
 STEPS_IN_FLIGHT = 2  # how far the host runs ahead of the devices
+STEP_BACK_FACTOR = 0.5  # of the rates, each time a run goes back from divergence
+FLAT_WITHIN, FLAT_STEPS = 0.01, 1000  # a loss so near to ln(classes), for so many steps, is worth a warning
 
 
 @dataclasses.dataclass
@@ -38,13 +47,16 @@ class Record:
     Attributes:
       evaluated_step: step of the last evaluation.
       evaluation: its result, as in `evaluate.Result`.
-      best_top1_error: lowest in %, over all evaluations.
+      best_top1_error: lowest in %, over all evaluations, and the step of it.
+      images: training images that the run was begun with.
       plateau: state of the plateau rule.
     """
 
     evaluated_step: int = 0
     evaluation: dict[str, Any] | None = None
     best_top1_error: float | None = None
+    best_step: int | None = None
+    images: int = 0
     plateau: optimizers.PlateauState = dataclasses.field(default_factory=optimizers.PlateauState)
 
     def to_json(self) -> dict[str, Any]:
@@ -55,30 +67,6 @@ class Record:
         return cls(**{**values, "plateau": optimizers.PlateauState(**values["plateau"])})
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run as built from its config: what the loop needs and does not change."""
-
-    config: configs.Config
-    workdir: pathlib.Path
-    mesh: Mesh
-    source: Source
-    model: AlexNet
-    train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.Metrics]]
-    evaluate: Callable[..., evaluate.Result]
-    init_state: Callable[[], steps.TrainState]
-    abstract_state: steps.TrainState
-    preprocess: Preprocess
-    start: dict[str, Any]
-    total_steps: int
-    eval_every: int
-    save_every: int
-
-    def epoch(self, step: int) -> float:
-        """Passes over the training images done at `step`."""
-        return step * self.config.data.batch_size / len(self.source)
-
-
 class Diverged(Exception):
     """The loss or a parameter is no longer finite."""
 
@@ -87,167 +75,68 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
     """Trains, or goes on from `workdir`'s last checkpoint, to the config's last step.
 
     Returns:
-      How it ended: `done`, `interrupted` (by SIGTERM or SIGINT, after a checkpoint) or `diverged`.
+      How it ended: `done`, `interrupted` (by SIGTERM, SIGINT or `run.max_seconds`, after a checkpoint) or
+      `diverged`.
 
     Raises:
       UserError: the config, the data or the directory is not as it must be.
+      Fault: the disk is full, the directory is gone, or the memory does not suffice.
     """
+    started = time.monotonic()
     run = build(config, pathlib.Path(workdir))
     workdirs.open_workdir(run.workdir, config)
     with workdirs.locked(run.workdir):
-        pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
-        logs.write_status(run.workdir, "running")
         try:
-            return _train(run)
+            pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
+            logs.write_status(run.workdir, "running")
+            return _train(run, started)
         except BaseException as error:
-            logs.write_status(run.workdir, "failed", message=f"{type(error).__name__}: {error}")
+            known = faults.explain(error, run.workdir)
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                logs.write_status(
+                    run.workdir, "failed", message=str(known or f"{type(error).__name__}: {error}")
+                )
+            if known is not None:
+                raise known from error
             raise
-
-
-# --- build ------------------------------------------------------------------------------------------------
-
-
-def build(config: configs.Config, workdir: pathlib.Path) -> Run:
-    """Opens the data and finds out that the parts fit; compiles and writes nothing yet."""
-    data, run = config.data, config.run
-    mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
-    evaluate.check_batch_size(data.batch_size, mesh)
-    source, test_source = (evaluate.open_source(config, split) for split in ("train", "test"))
-    statistics = evaluate.statistics_of(source)
-    model = configs.build_model(config, source.num_classes)
-    init = None
-    if config.init.path is not None and not checkpoint.exist(workdir):
-        init = pretrained.read(config.init.path, partial=True)
-    preprocess = build_preprocess(config, workdir, statistics, init)
-    in_steps = functools.partial(configs.in_steps, run, num_examples=len(source), batch_size=data.batch_size)
-    total_steps = in_steps("total")
-    optimizer = build_optimizer(config, len(source), total_steps)
-    view = build_view(config, statistics, preprocess, len(source))
-    trained = model
-    if trunk.rests(config):
-        trained, view = model.clone(reads="pool5"), trunk.view
-
-    def init_state() -> steps.TrainState:
-        return steps.init_state(model, optimizer, data.image_size, run.seed, mesh)
-
-    return Run(
-        config=config,
-        workdir=workdir,
-        mesh=mesh,
-        source=source,
-        model=model,
-        train_step=steps.make_train_step(
-            trained, optimizer, mesh, view, seed=run.seed, log_every=run.log_every_steps
-        ),
-        evaluate=evaluate.make_evaluator(config, model, mesh, test_source, preprocess),
-        init_state=init_state,
-        abstract_state=steps.abstract_state(init_state, mesh),
-        preprocess=preprocess,
-        start={} if init is None else pretrained.start_from(init, model, preprocess, source.class_names),
-        total_steps=total_steps,
-        eval_every=in_steps("eval_every"),
-        save_every=in_steps("save_every"),
-    )
-
-
-def build_preprocess(
-    config: configs.Config,
-    workdir: pathlib.Path,
-    statistics: Statistics,
-    init: pretrained.Pretrained | None,
-) -> Preprocess:
-    """What a run that goes on began with, else that of the weights it starts from, else by the statistics."""
-    data = config.data
-    if (workdir / pretrained.DESCRIPTION).exists():
-        return pretrained.read_description(workdir).preprocess.resized(data.stored_size, data.image_size)
-    if init is not None:
-        return init.preprocess.resized(data.stored_size, data.image_size)
-    mean = statistics.mean(config.augment.mean, data.stored_size)
-    return Preprocess(data.stored_size, data.image_size, mean=mean)
-
-
-def build_optimizer(
-    config: configs.Config, num_examples: int, total_steps: int
-) -> optax.GradientTransformationExtraArgs:
-    """The 2012 update rule with the config's schedule for weights, biases and single layers."""
-    opt = config.optimizer
-
-    def at(epoch: float) -> int:
-        return configs.steps_of(epoch, num_examples, config.data.batch_size)
-
-    def schedule(rate: float) -> optimizers.Schedule:
-        match opt.schedule:
-            case "plateau":
-                return optimizers.plateau(rate, opt.drop_factor)
-            case "epochs":
-                return optimizers.steps(rate, opt.drop_factor, tuple(at(e) for e in opt.drop_epochs))
-            case "exponential":
-                return optimizers.exponential(rate, opt.final_factor, total_steps)
-        return optimizers.constant(rate)
-
-    bias_rate = opt.bias_rate_factor * opt.learning_rate
-    weights = schedule(opt.learning_rate)
-    biases = schedule(bias_rate) if opt.bias_rate_drops else optimizers.constant(bias_rate)
-    events: dict[str, list[tuple[int, float]]] = collections.defaultdict(list)
-    for layer, epoch, rate in sorted(opt.layer_rates, key=lambda event: event[1]):
-        events[layer].append((at(epoch), rate))
-    layers = {layer: optimizers.piecewise(weights, tuple(its)) for layer, its in events.items()}
-    rates = optimizers.Rates(weights=weights, biases=biases, layers=layers)
-    return optimizers.sgd_2012(rates, momentum=opt.momentum, weight_decay=opt.weight_decay)
-
-
-def build_view(
-    config: configs.Config, statistics: Statistics, preprocess: Preprocess, num_examples: int
-) -> Callable[..., jax.Array]:
-    """What the net sees of a training image: `view(images, key, example_ids, step=...)`."""
-    aug = config.augment
-    view = functools.partial(
-        augment.training_views,
-        mean=jnp.asarray(preprocess.mean),
-        std=jnp.asarray(preprocess.std),
-        size=preprocess.crop_size,
-        sqrt_eigenvalues=jnp.asarray(statistics.pca_sqrt_eigenvalues),
-        eigenvectors=jnp.asarray(statistics.pca_eigenvectors),
-        crop=aug.crop,
-        mirror=aug.mirror,
-        run_length=aug.run_length,
-        colour=aug.colour,
-    )
-    if aug.colour_until_epochs is None:
-        return lambda images, key, example_ids, step: view(images, key, example_ids)
-    until = configs.steps_of(aug.colour_until_epochs, num_examples, config.data.batch_size)
-    return lambda images, key, example_ids, step: view(images, key, example_ids, colour_on=step < until)
 
 
 # --- the loop ---------------------------------------------------------------------------------------------
 
 
-def _train(run: Run) -> str:
-    checkpoints = checkpoint.Checkpoints(run.workdir, run.config.run.keep_checkpoints)
-    state, record = restore_or_init(run, checkpoints)
-    first_step = int(state.step)
-    logs.drop_metrics_after(run.workdir, first_step)
-    log = logs.RunLog(run.workdir, first_step=first_step, total_steps=run.total_steps)
-    greet(run, log, first_step)
-    try:
-        with Signals() as signals:
-            status = loop(run, log, checkpoints, state, record, signals)
-    except Diverged as error:
-        status = "diverged"
-        last = checkpoints.latest_step()
-        where = f"the last good checkpoint is of step {last}" if last else "there is no checkpoint"
-        finish(
-            run,
-            log,
-            record,
-            status,
-            step=None,
-            message=f"{error}; {where}; try a lower optimizer.learning_rate",
-        )
-    finally:
-        checkpoints.close()
-        log.close()
-    return status
+def _train(run: Run, started: float) -> str:
+    """Restores, trains, finishes; goes back a checkpoint if the loss diverges and the config allows it."""
+    settings = run.config.run
+    checkpoints = checkpoint.Checkpoints(
+        run.workdir,
+        keep=settings.keep_checkpoints,
+        keep_every_steps=run.keep_every,
+        about=about(run),
+        say=print_line,
+    )
+    stop = interrupt.Stop(settings.max_seconds, started)
+    with stop, contextlib.closing(checkpoints):
+        for step_backs in itertools.count():
+            state, record = restore_or_init(run, checkpoints)
+            first_step = int(state.step)
+            logs.drop_metrics_after(run.workdir, first_step, evaluated=record.evaluated_step == first_step)
+            log = logs.RunLog(run.workdir, first_step=first_step, total_steps=run.total_steps)
+            with contextlib.closing(log):
+                if step_backs == 0:
+                    greet(run, log, first_step)
+                else:
+                    state = state.replace(rate_scale=state.rate_scale * STEP_BACK_FACTOR**step_backs)
+                try:
+                    return loop(run, log, checkpoints, state, record, stop)
+                except Diverged as error:
+                    message = f"{error}; {last_good(checkpoints)}"
+                    if checkpoints.saved_step is None or step_backs >= settings.max_step_backs:
+                        mend = "try a lower optimizer.learning_rate, or run.max_step_backs"
+                        finish(run, log, record, "diverged", step=None, message=f"{message}; {mend}")
+                        return "diverged"
+                    factor = STEP_BACK_FACTOR ** (step_backs + 1)
+                    log.say(f"{message}; going on from it at {factor} times the rate")
+    raise AssertionError("unreachable")
 
 
 def loop(
@@ -256,66 +145,76 @@ def loop(
     checkpoints: checkpoint.Checkpoints,
     state: steps.TrainState,
     record: Record,
-    signals: "Signals",
+    stop: interrupt.Stop,
 ) -> str:
-    """Steps until the last one, the plateau rule or a signal ends it."""
+    """Steps until the last one, the plateau rule or a wish to stop ends it."""
     step = int(state.step)
-    if is_due(step, run.eval_every) and record.evaluated_step != step:  # interrupted before its evaluation
-        state = evaluate_and_log(run, log, state, record, step)
+    if run.evaluates_at(step) and record.evaluated_step != step:  # was interrupted before this evaluation
+        state = evaluate_and_log(run, log, state, record, step, stop)
     batches = TrainingBatches(run, log, open_batches(run, state.params, step))
     meter = Meter(run, log)
-    while step < run.total_steps and not record.plateau.finished and not signals.received:
+    while step < run.total_steps and not record.plateau.finished and not stop.wanted():
         state, metrics = run.train_step(state, next(batches))
         step += 1
         log.advance()
         meter.after_step(step, metrics, batches)
 
-        if is_due(step, run.eval_every) or step == run.total_steps:
+        if run.evaluates_at(step) and not stop.wanted():
             meter.flush()
-            if not signals.received:
-                state = evaluate_and_log(run, log, state, record, step)
-                meter.restart()
-        if is_due(step, run.save_every):
+            state = evaluate_and_log(run, log, state, record, step, stop)
+            meter.restart()
+        if is_due(step, run.save_every) or record.best_step == step or meter.minutes_are_over():
             meter.flush()
-            save(run, checkpoints, state, record, step)
+            save(run, log, checkpoints, state, record, step)
             meter.restart()
     meter.flush()
-    if step == run.total_steps and record.evaluated_step != step and not signals.received:
-        state = evaluate_and_log(run, log, state, record, step)
-    save(run, checkpoints, state, record, step)
-    checkpoints.wait()
-    status = "interrupted" if signals.received and step < run.total_steps else "done"
-    finish(run, log, record, status, step, message=f"by {signals.received}" if signals.received else None)
-    return status
-
-
-def is_due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps happens after `step`."""
-    return step > 0 and step % every == 0
+    save(run, log, checkpoints, state, record, step, last=True)
+    interrupted = step < run.total_steps and not record.plateau.finished
+    if interrupted or (run.evaluates_at(step) and record.evaluated_step != step):
+        finish(run, log, record, "interrupted", step, message=f"by {stop.reason}")
+        return "interrupted"
+    finish(run, log, record, "done", step, message=None)
+    return "done"
 
 
 def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[steps.TrainState, Record]:
-    """The newest checkpoint's state, or a fresh one."""
-    if checkpoints.latest_step() is None:
+    """The newest good checkpoint's state, or a fresh one.
+
+    Raises:
+      UserError: all checkpoints are damaged, or the images are not those of before.
+    """
+    restored = checkpoints.restore(run.abstract_state)
+    if restored is None:
         state = run.init_state()
         start = {
             name: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), its, state.params[name])
             for name, its in run.start.items()
         }
-        return state.replace(params={**state.params, **start}), Record()
-    state, record = checkpoints.restore(run.abstract_state)
-    return state, Record.from_json(record)
+        return state.replace(params={**state.params, **start}), Record(images=len(run.source))
+    state, record = restored[0], Record.from_json(restored[1])
+    if record.images != len(run.source) and not run.config.run.allow_changes:
+        raise UserError(
+            f"data.source={run.config.data.source}: {len(run.source):,} training images, but the run in "
+            f"{run.workdir} was begun with {record.images:,}; bring them back, or say "
+            "--config.run.allow_changes"
+        )
+    return state, record
 
 
 def evaluate_and_log(
-    run: Run, log: logs.RunLog, state: steps.TrainState, record: Record, step: int
+    run: Run, log: logs.RunLog, state: steps.TrainState, record: Record, step: int, stop: interrupt.Stop
 ) -> steps.TrainState:
-    """Tests the net, writes the result and lets the plateau rule lower the rate."""
+    """Tests the net, writes the result and lets the plateau rule lower the rate.
+
+    A wish to stop breaks it off without a trace; the run that goes on from here begins with it.
+    """
     started = time.monotonic()
-    result = run.evaluate(state.params)
+    result = run.evaluate(state.params, stop=stop.wanted)
+    if result is None:
+        return state
     record.evaluated_step, record.evaluation = step, dataclasses.asdict(result)
     if record.best_top1_error is None or result.top1_error < record.best_top1_error:
-        record.best_top1_error = result.top1_error
+        record.best_top1_error, record.best_step = result.top1_error, step
     values = {f"eval/{k}": v for k, v in record.evaluation.items()}
     log.metrics(step, run.epoch(step), {**values, "eval/seconds": time.monotonic() - started})
     kernel = state.params["conv1"]["kernel"]
@@ -336,30 +235,43 @@ def evaluate_and_log(
 
 
 def save(
-    run: Run, checkpoints: checkpoint.Checkpoints, state: steps.TrainState, record: Record, step: int
+    run: Run,
+    log: logs.RunLog,
+    checkpoints: checkpoint.Checkpoints,
+    state: steps.TrainState,
+    record: Record,
+    step: int,
+    *,
+    last: bool = False,
 ) -> None:
-    """Starts to save, unless there is something that must not be kept."""
+    """Starts to save, or, at the end of a run, saves.
+
+    In mid-run a disk that is full only costs a warning: what was saved before is still there, and the next
+    time may be better.
+
+    Raises:
+      Diverged: there is something that must not be kept.
+      Fault: the last checkpoint could not be written.
+    """
     if not steps.all_finite(state.params):
         raise Diverged(f"a parameter is not finite at step {step}")
-    checkpoints.save(step, state, record.to_json())
+    error = record.evaluation["top1_error"] if record.evaluation and record.evaluated_step == step else None
+    try:
+        checkpoints.save(step, state, record.to_json(), error)
+        if last:
+            checkpoints.wait()
+    except checkpoint.SaveError as reason:
+        message = f"{run.workdir}: a checkpoint could not be written ({reason}); {last_good(checkpoints)}"
+        if last:
+            raise Fault(f"{message}; make room and start the same command again") from reason
+        log.say(f"warning: {message}; training goes on")
 
 
-def open_batches(run: Run, params: Any, start_step: int) -> Iterator[input_pipeline.Batch]:
-    """The run's batches from a step on, of images or of what a trunk at rest makes of them."""
-    data, seed = run.config.data, run.config.run.seed
-    if trunk.rests(run.config):
-        path = run.workdir / trunk.FILE_NAME
-        records = trunk.pooled_maps(path, run.model, params, run.preprocess, run.source)
-        return trunk.batches(records, data.batch_size, seed, start_step)
-    return input_pipeline.train_batches(
-        run.source,
-        batch_size=data.batch_size,
-        image_size=data.stored_size,
-        seed=seed,
-        start_step=start_step,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
-    )
+def last_good(checkpoints: checkpoint.Checkpoints) -> str:
+    """Which checkpoint there is to go on from."""
+    if checkpoints.saved_step is None:
+        return "there is no checkpoint before it"
+    return f"the last good checkpoint is of step {checkpoints.saved_step}"
 
 
 class TrainingBatches(Iterator[steps.Batch]):
@@ -387,9 +299,18 @@ class Meter:
 
     def __init__(self, run: Run, log: logs.RunLog):
         self._run, self._log = run, log
+        self._saved, self._flat_steps = time.monotonic(), 0
         self._in_flight: collections.deque[steps.Metrics] = collections.deque()
         self._pending: Callable[[], None] | None = None
         self.restart()
+
+    def minutes_are_over(self) -> bool:
+        """Whether it is time to save by the clock; if so, the clock starts anew."""
+        minutes = self._run.config.run.save_every_minutes
+        if minutes is None or time.monotonic() - self._saved < 60 * minutes:
+            return False
+        self._saved = time.monotonic()
+        return True
 
     def restart(self) -> None:
         """Starts the clock anew, after something that is not a training step."""
@@ -422,6 +343,7 @@ class Meter:
             values["train/input_wait_seconds"] = batches.wait_seconds
             batches.wait_seconds = 0.0
         self._log.metrics(step, epoch, values)
+        self._warn_if_flat(step, values["train/loss"])
         self.restart()
         seen = max(step * config.data.batch_size, min(len(self._run.source), 10_000))
         if values["train/bad_images"] > config.data.max_bad_fraction * seen:
@@ -431,33 +353,39 @@ class Meter:
                 f"data.max_bad_fraction={config.data.max_bad_fraction}; mend those named above, or raise it"
             )
 
+    def _warn_if_flat(self, step: int, loss: float) -> None:
+        """Names the usual causes, once, where the loss stays that of a net that knows nothing."""
+        nothing = math.log(self._run.source.num_classes)
+        flat = abs(loss - nothing) < FLAT_WITHIN * nothing
+        before = self._flat_steps
+        self._flat_steps = before + self._run.config.run.log_every_steps if flat else 0
+        if before < FLAT_STEPS <= self._flat_steps:
+            self._log.say(
+                f"warning: step {step}: for {self._flat_steps} steps the loss has stayed at "
+                f"ln({self._run.source.num_classes}) = {nothing:.2f}. Usual causes: inputs of unit variance where "
+                "the init expects 0-255; 0.01 as the std of conv3 to conv5 (model.init_scheme=original helps); "
+                "a learning rate too low or too high; labels that do not belong to the images"
+            )
+
 
 # --- beginning and end ------------------------------------------------------------------------------------
 
 
-class Signals:
-    """Takes SIGTERM and SIGINT as a wish to save and stop; a second one stops at once."""
+def about(run: Run) -> dict[str, Any]:
+    """What a checkpoint's metadata tells besides: the config and the versions that made it."""
+    versions = {
+        name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")
+    }
+    return {
+        "config": json.loads(run.config.to_json()),
+        "versions": {"python": platform.python_version(), **versions},
+        "device": run.mesh.devices.flat[0].device_kind,
+    }
 
-    received: str | None = None
 
-    def __enter__(self) -> "Signals":
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: object) -> None:
-        if self.received is not None:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.received = signal.Signals(number).name
-        print(
-            f"\n{self.received}: saving, then stopping (once more to stop at once)",
-            file=sys.stderr,
-            flush=True,
-        )
+def print_line(line: str) -> None:
+    """For what is to be said before there is a log."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def greet(run: Run, log: logs.RunLog, first_step: int) -> None:

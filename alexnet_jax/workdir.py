@@ -32,10 +32,11 @@ def open_workdir(path: str | pathlib.Path, config: configs.Config) -> pathlib.Pa
             f"--workdir={workdir}: cannot be written ({error.strerror}); choose another"
         ) from error
     if (workdir / configs.FILE_NAME).exists():
-        if different := configs.differences(configs.of_workdir(workdir), config):
+        different = configs.differences(configs.of_workdir(workdir), config)
+        if different and not config.run.allow_changes:
             raise UserError(
                 f"--workdir={workdir}: holds a run of another config ({'; '.join(different)}); "
-                "choose another directory, or the config it was begun with"
+                "choose another directory or the config it was begun with, or say --config.run.allow_changes"
             )
     elif (workdir / logs.STATUS).exists():
         raise UserError(

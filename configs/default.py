@@ -90,6 +90,11 @@ def get_config() -> ml_collections.ConfigDict:
         "eval_views": 1,  # 1: central patch; 10: four corners, centre, and their mirrors
         "save_every_steps": placeholder(int),
         "save_every_epochs": 1.0,
-        "keep_checkpoints": 3,
+        "save_every_minutes": placeholder(float),  # also by the clock
+        "keep_checkpoints": 3,  # the newest; the best by validation error stays, too
+        "keep_every_epochs": placeholder(float),  # one each so many stays for good
+        "max_seconds": placeholder(float),  # for jobs with a time limit: saves and stops before
+        "max_step_backs": 0,  # on divergence: back to the last checkpoint at half the rate, so often
+        "allow_changes": False,  # goes on in a workdir of another config
     }
     return config

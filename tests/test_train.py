@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from alexnet_jax import build as building
 from alexnet_jax import checkpoint, columns, evaluate, logs, sources, steps
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
@@ -169,7 +170,7 @@ def test_the_plateau_rule_lowers_the_rate_and_then_ends_the_run(tiny, tmp_path):
     )
     assert training.train(config, tmp_path) == "done"
     assert status(tmp_path)["step"] == 6
-    _, record = checkpoint.Checkpoints(tmp_path).restore(training.build(config, tmp_path).abstract_state)
+    _, record = checkpoint.Checkpoints(tmp_path).restore(building.build(config, tmp_path).abstract_state)
     assert (record["plateau"]["drops"], record["plateau"]["finished"]) == (1, True)
 
 
@@ -273,7 +274,7 @@ def test_the_2012_schedule_by_epoch(tiny):
     config = configs.resolve(original.get_config())
     examples = 1_261_406  # ILSVRC-2010
     per_epoch = examples / config.data.batch_size
-    optimizer = training.build_optimizer(config, examples, total_steps=round(93 * per_epoch))
+    optimizer = building.build_optimizer(config, examples, total_steps=round(93 * per_epoch))
     params = {name: {"kernel": jnp.zeros(()), "bias": jnp.zeros(())} for name in ("conv1", "conv2")}
     ones = jax.tree.map(jnp.ones_like, params)
 
@@ -304,7 +305,7 @@ def test_colour_noise_ends_at_its_epoch(tiny):
     config = tiny(**{"augment.colour_until_epochs": 1.0, "augment.crop": False, "augment.mirror": False})
     source = evaluate.open_source(config, "train")
     statistics = evaluate.statistics_of(source)
-    view = training.build_view(config, statistics, np.zeros(3, np.float32), len(source))
+    view = building.build_view(config, statistics, np.zeros(3, np.float32), len(source))
     images = np.full((8, 60, 60, 3), 100, np.uint8)
     until = configs.steps_of(1.0, len(source), 8)
     before, after = (view(images, jax.random.key(0), np.arange(8), step=step) for step in (until - 1, until))
@@ -313,7 +314,7 @@ def test_colour_noise_ends_at_its_epoch(tiny):
 
 
 def test_state_is_donated(tiny, tmp_path):
-    run = training.build(tiny(**{"mesh.data": 1}), tmp_path)
+    run = building.build(tiny(**{"mesh.data": 1}), tmp_path)
     state = run.init_state()
     batch = next(evaluate.on_device([_batch()], run.mesh))[1]
     kernel = state.params["fc6"]["kernel"]
@@ -331,7 +332,7 @@ def _batch():
 
 
 def test_shardings_are_as_stated(tiny, tmp_path):
-    run = training.build(tiny(**{"mesh.data": 2, "mesh.column": 2}), tmp_path)
+    run = building.build(tiny(**{"mesh.data": 2, "mesh.column": 2}), tmp_path)
     state = run.init_state()
     for leaf in jax.tree.leaves(state.params):
         assert leaf.sharding.spec == columns.PARAMETERS
