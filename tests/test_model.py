@@ -544,6 +544,19 @@ def test_masks_follow_the_place_in_the_global_batch():
     np.testing.assert_allclose(default, whole, rtol=1e-5)
 
 
+# --- Reading the maps ---
+
+
+@pytest.mark.parametrize("talk", [None, ()])
+def test_a_net_that_reads_pool5_goes_on_from_there(talk):
+    switches = SMALL if talk is None else {**SMALL, "talk": talk}
+    model, head = create_model("paper", **switches), create_model("paper", reads="pool5", **switches)
+    params, images = random_params(model, 67), random_images(3, 67)
+    logits, seen = outputs_of(model, params, images, ("pool5",))
+    own = {layer: params[layer] for layer in ("fc6", "fc7", "fc8")}
+    assert relative_error(outputs_of(head, own, seen["pool5"]), np.asarray(logits)) < 1e-5
+
+
 # --- Initial weights ---
 
 ONES = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
@@ -634,6 +647,7 @@ def test_hidden_bias(scheme):
         ({"activation": "gelu"}, ["model.activation='gelu'", "relu, tanh"]),
         ({"init_scheme": "xavier"}, ["model.init_scheme='xavier'", "paper"]),
         ({"sizes": "2013"}, ["model.sizes='2013'", "2012"]),
+        ({"reads": "pool4"}, ["model.reads='pool4'", "pool5"]),
         ({"dropout": 1.0}, ["model.dropout=1.0"]),
         ({"dropout": -0.1}, ["model.dropout=-0.1"]),
         ({"lrn_size": 4}, ["model.lrn_size=4", "odd"]),

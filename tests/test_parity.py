@@ -8,7 +8,6 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,9 +38,8 @@ def test_ten_steps_as_in_pytorch(variant):
     def view(images, key, example_ids, step):
         return images  # the batches are what the net sees
 
-    step = steps.make_train_step(model, rule, mesh, view, seed=0)
-    state = steps.TrainState(jnp.int32(0), initial, rule.init(initial), jnp.int32(0))
-    state = jax.device_put(state, steps.state_shardings(mesh))
+    step = steps.make_train_step(model, rule, mesh, view, seed=0, log_every=1)
+    state = jax.device_put(steps.fresh_state(initial, rule), steps.state_shardings(mesh))
     losses = []
     for images, labels in batches:
         batch = {"image": images, "label": labels, "weight": np.ones(len(labels), np.float32)}
