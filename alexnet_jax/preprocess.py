@@ -78,6 +78,8 @@ class Preprocess:
                 image = pathlib.Path(image).read_bytes()
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+        if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+            raise UserError(f"an image as an array must be uint8, not {image.dtype}")
         square = self.decode(image) if isinstance(image, bytes) else _square(image, self)
         if square is None:
             raise UserError(f"{name}: not a whole image in a known format")
