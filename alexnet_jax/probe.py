@@ -63,7 +63,8 @@ def fit(points: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2
     def step(params: dict[str, jax.Array], state: optax.OptState):
         value, gradient = value_and_grad(params, state=state)
         updates, state = optimizer.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
-        return optax.apply_updates(params, updates), state, optax.global_norm(gradient)
+        norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient)))
+        return optax.apply_updates(params, updates), state, norm
 
     params = {"weights": jnp.zeros((points.shape[1], num_classes)), "biases": jnp.zeros(num_classes)}
     state = optimizer.init(params)
