@@ -91,13 +91,14 @@ class Preprocess:
 
     def view(self, stored: Any) -> jax.Array:
         """The central patches, normalised: uint8 `[B, S, S, 3]` to float32 `[B, crop_size, crop_size, 3]`."""
-        images = jnp.asarray(stored)
-        return augment.centre_view(images, mean=self.mean, std=self.std, size=self.crop_size)
+        return augment.centre_view(jnp.asarray(stored), size=self.crop_size, **self._normalisation())
 
     def ten_views(self, stored: Any) -> jax.Array:
         """The ten views of section 4.1, normalised: float32 `[10, B, crop_size, crop_size, 3]`."""
-        images = jnp.asarray(stored)
-        return augment.ten_views(images, mean=self.mean, std=self.std, size=self.crop_size)
+        return augment.ten_views(jnp.asarray(stored), size=self.crop_size, **self._normalisation())
+
+    def _normalisation(self) -> dict[str, jax.Array]:
+        return {"mean": jnp.asarray(self.mean), "std": jnp.asarray(self.std)}
 
     def resized(self, stored_size: int, crop_size: int) -> "Preprocess":
         """The same for other sizes, for images that come by the rule `central`, as all do in training."""

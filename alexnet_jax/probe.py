@@ -8,7 +8,6 @@ Softmax regression on standardised features, to its optimum by L-BFGS from zero:
 of an image is the name of its folder.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -81,7 +80,7 @@ def classes_of(files: list[str]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("alexnet_jax.probe", description=__doc__.splitlines()[0])
+    parser = cli.Parser("alexnet_jax.probe", __doc__)
     parser.add_argument("train", help="a file of python -m alexnet_jax.features, to fit to")
     parser.add_argument("test", help="another, to test on")
     parser.add_argument("--l2", type=float, default=L2, help="weight of the penalty on large weights")
