@@ -8,6 +8,7 @@ function itself with its weights and its preprocessing, for any program that run
 """
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -42,11 +43,11 @@ def stablehlo(loaded: Pretrained) -> bytes:
     return bytes(jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("alexnet_jax.export", __doc__)
     parser.add_argument("weights", help="a file of weights, a workdir, or a name")
     parser.add_argument("out", type=pathlib.Path, help="ends in .safetensors, .pth, .npz or .stablehlo")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     loaded = pretrained.read(args.weights, partial=True)
     if not args.out.parent.is_dir():

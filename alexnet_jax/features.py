@@ -6,7 +6,7 @@ python -m alexnet_jax.features PHOTOS --weights=alexnet.pth --layer=pool5 --out=
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -140,7 +140,7 @@ def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray]:
         ) from error
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("alexnet_jax.features", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders of them")
     parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
@@ -148,7 +148,7 @@ def main() -> int:
         "--layer", default="pool5", help="conv1, activation1, pool1, ..., fc7, activation7, fc8"
     )
     parser.add_argument("--out", required=True, type=pathlib.Path, help="what to write: .npz or .parquet")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     names = image_files.find(args.images)
     loaded = pretrained.read(args.weights, partial=True)

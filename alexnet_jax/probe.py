@@ -11,6 +11,7 @@ of an image is the name of its folder.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -79,13 +80,13 @@ def classes_of(files: list[str]) -> list[str]:
     return [pathlib.PurePath(file).parent.name for file in files]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser("alexnet_jax.probe", __doc__)
     parser.add_argument("train", help="a file of python -m alexnet_jax.features, to fit to")
     parser.add_argument("test", help="another, to test on")
     parser.add_argument("--l2", type=float, default=L2, help="weight of the penalty on large weights")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     (train_files, points), (test_files, test_points) = features.load(args.train), features.load(args.test)
     names = sorted(set(classes_of(train_files)))

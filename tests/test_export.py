@@ -6,7 +6,7 @@ import pytest
 
 from alexnet_jax import export, pretrained
 from alexnet_jax.errors import UserError
-from tests.test_features import net, run  # noqa: F401  (fixtures)
+from tests.test_features import net  # noqa: F401  (a fixture)
 
 
 def test_stablehlo_is_the_same_function(net):  # noqa: F811
@@ -30,10 +30,9 @@ def test_it_needs_all_layers(tmp_path, net):  # noqa: F811
 @pytest.mark.parametrize("ending", ["pth", "safetensors", "npz", "stablehlo"])
 def test_the_command(tmp_path, net, ending):  # noqa: F811
     out = tmp_path / f"w.{ending}"
-    done = run("alexnet_jax.export", net, out)
-    assert done.returncode == 0, done.stderr
+    assert export.main([str(net), str(out)]) == 0
     assert out.stat().st_size > 100_000 and len(list(tmp_path.iterdir())) == 1
     if ending != "stablehlo":
         assert pretrained.read(out).classes == ("ant", "bee", "cat", "dog", "elk")
-    done = run("alexnet_jax.export", net, tmp_path / "w.onnx")
-    assert done.returncode == 2 and "weights are written as .safetensors" in done.stderr
+    with pytest.raises(UserError, match=r"weights are written as .safetensors"):
+        export.main([str(net), str(tmp_path / "w.onnx")])

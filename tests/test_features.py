@@ -51,9 +51,10 @@ def photos(tmp_path_factory):
     return root
 
 
-def run(*arguments: object, **options) -> subprocess.CompletedProcess:
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    """A command as users start it."""
     return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
+        [sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, timeout=300
     )
 
 
@@ -87,12 +88,12 @@ def test_pool5_of_photographs_agrees_with_pytorch_and_separates_ants_from_bees()
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
-def test_the_command_writes_what_the_net_says(tmp_path, net, photos, suffix):
+def test_the_command_writes_what_the_net_says(tmp_path, net, photos, suffix, capsys):
     out = tmp_path / f"f{suffix}"
-    done = run("alexnet_jax.features", photos, f"--weights={net}", "--layer=fc7", f"--out={out}")
-    assert done.returncode == 0, done.stderr
-    assert "fc7 of 40 images, 32 each; 1 bad" in done.stdout
-    assert "bad image, left out" in done.stderr and "broken.jpg" in done.stderr
+    assert features.main([str(photos), f"--weights={net}", "--layer=fc7", f"--out={out}"]) == 0
+    said = capsys.readouterr()
+    assert "fc7 of 40 images, 32 each; 1 bad" in said.out
+    assert "bad image, left out" in said.err and "broken.jpg" in said.err
     assert os.listdir(tmp_path) == [out.name]
     files, points = features.load(out)
     assert files == sorted(str(p) for p in photos.rglob("*.png") if not p.name.startswith("."))
@@ -154,12 +155,12 @@ def test_nearest_others_leaves_out_the_image_itself():
     assert not (indices == np.arange(5)[:, None]).any()
 
 
-def test_nearest_command(tmp_path, net, photos):
+def test_nearest_command(tmp_path, net, photos, capsys):
     out, picture = tmp_path / "f.npz", tmp_path / "near.png"
-    run("alexnet_jax.features", photos, f"--weights={net}", "--layer=activation7", f"--out={out}")
-    done = run("alexnet_jax.nearest", out, "--k=3", "--json", f"--figure={picture}")
-    assert done.returncode == 0, done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    features.main([str(photos), f"--weights={net}", "--layer=activation7", f"--out={out}"])
+    capsys.readouterr()
+    assert nearest.main([str(out), "--k=3", "--json", f"--figure={picture}"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(answers) == 40 and all(len(a["nearest"]) == 3 for a in answers)
     with Image.open(picture) as image:
         assert image.size == (4 * 96 + 12, 40 * 96)
@@ -184,11 +185,12 @@ def test_probe_finds_the_optimum():
     np.testing.assert_allclose(error.sum(axis=0), 0, atol=2e-4)
 
 
-def test_probe_command(tmp_path, net, photos):
+def test_probe_command(tmp_path, net, photos, capsys):
     out = tmp_path / "f.npz"
-    run("alexnet_jax.features", photos, f"--weights={net}", "--layer=pool5", f"--out={out}")
-    done = run("alexnet_jax.probe", out, out, "--json")
-    assert json.loads(done.stdout) == {
+    features.main([str(photos), f"--weights={net}", "--layer=pool5", f"--out={out}"])
+    capsys.readouterr()
+    assert probe.main([str(out), str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
         "train_accuracy": 100.0,
         "test_accuracy": 100.0,
         "train_images": 40,
