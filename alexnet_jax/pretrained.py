@@ -453,8 +453,9 @@ def start_from(
       UserError: they are of another net.
     """
     other = loaded.model
+    free = _FREE | ({"fc_widths"} if "fc6" in loaded.missing else set())
     for key in AlexNet.__dataclass_fields__:
-        if key not in {"parent", "name", *_FREE} and getattr(other, key) != getattr(model, key):
+        if key not in {"parent", "name", *free} and getattr(other, key) != getattr(model, key):
             raise UserError(
                 f"init.path={loaded.path}: its net has {key}={getattr(other, key)!r}, this config's "
                 f"{getattr(model, key)!r}; set model.variant, or model.{key}, to its own"
