@@ -75,11 +75,11 @@ def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
     path = pathlib.Path(path)
     try:
         blob = _blob(_fields(memoryview(path.read_bytes())))
-        mean = blob.reshape(blob.shape[-3:])
     except (ValueError, IndexError, struct.error, TypeError) as error:
         raise UserError(f"{path}: a damaged or truncated .binaryproto ({error}); fetch it again") from error
-    if mean.shape[0] != 3:
+    if blob.ndim not in (3, 4) or blob.size != 3 * np.prod(blob.shape[-2:]):
         raise UserError(f"{path}: not a colour image: its shape is {list(blob.shape)}")
+    mean = blob.reshape(3, *blob.shape[-2:])
     return np.ascontiguousarray(mean[::-1].transpose(1, 2, 0))
 
 

@@ -1,5 +1,6 @@
 """What the commands share: one clear line and exit code 2 for a user's mistake, never a traceback."""
 
+import argparse
 import datetime
 import os
 import pathlib
@@ -35,6 +36,17 @@ def run(main: Callable[[], int], default_config: pathlib.Path | None = None) -> 
         return main()
 
     command(parse_and_go)
+
+
+class Parser(argparse.ArgumentParser):
+    """For commands whose arguments are files; its complaints are `UserError`s, for `command` to print."""
+
+    def __init__(self, module: str, doc: str | None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"python -m {module}", description=doc, formatter_class=formatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help shows what there is")
 
 
 def command(main: Callable[[], int]) -> NoReturn:

@@ -7,8 +7,9 @@ WEIGHTS is whatever `load_pretrained` reads, such as a run's workdir. The ending
 function itself with its weights and its preprocessing, for any program that runs StableHLO.
 """
 
-import argparse
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.export
@@ -34,19 +35,19 @@ def stablehlo(loaded: Pretrained) -> bytes:
         raise UserError(f"{loaded.path}: has no {', '.join(loaded.missing)}, which inference needs")
     side = loaded.preprocess.stored_size
 
-    def logits(images: jax.Array) -> jax.Array:
-        return loaded.model.apply(loaded.variables, loaded.preprocess.view(images))  # type: ignore[return-value]
+    def logits(images: jax.Array) -> Any:
+        return loaded.model.apply(loaded.variables, loaded.preprocess.view(images))
 
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)
     return bytes(jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser("alexnet_jax.export", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("alexnet_jax.export", __doc__)
     parser.add_argument("weights", help="a file of weights, a workdir, or a name")
     parser.add_argument("out", type=pathlib.Path, help="ends in .safetensors, .pth, .npz or .stablehlo")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     loaded = pretrained.read(args.weights, partial=True)
     if not args.out.parent.is_dir():

@@ -3,11 +3,10 @@
 python -m alexnet_jax.features PHOTOS --weights=alexnet.pth --layer=pool5 --out=pool5.npz
 """
 
-import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +37,7 @@ def layer_function(loaded: Pretrained, layer: str) -> Callable[[Any], jax.Array]
         raise UserError(f"--layer={layer}: {loaded.path} has no {', '.join(loaded.missing)}, which it needs")
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
 
-    def activities(params: Any, images: jax.Array) -> jax.Array:
+    def activities(params: Any, images: jax.Array) -> Any:
         # Layers beyond what is wanted are never computed; their parameters only have to be there.
         zeros = {name: jax.tree.map(jnp.zeros_like, shapes[name]) for name in loaded.missing}
         x = loaded.preprocess.view(images)
@@ -141,15 +140,15 @@ def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray]:
         ) from error
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser("alexnet_jax.features", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("alexnet_jax.features", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders of them")
     parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
     parser.add_argument(
         "--layer", default="pool5", help="conv1, activation1, pool1, ..., fc7, activation7, fc8"
     )
     parser.add_argument("--out", required=True, type=pathlib.Path, help="what to write: .npz or .parquet")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     names = image_files.find(args.images)
     loaded = pretrained.read(args.weights, partial=True)

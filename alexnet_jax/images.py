@@ -7,6 +7,7 @@ training.
 
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -36,24 +37,27 @@ def decode_square(data: bytes, size: int) -> np.ndarray | None:
     Returns:
       uint8 `[S, S, 3]`, or None where `data` is not a whole image of at most `MAX_PIXELS` pixels.
     """
+    return decode(data, lambda image: central_square(image, size))
+
+
+def decode(data: bytes, square: Callable[[Image.Image], np.ndarray]) -> np.ndarray | None:
+    """What `square` makes of an encoded image, or None where it is not a whole image of allowed size."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
-            return _central_square(image, size)
+            return square(image)
     except Exception:  # Pillow's decoders raise nearly everything on broken data
         return None
 
 
-def _central_square(image: Image.Image, size: int) -> np.ndarray:
+def central_square(image: Image.Image, size: int) -> np.ndarray:
+    """The central square of an opened image, brought to `size`, as uint8 `[size, size, 3]`."""
     # A large JPEG is decoded at a half, a quarter or an eighth, which is cheaper and bounds the memory;
     # never to less than twice the size, so that the antialiasing remains that of one filter.
     if min(image.size) >= 4 * size:
         image.draft("RGB", _scaled(image.size, 2 * size))
-    image.load()
-    if image.mode.startswith("I"):  # 16 bits, which convert() would clip to 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    image = image if image.mode == "RGB" else image.convert("RGB")
+    image = as_rgb(image)
     if image.size == (size, size):
         return np.asarray(image)
     # Resize and crop in one: only the square is computed, at the places where a resized whole would have
@@ -63,6 +67,14 @@ def _central_square(image: Image.Image, size: int) -> np.ndarray:
     x, y = image.width / width, image.height / height
     box = (left * x, top * y, (left + size) * x, (top + size) * y)
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as eight bits of RGB."""
+    image.load()
+    if image.mode.startswith("I"):  # 16 bits, which convert() would clip to 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scaled(image_size: tuple[int, int], size: int) -> tuple[int, int]:

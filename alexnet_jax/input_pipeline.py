@@ -23,12 +23,13 @@ import numpy as np
 from alexnet_jax import tensorflow_host
 from alexnet_jax.errors import UserError
 from alexnet_jax.images import decode_square
+from alexnet_jax.records import RecordSource
 from alexnet_jax.sources import Source
 
 Batch = dict[str, np.ndarray]
 
 _KEYS = ("image", "label", "weight", "index")
-_CHUNK_EXAMPLES = 16  # at most, what one thread reads and decodes at a time
+_CHUNK_EXAMPLES = 32  # at most, what one thread reads and decodes at a time
 _BATCHES_AHEAD = 2
 _open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
@@ -175,22 +176,41 @@ def _ahead_by_tf_data(
     def chunks() -> Iterator[np.ndarray]:
         return (chunk for indices in slices for chunk in indices.reshape(-1, chunk_size))
 
-    def read(indices: np.ndarray) -> tuple[np.ndarray, ...]:
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
-            return tuple(_read(source, indices, image_size).values())
+            return _read(source, indices)
         except BaseException as failure:  # TensorFlow would pass on no more than its text
             failures.append(failure)
             raise
 
-    def batch(indices):
-        values = tf.numpy_function(
-            read, [indices], [tf.uint8, tf.int32, tf.float32, tf.int64], stateful=False
-        )
-        shapes = [(chunk_size, image_size, image_size, 3), *[(chunk_size,)] * 3]
-        return tuple(tf.ensure_shape(value, shape) for value, shape in zip(values, shapes, strict=True))
+    def read_chunk(indices):
+        encoded, labels = tf.numpy_function(read, [indices], [tf.string, tf.int32], stateful=False)
+        return tf.ensure_shape(encoded, chunk_size), tf.ensure_shape(labels, chunk_size), indices
 
+    def decode_any(encoded, labels, indices):
+        decode = functools.partial(_decode, image_size=image_size)
+        images, weights = tf.numpy_function(decode, [encoded], [tf.uint8, tf.float32], stateful=False)
+        images = tf.ensure_shape(images, (chunk_size, image_size, image_size, 3))
+        return images, labels, tf.ensure_shape(weights, chunk_size), indices
+
+    def decode_squares(encoded, labels, indices):
+        # Bit for bit what Pillow makes of them, without a stop at Python's lock; any other image is an
+        # error here.
+        squares = [tf.io.decode_jpeg(one, 3, dct_method="INTEGER_ACCURATE") for one in tf.unstack(encoded)]
+        images = tf.stack([tf.ensure_shape(square, (image_size, image_size, 3)) for square in squares])
+        return images, labels, tf.ones(chunk_size), indices
+
+    def decode_squares_or_any(*chunk):
+        one = tf.data.Dataset.from_tensors(chunk)
+        return one.map(decode_squares).ignore_errors().concatenate(one.map(decode_any)).take(1)
+
+    parallel = {"num_parallel_calls": _threads(), "deterministic": True}
     dataset = tf.data.Dataset.from_generator(chunks, output_signature=tf.TensorSpec((chunk_size,), tf.int64))
-    dataset = dataset.map(batch, num_parallel_calls=_threads(), deterministic=True)
+    dataset = dataset.map(read_chunk, **parallel)
+    if isinstance(source, RecordSource) and source.jpeg_size == image_size:
+        dataset = dataset.interleave(decode_squares_or_any, cycle_length=_threads(), **parallel)
+    else:
+        dataset = dataset.map(decode_any, **parallel)
     dataset = dataset.batch(len(first) // chunk_size, drop_remainder=True).prefetch(_BATCHES_AHEAD)
     options = tf.data.Options()
     options.autotune.enabled = False  # the bounds are those above, not whatever memory there is
@@ -210,7 +230,7 @@ def _ahead_by_threads(
     try:
         for indices in slices:
             chunks = (indices[i : i + _CHUNK_EXAMPLES] for i in range(0, len(indices), _CHUNK_EXAMPLES))
-            waiting.append([pool.submit(_read, source, chunk, image_size) for chunk in chunks])
+            waiting.append([pool.submit(_read_and_decode, source, chunk, image_size) for chunk in chunks])
             if len(waiting) > _BATCHES_AHEAD and sum(map(len, waiting)) > 2 * _threads():
                 yield _joined(waiting.popleft())
         while waiting:
@@ -235,20 +255,26 @@ def _peek(slices: Iterable[np.ndarray]) -> tuple[np.ndarray | None, Iterator[np.
     return first, itertools.chain([] if first is None else [first], rest)
 
 
-def _read(source: Source, indices: np.ndarray, image_size: int) -> Batch:
-    """Reads and decodes some examples; index -1 is a place without one."""
-    count = len(indices)
-    batch = {
-        "image": np.zeros((count, image_size, image_size, 3), np.uint8),
-        "label": np.zeros(count, np.int32),
-        "weight": np.zeros(count, np.float32),
-        "index": np.asarray(indices, np.int64),
-    }
+def _read_and_decode(source: Source, indices: np.ndarray, image_size: int) -> Batch:
+    encoded, labels = _read(source, indices)
+    images, weights = _decode(encoded, image_size)
+    return {"image": images, "label": labels, "weight": weights, "index": indices}
+
+
+def _read(source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encoded images (objects) and int32 labels of some examples; index -1 is a place without one."""
+    encoded, labels = np.full(len(indices), b"", object), np.zeros(len(indices), np.int32)
     places = np.flatnonzero(indices >= 0)
-    encoded, batch["label"][places] = source.read(indices[places])
-    for place, data in zip(places, encoded, strict=True):
+    encoded[places], labels[places] = source.read(indices[places])
+    return encoded, labels
+
+
+def _decode(encoded: np.ndarray, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and weights; what is no image is black and weighs nothing."""
+    images = np.zeros((len(encoded), image_size, image_size, 3), np.uint8)
+    weights = np.zeros(len(encoded), np.float32)
+    for place, data in enumerate(encoded):
         image = decode_square(data, image_size)
         if image is not None:
-            batch["image"][place] = image
-            batch["weight"][place] = 1.0
-    return batch
+            images[place], weights[place] = image, 1.0
+    return images, weights

@@ -469,6 +469,7 @@ def _check(model: AlexNet) -> None:
     require(model.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
     require(model.init_scheme in INITS, "init_scheme", f"choose one of {', '.join(INITS)}")
     require(model.sizes in ("2012", "caffe", "torch"), "sizes", "choose one of 2012, caffe, torch")
+    require(model.reads in ("images", "pool5"), "reads", "choose images or pool5")
     require(0 <= model.dropout < 1, "dropout", "must be at least 0 and below 1")
     require(
         model.lrn_size > 0 and model.lrn_size % 2 == 1,

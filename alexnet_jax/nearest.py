@@ -4,7 +4,6 @@ python -m alexnet_jax.features PHOTOS --layer=activation7 --out=photos.npz
 python -m alexnet_jax.nearest photos.npz --k=6 --figure=nearest.png
 """
 
-import argparse
 import json
 import pathlib
 from collections.abc import Sequence
@@ -73,14 +72,14 @@ def figure(path: pathlib.Path, rows: Sequence[tuple[str, Sequence[str]]]) -> Non
         sheet.save(temporary, path.suffix.lstrip(".") or "png")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser("alexnet_jax.nearest", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("alexnet_jax.nearest", __doc__)
     parser.add_argument("features", help="a file of python -m alexnet_jax.features: where to look")
     parser.add_argument("--queries", help="another such file: what to look for; by default each image itself")
     parser.add_argument("--k", type=int, default=6, help="how many to find")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--figure", type=pathlib.Path, help="a picture to draw, as in the paper's Figure 4")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     files, points = features.load(args.features)
     queries = files

@@ -6,10 +6,9 @@ IMAGE is a file or a folder of them. Without one, or with -, standard input is r
 path a line, each answered as it comes.
 """
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import jax
@@ -42,7 +41,8 @@ def predictor(loaded: Pretrained, topk: int, views: int) -> Callable[[np.ndarray
 
     def predict(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         def probabilities(x: jax.Array) -> jax.Array:
-            return jax.nn.softmax(model.apply(variables, x))
+            logits: Any = model.apply(variables, x)
+            return jax.nn.softmax(logits)
 
         if views == 1:
             mean = probabilities(preprocess.view(images))
@@ -115,14 +115,14 @@ def as_text(answer: dict[str, Any]) -> str:
     return "\n".join([answer["file"], *lines])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser("alexnet_jax.predict", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("alexnet_jax.predict", __doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files and folders; - for standard input")
     parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
     parser.add_argument("--topk", type=int, default=5, help="how many classes an image")
     parser.add_argument("--views", type=int, choices=(1, 10), default=1, help="1: centre; 10: the paper's")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.topk < 1:
         raise UserError(f"--topk={args.topk}: must be 1 or more")
 

@@ -7,10 +7,8 @@ weights are read.
 
 import base64
 import dataclasses
-import io
 import os
 import pathlib
-import warnings
 from typing import Any
 
 import jax
@@ -78,6 +76,10 @@ class Preprocess:
                 image = pathlib.Path(image).read_bytes()
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+        if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+            raise UserError(f"an image as an array must be uint8, not {image.dtype}")
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
         square = self.decode(image) if isinstance(image, bytes) else _square(image, self)
         if square is None:
             raise UserError(f"{name}: not a whole image in a known format")
@@ -85,26 +87,18 @@ class Preprocess:
 
     def decode(self, data: bytes) -> np.ndarray | None:
         """The same of the bytes of an image file, or None where they are not a whole image."""
-        if self.resize == "central":
-            return images.decode_square(data, self.stored_size)
-        try:
-            with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-                warnings.simplefilter("ignore")
-                if image.width * image.height > images.MAX_PIXELS:
-                    return None
-                return _square(image, self)
-        except Exception:  # Pillow's decoders raise nearly everything on broken data
-            return None
+        return images.decode(data, lambda image: _square(image, self))
 
     def view(self, stored: Any) -> jax.Array:
         """The central patches, normalised: uint8 `[B, S, S, 3]` to float32 `[B, crop_size, crop_size, 3]`."""
-        images = jnp.asarray(stored)
-        return augment.centre_view(images, mean=self.mean, std=self.std, size=self.crop_size)
+        return augment.centre_view(jnp.asarray(stored), size=self.crop_size, **self._normalisation())
 
     def ten_views(self, stored: Any) -> jax.Array:
         """The ten views of section 4.1, normalised: float32 `[10, B, crop_size, crop_size, 3]`."""
-        images = jnp.asarray(stored)
-        return augment.ten_views(images, mean=self.mean, std=self.std, size=self.crop_size)
+        return augment.ten_views(jnp.asarray(stored), size=self.crop_size, **self._normalisation())
+
+    def _normalisation(self) -> dict[str, jax.Array]:
+        return {"mean": jnp.asarray(self.mean), "std": jnp.asarray(self.std)}
 
     def resized(self, stored_size: int, crop_size: int) -> "Preprocess":
         """The same for other sizes, for images that come by the rule `central`, as all do in training."""
@@ -125,14 +119,12 @@ class Preprocess:
         return cls(**{**values, "mean": np.asarray(mean, np.float32)})
 
 
-def _square(image: Any, preprocess: Preprocess) -> np.ndarray:
-    """The square kept of a Pillow image or an array."""
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(np.asarray(image))
-    if image.mode.startswith("I"):  # 16 bits, which convert() would clip to 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    image = image if image.mode == "RGB" else image.convert("RGB")
+def _square(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
+    """The square kept of a Pillow image."""
     size = preprocess.stored_size
+    if preprocess.resize == "central":
+        return images.central_square(image, size)
+    image = images.as_rgb(image)
     if preprocess.resize == "squash":
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     # torchvision rounds the longer side down and the crop's corner to the nearest, halves to even.

@@ -112,8 +112,9 @@ def read(
     variables = {"params": to_params(model, layers, preprocess.crop_size)}
     classes = stored.description.get("classes")
     if classes is None and model.num_classes == 1000:
-        classes = [name for _, name in imagenet_classes()]
-    return Pretrained(path, model, variables, preprocess, missing, classes and tuple(classes))
+        classes = (name for _, name in imagenet_classes())
+    names = None if classes is None else tuple(map(str, classes))
+    return Pretrained(path, model, variables, preprocess, missing, names)
 
 
 def locate(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -369,8 +370,9 @@ def _recognise(path: pathlib.Path, stored: _Stored, variant: str | None) -> tupl
     """The net and the preprocessing that the weights are of."""
     if stored.description:
         try:
-            fields = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in stored.description["model"].items()
+            fields: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in stored.description["model"].items()
             }
             return create_model(**fields), Preprocess.from_json(stored.description["preprocess"])
         except (KeyError, TypeError, ValueError) as error:
@@ -451,8 +453,9 @@ def start_from(
       UserError: they are of another net.
     """
     other = loaded.model
+    free = _FREE | ({"fc_widths"} if "fc6" in loaded.missing else set())
     for key in AlexNet.__dataclass_fields__:
-        if key not in {"parent", "name", *_FREE} and getattr(other, key) != getattr(model, key):
+        if key not in {"parent", "name", *free} and getattr(other, key) != getattr(model, key):
             raise UserError(
                 f"init.path={loaded.path}: its net has {key}={getattr(other, key)!r}, this config's "
                 f"{getattr(model, key)!r}; set model.variant, or model.{key}, to its own"

@@ -8,10 +8,10 @@ Softmax regression on standardised features, to its optimum by L-BFGS from zero:
 of an image is the name of its folder.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,8 @@ def fit(points: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2
     def step(params: dict[str, jax.Array], state: optax.OptState):
         value, gradient = value_and_grad(params, state=state)
         updates, state = optimizer.update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
-        return optax.apply_updates(params, updates), state, optax.global_norm(gradient)
+        norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradient)))
+        return optax.apply_updates(params, updates), state, norm
 
     params = {"weights": jnp.zeros((points.shape[1], num_classes)), "biases": jnp.zeros(num_classes)}
     state = optimizer.init(params)
@@ -79,13 +80,13 @@ def classes_of(files: list[str]) -> list[str]:
     return [pathlib.PurePath(file).parent.name for file in files]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser("alexnet_jax.probe", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("alexnet_jax.probe", __doc__)
     parser.add_argument("train", help="a file of python -m alexnet_jax.features, to fit to")
     parser.add_argument("test", help="another, to test on")
     parser.add_argument("--l2", type=float, default=L2, help="weight of the penalty on large weights")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     (train_files, points), (test_files, test_points) = features.load(args.train), features.load(args.test)
     names = sorted(set(classes_of(train_files)))

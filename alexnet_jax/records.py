@@ -143,6 +143,8 @@ class RecordSource:
         self.class_names: tuple[str, ...] = _class_names(directory, self.class_ids)
         self.num_classes: int = label.num_classes
         self.statistics: Statistics | None = Statistics.load(directory)
+        # The side of the images where all are JPEGs in colour of one square size, as prepared records are.
+        self.jpeg_size: int | None = _jpeg_size(info.features[self._image_key])
         self._split = split
         instructions = builder.info.splits[split].file_instructions
         self._shards = [_open_shard(i.filename, key) for i in instructions]
@@ -291,6 +293,11 @@ def _image_and_label_keys(info: Any, key: str) -> tuple[str, str]:
             f"{key}: not a set of images with one class label each (its features: {', '.join(features)})"
         )
     return ("image" if "image" in images else images[0]), labels[0]
+
+
+def _jpeg_size(image: Any) -> int | None:
+    height, width, channels = image.shape
+    return height if image.encoding_format == "jpeg" and (width, channels) == (height, 3) else None
 
 
 def _class_names(directory: pathlib.Path, class_ids: tuple[str, ...]) -> tuple[str, ...]:

@@ -48,6 +48,20 @@ class TrainState(flax.struct.PyTreeNode):
     sums: Metrics
 
 
+def fresh_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state of a net with these parameters before its first step."""
+    sums = {key: jnp.float32(0) for key in ("loss", "top1_error", "steps")}
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        drops=jnp.int32(0),
+        rate_scale=jnp.float32(1),
+        bad_images=jnp.int32(0),
+        sums=sums,
+    )
+
+
 def init_state(
     model: AlexNet, optimizer: optax.GradientTransformation, image_size: int, seed: int, mesh: Mesh
 ) -> TrainState:
@@ -55,17 +69,7 @@ def init_state(
 
     def init(key: Array) -> TrainState:
         images = jnp.zeros((1, image_size, image_size, 3))
-        params = model.init(key, images)["params"]
-        sums = {key: jnp.float32(0) for key in ("loss", "top1_error", "steps")}
-        return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            opt_state=optimizer.init(params),
-            drops=jnp.int32(0),
-            rate_scale=jnp.float32(1),
-            bad_images=jnp.int32(0),
-            sums=sums,
-        )
+        return fresh_state(model.init(key, images)["params"], optimizer)
 
     return jax.jit(init, out_shardings=state_shardings(mesh))(jax.random.fold_in(jax.random.key(seed), _INIT))
 

@@ -362,9 +362,9 @@ class Meter:
         if before < FLAT_STEPS <= self._flat_steps:
             self._log.say(
                 f"warning: step {step}: for {self._flat_steps} steps the loss has stayed at "
-                f"ln({self._run.source.num_classes}) = {nothing:.2f}. Usual causes: inputs of unit variance where "
-                "the init expects 0-255; 0.01 as the std of conv3 to conv5 (model.init_scheme=original helps); "
-                "a learning rate too low or too high; labels that do not belong to the images"
+                f"ln({self._run.source.num_classes}) = {nothing:.2f}. Usual causes: inputs of unit variance "
+                "where the init expects 0-255; 0.01 as the std of conv3 to conv5 (model.init_scheme=original "
+                "helps); a learning rate too low or too high; labels that do not belong to the images"
             )
 
 

@@ -57,7 +57,7 @@ def pooled_maps(
 
 def _compute(path: pathlib.Path, model: AlexNet, params: Any, preprocess: Preprocess, source: Source) -> None:
     @jax.jit
-    def pool5(params: Any, images: jax.Array) -> jax.Array:
+    def pool5(params: Any, images: jax.Array) -> Any:
         _, seen = model.apply({"params": params}, preprocess.view(images), capture=("pool5",))
         return seen["pool5"]
 

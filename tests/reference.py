@@ -63,9 +63,15 @@ def max_pool_gradient(x: Array, g: Array, window: int, stride: int, ceil: bool =
     return out
 
 
+def _wide(x: Array) -> Array:
+    """In double precision; complex stays complex, for derivatives."""
+    x = np.asarray(x)
+    return x.astype(np.result_type(x.dtype, np.float64))
+
+
 def local_response_norm(x: Array, *, k: float, alpha: float, beta: float, size: int) -> Array:
     """Section 3.3: the sum runs over max(0, i - n/2) to min(N - 1, i + n/2)."""
-    x = np.asarray(x, np.result_type(x, np.float64))  # complex for derivatives
+    x = _wide(x)
     channels, half = x.shape[-1], size // 2
     out = np.zeros_like(x)
     for i in range(channels):
@@ -75,7 +81,7 @@ def local_response_norm(x: Array, *, k: float, alpha: float, beta: float, size: 
 
 
 def within_map_norm(x: Array, *, k: float, alpha: float, beta: float, size: int) -> Array:
-    x = np.asarray(x, np.result_type(x, np.float64))
+    x = _wide(x)
     half = size // 2
     out = np.zeros_like(x)
     for i in range(x.shape[1]):

@@ -179,6 +179,22 @@ def test_centre_and_ten_views_subtract_the_mean(mean):
     np.testing.assert_allclose(views[8], subtracted[:, 7:, 7:][:, :, ::-1], atol=1e-4)
 
 
+def test_std_divides_in_the_end():
+    key, images, ids, std = (
+        jax.random.key(8),
+        images_of(4),
+        np.arange(4),
+        np.array([50.0, 60.0, 70.0], np.float32),
+    )
+    for colour in ("none", "original"):
+        plain = views_of(colour=colour)(images, key, ids)
+        divided = jax.jit(functools.partial(views_of(colour=colour), std=std))(images, key, ids)
+        np.testing.assert_allclose(divided, plain / std, rtol=1e-5, atol=1e-6)
+    for view in (augment.centre_view, augment.ten_views):
+        plain = np.asarray(view(images, mean=MEAN_IMAGE, size=SIZE))
+        np.testing.assert_allclose(view(images, mean=MEAN_IMAGE, size=SIZE, std=std), plain / std, rtol=1e-6)
+
+
 def test_stored_size_is_the_crop_size():
     """No margin: the whole picture, and all five patches of the ten views are the same."""
     images = images_of(3, SIZE)

@@ -105,9 +105,8 @@ def train(name, mesh, count):
     rates = optimizer.Rates(optimizer.steps(1e-4, 0.1, (3,)), optimizer.constant(2e-4))
     rule = optimizer.sgd_2012(rates)
     params = params_of(NETS[name])
-    state = steps.TrainState(jnp.int32(0), params, rule.init(params), jnp.int32(0))
-    state = jax.device_put(state, steps.state_shardings(mesh))
-    step = steps.make_train_step(NETS[name], rule, mesh, view, seed=0)
+    state = jax.device_put(steps.fresh_state(params, rule), steps.state_shardings(mesh))
+    step = steps.make_train_step(NETS[name], rule, mesh, view, seed=0, log_every=1)
     seen = []
     for i in range(count):
         state, metrics = step(state, jax.device_put(batch_of(i), steps.batch_sharding(mesh)))
@@ -134,7 +133,7 @@ def test_each_device_holds_one_column():
     model = NETS["paper"]
     rule = optimizer.sgd_2012(optimizer.Rates(optimizer.constant(0.01), optimizer.constant(0.02)))
     params = params_of(model)
-    state = steps.TrainState(jnp.int32(0), params, rule.init(params), jnp.int32(0))
+    state = steps.fresh_state(params, rule)
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
     def held(mesh):

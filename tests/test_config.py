@@ -8,10 +8,16 @@ import pytest
 
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
-from configs import default, ilsvrc2010, imagenet2012, original
+from configs import default, finetune, ilsvrc2010, imagenet2012, original
 
 ROOT = pathlib.Path(__file__).parents[1]
-ALL = {"default": default, "imagenet2012": imagenet2012, "ilsvrc2010": ilsvrc2010, "original": original}
+ALL = {
+    "default": default,
+    "imagenet2012": imagenet2012,
+    "ilsvrc2010": ilsvrc2010,
+    "original": original,
+    "finetune": finetune,
+}
 
 
 def test_all_configs_are_tested():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import input_pipeline, sources, tensorflow_host
+from alexnet_jax import input_pipeline, records, sources, tensorflow_host
 from alexnet_jax.errors import UserError
 
 
@@ -216,3 +216,44 @@ def test_imagenet_starts_at_once_anywhere_and_in_little_memory(count, epoch):
     assert done.returncode == 0, done.stderr
     seconds, kilobytes = map(float, done.stdout.split())
     assert seconds < 5 and kilobytes < 300_000
+
+
+def jpeg(level: int, width: int = 16) -> bytes:
+    out = io.BytesIO()
+    Image.linear_gradient("L").resize((width, 16)).point(lambda v: (v + level) % 256).convert("RGB").save(
+        out, "JPEG"
+    )
+    return out.getvalue()
+
+
+def test_both_engines_give_the_same_bits_of_prepared_records(tmp_path):
+    # Square JPEGs take a way of their own through tf.data; a record that is none of them must not.
+    images = [jpeg(level) for level in range(70)]
+    images[3], images[40], images[41], images[69] = images[3][:-30], b"", png(7), jpeg(9, width=24)
+    examples = [
+        records.encode_example({"image": data, "label": i % 2, "file_name": b"x"})
+        for i, data in enumerate(images)
+    ]
+    examples[50] = b"\xff\xff"
+    records.write_shard(records.shard_path(tmp_path, "small", "train", 0, 1), examples)
+    records.write_info(
+        tmp_path,
+        name="small",
+        shard_lengths={"train": [70]},
+        class_ids=("a", "b"),
+        class_names=("a", "b"),
+        image_shape=(16, 16, 3),
+        encoding="jpeg",
+        description="Small.",
+    )
+    source = sources.open_source(f"prepared:{tmp_path}", "train")
+    assert isinstance(source, records.RecordSource) and source.jpeg_size == 16
+    for size in (16, 20):
+        slices = [np.arange(0, 64), np.concatenate([np.arange(64, 70), np.full(58, -1)])]
+        engines = (input_pipeline._ahead_by_tf_data, input_pipeline._ahead_by_threads)
+        ways = [list(engine(source, iter(slices), size)) for engine in engines]
+        for one, other in zip(*ways, strict=True):
+            for key in one:
+                np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+        index, weight = (np.concatenate([batch[key] for batch in ways[0]]) for key in ("index", "weight"))
+        assert index[(index >= 0) & (weight == 0)].tolist() == [3, 40, 50]

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from alexnet_jax import augment, columns, create_model, optimizer, steps
+from alexnet_jax.preprocess import Preprocess
 from alexnet_jax.statistics import ILSVRC
 from tests.reference import random_params, relative_error, softmax
 
 SIZE, STORED, CLASSES = 67, 73, 12
 MEAN = ILSVRC.mean_colour
+PREPROCESS = Preprocess(stored_size=STORED, crop_size=SIZE, mean=MEAN)
 MODEL = create_model(num_classes=CLASSES, widths=(4, 4, 4, 4, 4, 4), fc_widths=(8, 8))
 
 
@@ -128,7 +130,7 @@ def expected_sums(params, batch, views):
 
 @pytest.mark.parametrize("views", [1, 10])
 def test_evaluation_sums(params, views):
-    evaluate = steps.make_eval_step(MODEL, columns.make_mesh(2, 2), jnp.asarray(MEAN), SIZE, views)
+    evaluate = steps.make_eval_step(MODEL, columns.make_mesh(2, 2), PREPROCESS, views)
     batch = batch_of(16)
     whole = evaluate(params, batch)
     expected = expected_sums(params, batch, views)
@@ -160,71 +162,84 @@ def test_ten_view_loss_where_probabilities_underflow(params):
     sure["fc8"]["bias"][0, 1] = 1000.0  # class 1
     sure["fc8"]["bias"][0, 2] = 500.0
     batch = {**batch_of(8), "label": np.array([1, 2, 0, 0, 1, 1, 1, 1], np.int32)}
-    evaluate = steps.make_eval_step(MODEL, columns.make_mesh(1, 1), jnp.asarray(MEAN), SIZE, 10)
+    evaluate = steps.make_eval_step(MODEL, columns.make_mesh(1, 1), PREPROCESS, 10)
     sums = {name: float(value) for name, value in evaluate(sure, batch).items()}
     assert sums["loss"] == pytest.approx(0 + 500 + 2 * 1000, rel=1e-6)
     assert sums["top1_wrong"] == 3
     assert sums["top5_wrong"] == 2  # the third place is shared by ten classes; class 2 is second
 
 
+def random_view(images, key, example_ids, step):
+    assert step.dtype == jnp.int32
+    return augment.training_views(
+        images,
+        key,
+        example_ids,
+        mean=jnp.asarray(MEAN),
+        size=SIZE,
+        sqrt_eigenvalues=jnp.asarray(ILSVRC.pca_sqrt_eigenvalues),
+        eigenvectors=jnp.asarray(ILSVRC.pca_eigenvectors),
+    )
+
+
+FROZEN = optimizer.sgd_2012(optimizer.Rates(optimizer.constant(0.0), optimizer.constant(0.0)))
+
+
+def run(params, batch, *, seed, count, log_every=1):
+    """The last state and each step's metrics, of a net that never changes."""
+    mesh = columns.make_mesh(1, 1)
+    step = steps.make_train_step(MODEL, FROZEN, mesh, random_view, seed=seed, log_every=log_every)
+    state, seen = jax.device_put(steps.fresh_state(params, FROZEN), steps.state_shardings(mesh)), []
+    for _ in range(count):
+        state, metrics = step(state, batch)
+        seen.append({name: float(value) for name, value in metrics.items()})
+    return state, seen
+
+
 def test_train_step_metrics_and_what_is_random(params):
     """The loss is that of the views and masks of (seed, step), and neither is drawn twice."""
-
-    def view(images, key, example_ids, step):
-        assert step.dtype == jnp.int32
-        return augment.training_views(
-            images,
-            key,
-            example_ids,
-            mean=jnp.asarray(MEAN),
-            size=SIZE,
-            sqrt_eigenvalues=jnp.asarray(ILSVRC.pca_sqrt_eigenvalues),
-            eigenvectors=jnp.asarray(ILSVRC.pca_eigenvectors),
-        )
-
-    frozen = optimizer.sgd_2012(optimizer.Rates(optimizer.constant(0.0), optimizer.constant(0.0)))
-    mesh = columns.make_mesh(1, 1)
     batch = {**batch_of(8), "weight": np.array([1, 1, 1, 1, 1, 1, 0, 0], np.float32)}
-
-    def run(seed, count):
-        step = steps.make_train_step(MODEL, frozen, mesh, view, seed)
-        state = steps.TrainState(jnp.int32(0), params, frozen.init(params), jnp.int32(0))
-        state, seen = jax.device_put(state, steps.state_shardings(mesh)), []
-        for _ in range(count):
-            state, metrics = step(state, batch)
-            seen.append({name: float(value) for name, value in metrics.items()})
-        return state, seen
-
-    state, seen = run(seed=3, count=2)
-    assert state.step == 2
+    state, seen = run(params, batch, seed=3, count=2)
+    assert (state.step, state.bad_images) == (2, 4)
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     losses = [metrics["loss"] for metrics in seen]
     assert losses[0] != losses[1]
-    assert run(seed=4, count=1)[1][0]["loss"] not in losses
-    assert run(seed=3, count=1)[1] == seen[:1]
+    assert run(params, batch, seed=4, count=1)[1][0]["loss"] not in losses
+    assert run(params, batch, seed=3, count=1)[1] == seen[:1]
 
-    def expected(step):
+    @jax.jit
+    def logits_of(step):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), step)
         view_key, dropout_key = jax.random.split(key)
-        x = view(batch["image"], view_key, jnp.arange(8), step=jnp.int32(step))
-        logits = MODEL.apply({"params": params}, x, train=True, rngs={"dropout": dropout_key})
-        chosen = np.asarray(logits, np.float64)[:6]
-        own = softmax(chosen)[np.arange(6), batch["label"][:6]]
-        return {
-            "loss": -np.log(own).mean(),
-            "top1_error": 100 * np.mean(chosen.argmax(axis=1) != batch["label"][:6]),
-        }
+        x = random_view(batch["image"], view_key, jnp.arange(8), step=step)
+        return MODEL.apply({"params": params}, x, train=True, rngs={"dropout": dropout_key})
 
     for step in range(2):
-        assert seen[step] == pytest.approx(expected(step), rel=1e-5)
+        logits, labels = np.asarray(logits_of(jnp.int32(step)), np.float64)[:6], batch["label"][:6]
+        expected = {
+            "loss": -np.log(softmax(logits)[np.arange(6), labels]).mean(),
+            "top1_error": 100 * np.mean(logits.argmax(axis=1) != labels),
+            "bad_images": 2 * (step + 1),
+        }
+        assert seen[step] == pytest.approx(expected, rel=1e-5)
+
+
+def test_metrics_are_means_since_the_last_log(params):
+    """Every 3 steps: means of 1, 2 and 3 losses, then anew."""
+    _, single = run(params, batch_of(8), seed=3, count=5, log_every=1)
+    _, seen = run(params, batch_of(8), seed=3, count=5, log_every=3)
+    for name in ("loss", "top1_error"):
+        values = [metrics[name] for metrics in single]
+        expected = [np.mean(values[3 * (i // 3) : i + 1]) for i in range(5)]
+        assert [metrics[name] for metrics in seen] == pytest.approx(expected, rel=1e-6)
+    assert len({metrics["loss"] for metrics in single}) == 5
 
 
 def test_the_mean_image_is_subtracted_at_evaluation(params):
     """A picture that is its own mean gives the logits of an all-zero input, whatever the patch."""
     image = batch_of(1)["image"]
-    evaluate = steps.make_eval_step(
-        MODEL, columns.make_mesh(1, 1), jnp.asarray(image[0], jnp.float32), SIZE, 10
-    )
+    preprocess = Preprocess(stored_size=STORED, crop_size=SIZE, mean=image[0].astype(np.float32))
+    evaluate = steps.make_eval_step(MODEL, columns.make_mesh(1, 1), preprocess, 10)
     sums = evaluate(
         params, {"image": image, "label": np.array([4], np.int32), "weight": np.ones(1, np.float32)}
     )

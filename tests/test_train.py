@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from alexnet_jax import checkpoint, columns, evaluate, logs, sources, steps
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.errors import UserError
+from alexnet_jax.preprocess import Preprocess
 from configs import default
 
 CLASSES = 10
@@ -267,8 +269,6 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(tiny, tmp_pa
 
 def test_the_2012_schedule_by_epoch(tiny):
     """Run 145's rates at each epoch of its notes, through the config, for weights, biases and conv1."""
-    import jax.numpy as jnp
-
     from configs import original
 
     config = configs.resolve(original.get_config())
@@ -304,11 +304,11 @@ def test_the_2012_schedule_by_epoch(tiny):
 def test_colour_noise_ends_at_its_epoch(tiny):
     config = tiny(**{"augment.colour_until_epochs": 1.0, "augment.crop": False, "augment.mirror": False})
     source = evaluate.open_source(config, "train")
-    statistics = evaluate.statistics_of(source)
-    view = building.build_view(config, statistics, np.zeros(3, np.float32), len(source))
-    images = np.full((8, 60, 60, 3), 100, np.uint8)
+    preprocess = Preprocess(60, 60, mean=np.zeros(3, np.float32))
+    view = building.build_view(config, evaluate.statistics_of(source), preprocess, len(source))
+    images = jnp.full((8, 60, 60, 3), 100, jnp.uint8)
     until = configs.steps_of(1.0, len(source), 8)
-    before, after = (view(images, jax.random.key(0), np.arange(8), step=step) for step in (until - 1, until))
+    before, after = (view(images, jax.random.key(0), jnp.arange(8), step=step) for step in (until - 1, until))
     assert np.abs(np.asarray(before) - 100).max() > 1
     np.testing.assert_array_equal(after, 100)
 

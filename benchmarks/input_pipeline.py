@@ -1,0 +1,165 @@
+"""How fast images come in, beside the decoder alone and beside torchvision's ImageFolder with DataLoader.
+
+    python -m benchmarks.input_pipeline --photos=DIR [--torch_python=PYTHON] [--out=FILE.json]
+
+DIR holds photographs in `<split>/<class>/`, as large as people have them. All ways do the same work:
+shorter side to 256 with antialiasing, central square, uint8, shuffled batches of 128. They take turns,
+round after round, so that what else the machine does falls on all alike; the table has the median of the
+rounds. `--torch_python` is a Python with torchvision, which needs nothing of this project.
+
+What is measured:
+  decode only     tf.data reading and decoding the photographs, nothing else: the machine's limit
+  raw             this project, from the photographs
+  prepared        this project, from records that `alexnet_jax.prepare` made of them
+  torchvision N   ImageFolder, Resize, CenterCrop and DataLoader with N workers
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+BATCH = 128
+SIZE = 256
+IMAGES = 1280  # in a round, for each way; the photographs are gone through as often as it takes
+
+
+def decode_only(photos: pathlib.Path) -> Iterator[int]:
+    """Numbers of images read and decoded by tf.data, with as many threads as there are cores."""
+    from alexnet_jax.tensorflow_host import tensorflow
+
+    tf = tensorflow()
+    paths = [str(path) for path in sorted(photos.glob("*/*/*"))]
+    dataset = tf.data.Dataset.from_tensor_slices(paths).cache().repeat()
+    dataset = dataset.map(
+        lambda path: tf.shape(tf.io.decode_jpeg(tf.io.read_file(path), channels=3))[0],
+        num_parallel_calls=len(os.sched_getaffinity(0)),
+        deterministic=True,
+    )
+    for batch in dataset.batch(BATCH).prefetch(2):
+        yield len(batch)
+
+
+def ours(spec: str) -> Iterator[int]:
+    """Numbers of images that this project's pipeline delivers."""
+    from alexnet_jax import input_pipeline, sources
+
+    source = sources.open_source(spec, "test")
+    for batch in input_pipeline.train_batches(source, batch_size=BATCH, image_size=SIZE, seed=0):
+        yield int(batch["weight"].sum())
+
+
+def torchvision(photos: pathlib.Path, workers: int) -> Iterator[int]:
+    """Numbers of images that torchvision delivers."""
+    import torch
+    from torchvision import datasets, transforms
+
+    steps = [transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.PILToTensor()]
+    (split,) = [path for path in sorted(photos.iterdir()) if path.is_dir()][:1]
+    data = datasets.ImageFolder(str(split), transforms.Compose(steps))
+    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=100 * IMAGES)
+    for images, _ in torch.utils.data.DataLoader(data, BATCH, sampler=sampler, num_workers=workers):
+        yield len(images)
+
+
+def serve(way: Iterator[int]) -> None:
+    """Measures a round of `way` whenever a line comes in, and prints its images/s."""
+    with contextlib.closing(way):
+        for _ in itertools.repeat(
+            None, 4
+        ):  # until the threads or workers are up and their buffers empty again
+            next(way)
+        print("ready", flush=True)
+        for _ in sys.stdin:
+            done, began = 0, time.perf_counter()
+            while done < IMAGES:
+                done += next(way)
+            print(done / (time.perf_counter() - began), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--photos", required=True, type=pathlib.Path)
+    parser.add_argument("--torch_python")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--prepared", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        ways: dict[str, Callable[[], Iterator[int]]] = {
+            "decode only": lambda: decode_only(given.photos),
+            "raw": lambda: ours(f"folder:{given.photos}"),
+            "prepared": lambda: ours(f"prepared:{given.prepared}"),
+        }
+        name, _, workers = given.serve.partition(" ")
+        serve(torchvision(given.photos, int(workers)) if name == "torchvision" else ways[given.serve]())
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        compare(given, pathlib.Path(directory) / "prepared")
+
+
+def compare(given: argparse.Namespace, prepared: pathlib.Path) -> None:
+    """Runs all ways by turns and prints the table."""
+    from alexnet_jax.prepare import prepare
+
+    prepare(f"folder:{given.photos}", prepared, splits=("test",))
+    cores = len(os.sched_getaffinity(0))
+    pythons = {name: sys.executable for name in ("decode only", "raw", "prepared")}
+    if given.torch_python:
+        pythons |= {
+            f"torchvision {n}": given.torch_python for n in sorted({cores // 2, cores, 2 * cores} - {0})
+        }
+    rates: dict[str, list[float]] = {name: [] for name in pythons}
+    for _ in range(given.rounds):
+        for name, python in pythons.items():
+            rates[name].append(one_round(name, python, given.photos, prepared))
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    print(f"{cores} cores, {platform.machine()}, Python {platform.python_version()}, {given.rounds} rounds")
+    print(f"{'':16}{'images/s':>10}{'spread':>16}{'of decode only':>16}")
+    for name, values in rates.items():
+        spread = f"{min(values):,.0f}-{max(values):,.0f}"
+        print(f"{name:16}{median[name]:10,.0f}{spread:>16}{median[name] / median['decode only']:16.2f}")
+    others = [value for name, value in median.items() if name.startswith("torchvision")]
+    if others:
+        for name in ("raw", "prepared"):
+            print(f"{name}: {median[name] / max(others):.2f} times torchvision's best")
+    if given.out:
+        record = {"cores": cores, "machine": platform.machine(), "batch": BATCH, "size": SIZE, "rates": rates}
+        given.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def one_round(name: str, python: str, photos: pathlib.Path, prepared: pathlib.Path) -> float:
+    """Starts a way in a process of its own, lets it run warm, and gives the images/s of one round."""
+    command = [python, __file__, f"--photos={photos}", f"--serve={name}", f"--prepared={prepared}"]
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            raise SystemExit(f"{name} did not start; try: {' '.join(command)}")
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        rate = float(process.stdout.readline())
+        process.stdin.close()
+        process.wait(timeout=60)
+    return rate
+
+
+if __name__ == "__main__":
+    main()
