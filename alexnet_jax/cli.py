@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from absl import flags
 
+from alexnet_jax import memory
 from alexnet_jax.errors import Fault, UserError
 
 EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75}
@@ -51,6 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 def command(main: Callable[[], int]) -> NoReturn:
     """Exits with `main`'s code, or with 2 (1 for a fault) after one line on standard error."""
+    memory.keep()
     try:
         sys.exit(main())
     except UserError as error:
