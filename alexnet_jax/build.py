@@ -59,7 +59,7 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
     statistics = evaluate.statistics_of(source)
     model = configs.build_model(config, source.num_classes)
     init = None
-    if config.init.path is not None and not checkpoint.exist(workdir):
+    if config.init.path and not checkpoint.exist(workdir):
         init = pretrained.read(config.init.path, partial=True)
     preprocess = build_preprocess(config, workdir, statistics, init)
     in_steps = functools.partial(configs.in_steps, run, num_examples=len(source), batch_size=data.batch_size)

@@ -16,8 +16,10 @@ CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 def get_config() -> ml_collections.ConfigDict:
     """The convolutions rest and images are not changed, so what they make of each image is computed once.
 
-    `--config.augment.mirror=True` or another `optimizer.layer_rates` ends that: each step then takes as long
-    as in any training.
+    `--config.augment.mirror=True` or other `optimizer.layer_rates`, such as `(("conv1", 0.0, 0.0),)`, end
+    that: each step then takes as long as in any training. Where WEIGHTS are convolutions alone and there are
+    few photographs, `--config.model.fc_widths="(256, 256)"` is enough. `--config.init.path=` starts from
+    random weights.
     """
     config = default.get_config()
 
@@ -32,14 +34,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.mirror = False
     config.augment.colour = "none"
 
-    config.optimizer.learning_rate = 0.01
-    config.optimizer.drop_epochs = (15.0,)
+    config.optimizer.learning_rate = 0.003  # 0.01 is for weights that start small
+    config.optimizer.drop_epochs = (14.0,)
     config.optimizer.layer_rates = tuple((name, 0.0, 0.0) for name in CONVOLUTIONS)
 
     config.init.path = "torchvision"
 
     config.run.total_epochs = 20.0
     config.run.log_every_steps = 8
+    config.run.eval_every_epochs = 2.0
     config.run.save_every_epochs = 20.0
     config.run.keep_checkpoints = 1
     return config
