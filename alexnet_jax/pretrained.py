@@ -11,7 +11,6 @@ import json
 import math
 import os
 import pathlib
-import tarfile
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -246,14 +245,12 @@ def _read(path: pathlib.Path) -> _Stored:
         raise UserError(f"{path}: a Git LFS pointer, not the weights; run git lfs pull")
     if head.startswith(b"PK") and path.suffix == ".npz":
         return _read_npz(path)
-    if head.startswith((b"PK", b"\x80")):
+    if head.startswith((b"PK", b"\x80")) or head[257:262] == b"ustar":
         return _torch_layers(path, *torch_files.read(path))
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return _read_safetensors(path)
     if path.suffix == ".caffemodel":
         return _caffe_layers(path, caffe_files.read_net(path))
-    if path.suffix in (".pth", ".pt") and tarfile.is_tarfile(path):
-        raise UserError(f"{path}: in the format of PyTorch before 0.1.10; load and save it with PyTorch once")
     kinds = "a PyTorch state dict (.pth), .safetensors, .npz, .caffemodel or a run's workdir"
     raise UserError(f"{path}: none of {kinds}, or damaged at its beginning")
 

@@ -4,8 +4,8 @@
 
 PHOTOS has `train/<class>/` and `val/<class>/`. Three arms on the same images and the same net, each but the
 probe with seeds 0, 1 and 2: softmax regression on pool5 of the trained convolutions; the trained convolutions
-at rest with new fully connected layers (configs/finetune.py); and the same net from random weights. A run that
-is there already goes on or is left as it is, so the command can be given again.
+at rest with new fully connected layers (configs/finetune.py); and the same net from random weights. A run
+that is there already goes on or is left as it is, so the command can be given again.
 
 Needs matplotlib for the plot.
 """
