@@ -271,7 +271,7 @@ def _read_npz(path: pathlib.Path) -> _Stored:
 
 def _read_safetensors(path: pathlib.Path) -> _Stored:
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(path, framework="flax") as file:  # numpy knows no bfloat16
             description = (file.metadata() or {}).get(_OWN)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dictionary)
     except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:

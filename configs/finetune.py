@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.crop = False
     config.augment.mirror = False
     config.augment.colour = "none"
+    config.augment.mean = "colour"  # without init.path; else the mean is that of the weights
 
     config.optimizer.learning_rate = 0.003  # 0.01 is for weights that start small
     config.optimizer.drop_epochs = (14.0,)
