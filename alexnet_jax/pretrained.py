@@ -263,9 +263,8 @@ def _read_npz(path: pathlib.Path) -> _Stored:
         raise UserError(f"{path}: a damaged .npz, or one with pickled objects ({error})") from error
     description = str(arrays.pop(_OWN, ""))
     if "conv1/0" in arrays:  # Caffe's layout, as `save_pretrained` writes it
-        blobs = {name: (f"{name}/0", f"{name}/1") for name in LAYERS if f"{name}/0" in arrays}
-        layers = {name: (arrays[weight], arrays[bias]) for name, (weight, bias) in blobs.items()}
-        return _Stored(_swap_colours(layers), blobs, _parse(path, description))
+        blobs = {name: (f"{name}/0", f"{name}/1") for name in LAYERS}
+        return _Stored(_swap_colours(_pairs(path, arrays, blobs)), blobs, _parse(path, description))
     return _torch_layers(path, arrays, description)
 
 
@@ -303,16 +302,22 @@ def _torch_layers(path: pathlib.Path, saved: Mapping[str, Any], description: str
         raise UserError(f"{path}: not an AlexNet: no features.0.weight in it, but {some}, ...")
     if strange := [keys[key] for key in tensors if key not in known]:
         raise UserError(f"{path}: not an AlexNet: it also has {', '.join(strange[:3])}")
-    layers: Layers = {}
+    layers = _pairs(path, tensors, names)
+    variant = "torchvision" if layers["conv1"][1].shape == (64,) else None
+    shown = {name: (keys[names[name][0]], keys[names[name][1]]) for name in layers}
+    return _Stored(layers, shown, _parse(path, description), variant)
+
+
+def _pairs(path: pathlib.Path, tensors: Mapping[str, Any], names: dict[str, tuple[str, str]]) -> Layers:
+    """The layers that are there, each with its weight and its bias."""
+    layers = {}
     for name, pair in names.items():
         found = [key for key in pair if key in tensors]
         if len(found) == 1:
-            raise UserError(f"{path}: has {keys[found[0]]} but not the other of {pair[0]} and {pair[1]}")
+            raise UserError(f"{path}: has {found[0]} but not the other of {pair[0]} and {pair[1]}")
         if found:
             layers[name] = (tensors[pair[0]], tensors[pair[1]])
-    variant = "torchvision" if layers["conv1"][1].shape == (64,) else None
-    shown = {name: tuple(keys[key] for key in names[name]) for name in layers}
-    return _Stored(layers, shown, _parse(path, description), variant)  # type: ignore[arg-type]
+    return layers
 
 
 def _state_dict(saved: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -360,6 +365,8 @@ def _caffe_layers(path: pathlib.Path, net: list[caffe_files.Layer]) -> _Stored:
 def _swap_colours(layers: Layers) -> Layers:
     """Turns conv1 from BGR to RGB or back."""
     weight, bias = layers["conv1"]
+    if np.ndim(weight) != 4:
+        return layers  # `_check_shapes` will say so
     return {**layers, "conv1": (np.ascontiguousarray(np.asarray(weight)[:, ::-1]), bias)}
 
 
@@ -372,7 +379,7 @@ def _recognise(path: pathlib.Path, stored: _Stored, variant: str | None) -> tupl
                 for key, value in stored.description["model"].items()
             }
             return create_model(**fields), Preprocess.from_json(stored.description["preprocess"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: its description of the net is damaged ({error})") from error
     variant = variant or stored.variant
     if variant is None:
@@ -427,7 +434,8 @@ def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
     except OSError as error:
         raise UserError(f"{path}: not to be read ({error.strerror}); give the workdir of a run") from error
     model, preprocess = _recognise(path, _Stored({}, {}, description), None)
-    return Pretrained(path.parent, model, {}, preprocess, classes=tuple(description["classes"]))
+    classes = description.get("classes")
+    return Pretrained(path.parent, model, {}, preprocess, classes=classes and tuple(classes))
 
 
 def _read_workdir(path: pathlib.Path) -> Pretrained:

@@ -4,6 +4,10 @@
 
 PHOTOS has `train/<class>/` and `val/<class>/`; WEIGHTS is what `alexnet_jax.load_pretrained` reads, all
 layers or the convolutions alone.
+
+Measured with torchvision's convolutions and `--config.model.fc_widths="(256, 256)"` on 245 photographs of ants
+and bees, tested on 153: 8.7 % top-1 error (mean of seeds 0, 1, 2; 7.8 to 9.2), in about two minutes on two
+CPU cores.
 """
 
 import ml_collections
@@ -17,9 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The convolutions rest and images are not changed, so what they make of each image is computed once.
 
     `--config.augment.mirror=True` or other `optimizer.layer_rates`, such as `(("conv1", 0.0, 0.0),)`, end
-    that: each step then takes as long as in any training. Where WEIGHTS are convolutions alone and there are
-    few photographs, `--config.model.fc_widths="(256, 256)"` is enough. `--config.init.path=` starts from
-    random weights.
+    that: each step then takes as long as in any training. `--config.init.path=` starts from random weights.
     """
     config = default.get_config()
 
@@ -35,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.colour = "none"
     config.augment.mean = "colour"  # without init.path; else the mean is that of the weights
 
-    config.optimizer.learning_rate = 0.003  # 0.01 is for weights that start small
+    config.optimizer.learning_rate = 0.003  # of 0.01, 0.003 and 0.001 the best on ants against bees
     config.optimizer.drop_epochs = (14.0,)
     config.optimizer.layer_rates = tuple((name, 0.0, 0.0) for name in CONVOLUTIONS)
 
