@@ -6,7 +6,6 @@ IMAGE is a file or a folder of them. Without one, or with -, standard input is r
 path a line, each answered as it comes.
 """
 
-import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -127,8 +126,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.topk < 1:
         raise UserError(f"--topk={args.topk}: must be 1 or more")
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be UTF-8, and comes out as it went in
-        sys.stdout.reconfigure(errors="surrogateescape")
     from_pipe = args.images in ([], ["-"])
     names = standard_input(sys.stdin.buffer) if from_pipe else image_files.find(args.images)
     loaded = pretrained.read(args.weights, partial=True)

@@ -235,8 +235,11 @@ class _Stored:
 
 
 def _read(path: pathlib.Path) -> _Stored:
-    with open(path, "rb") as file:
-        head = file.read(512)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
         raise UserError(f"{path}: an empty file; fetch it again")
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml", b"<head"):
