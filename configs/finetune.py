@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = 224
 
     config.model.variant = "torchvision"
+    config.model.init_scheme = "torch"  # of the layers that are new
 
     config.augment.crop = False
     config.augment.mirror = False
