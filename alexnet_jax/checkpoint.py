@@ -9,7 +9,7 @@ fingerprints, is set aside, and the one before is used.
 import json
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,9 @@ class Checkpoints:
       keep_every_steps: one each so many steps stays for good; None for none.
       about: what else the metadata tells, such as the config and versions.
       say: takes a line for the user.
+
+    Attributes:
+      saved_step: of the newest good checkpoint, None where there is none.
     """
 
     def __init__(
@@ -49,19 +52,13 @@ class Checkpoints:
     ):
         self._workdir, self._about, self._say = workdir.resolve(), about or {}, say
         policies: Any = ocp.training.preservation_policies
-        kept = [
-            policies.LatestN(keep),
-            policies.BestN(
-                get_metric_fn=lambda metrics: -metrics["top1_error"],
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
+        self._best = _Best()
+        kept = [policies.LatestN(keep), self._best]
         if keep_every_steps is not None:
             kept.append(policies.EveryNSteps(keep_every_steps, exact_interval=False))
         self._policy = policies.AnyPreservationPolicy(kept)
         self._open: ocp.training.Checkpointer | None = None
-        self.saved_step: int | None = None  # of the newest good checkpoint
+        self.saved_step: int | None = None
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest good checkpoint's state, in the shapes and shardings given, and its record.
@@ -69,8 +66,10 @@ class Checkpoints:
         None where nothing was ever saved. What is damaged is moved to `workdir/damaged`, which is said.
 
         Raises:
-          UserError: there are checkpoints, but none that is whole.
+          UserError: there are checkpoints, but none that is whole, or the newest is of another net.
+          SaveError: a save that was under way could not be written.
         """
+        self.wait()
         directory = self._workdir / DIRECTORY
         steps = _steps(directory)
         found = None
@@ -78,10 +77,13 @@ class Checkpoints:
             try:
                 about = _read_about(directory / str(step))
                 if found is None:
+                    self._refuse_other_shapes(about["shapes"], shapes(abstract_state), step)
                     state = ocp.load(str(directory / str(step)), abstract_state)
                     _compare(about["fingerprints"]["state"], fingerprint(state))
                     found, self.saved_step = (state, about["record"]), step
             except Exception as error:  # as many kinds as there are kinds of damage
+                if _is_no_damage(error):
+                    raise
                 self._set_aside(step, error)
         if steps and found is None:
             raise UserError(
@@ -90,24 +92,22 @@ class Checkpoints:
             )
         return found
 
-    def save(self, step: int, state: Any, record: dict[str, Any], top1_error: float | None = None) -> None:
+    def save(self, step: int, state: Any, record: dict[str, Any], best_step: int | None = None) -> None:
         """Starts to save; training goes on meanwhile. A step that is saved already is not saved again.
 
         Args:
-          top1_error: of these weights in %, where they were tested.
+          best_step: the checkpoint of this step stays, for it is the best so far.
 
         Raises:
           SaveError: this or the last save could not be written.
         """
         if self.saved_step == step:
             return
-        metrics: Any = None if top1_error is None else {"top1_error": top1_error}
+        self._best.step = best_step
         prints = {"state": fingerprint(state), "params": fingerprint(state.params)}
-        about = _signed({"record": record, "fingerprints": prints, **self._about})
+        about = {"record": record, "fingerprints": prints, "shapes": shapes(state), **self._about}
         with self._save_errors():
-            self._orbax().save_async(
-                step, state, force=True, overwrite=True, metrics=metrics, custom_metadata=about
-            )
+            self._orbax().save_async(step, state, force=True, overwrite=True, custom_metadata=_signed(about))
             self.saved_step = step
 
     def wait(self) -> None:
@@ -129,6 +129,16 @@ class Checkpoints:
             )
         return self._open
 
+    def _refuse_other_shapes(self, saved: dict[str, Any], wanted: dict[str, Any], step: int) -> None:
+        different = [key for key in {**saved, **wanted} if saved.get(key) != wanted.get(key)]
+        if different:
+            key = different[0]
+            raise UserError(
+                f"{self._workdir / DIRECTORY / str(step)}: is of another net: {key} is {saved.get(key)} "
+                f"there and {wanted.get(key)} by the config ({len(different)} differ); go on with the config "
+                "that it was begun with, or choose another --workdir"
+            )
+
     def _set_aside(self, step: int, error: Exception) -> None:
         damaged = self._workdir / DAMAGED
         damaged.mkdir(exist_ok=True)
@@ -145,6 +155,15 @@ class Checkpoints:
             self._open = None  # orbax's own view of the directory is in doubt
             self.saved_step = max(_steps(self._workdir / DIRECTORY), default=None)
             raise SaveError(_one_line(error)) from error
+
+
+class _Best:
+    """Keeps the checkpoint of `step`; orbax asks it before it deletes."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
 def restore_params(
@@ -167,6 +186,8 @@ def restore_params(
             _compare(_read_about(directory / str(step))["fingerprints"]["params"], fingerprint(params))
             return params, step
         except Exception as error:
+            if _is_no_damage(error):
+                raise
             say(f"warning: checkpoint {directory / str(step)} is damaged ({_one_line(error)})")
     state = (
         "every checkpoint is damaged" if steps else "holds no finished checkpoint; let the run save one first"
@@ -177,6 +198,18 @@ def restore_params(
 def exist(workdir: pathlib.Path) -> bool:
     """Whether a run has saved a checkpoint."""
     return bool(_steps(workdir / DIRECTORY))
+
+
+def shapes(state: Any) -> dict[str, list[int]]:
+    """The shape of each array of a tree, by its path in it."""
+    leaves = jax.tree.leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): list(x.shape) for path, x in leaves}
+
+
+def _is_no_damage(error: Exception) -> bool:
+    """Whether what failed is not the checkpoint: setting it aside would lose it for nothing."""
+    out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    return out_of_memory or isinstance(error, UserError | PermissionError)
 
 
 def _one_line(error: Exception) -> str:

@@ -15,3 +15,8 @@ class Fault(Exception):
     The message is one line that says what, and what to do; the command line prints it and exits with code 1.
     The same command goes on from the last checkpoint.
     """
+
+
+def vanished(path: str) -> Fault:
+    """What to raise where a file of the data set was there and is gone."""
+    return Fault(f"{path}: was there and is gone; bring it back and start the same command again: it goes on")

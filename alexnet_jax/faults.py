@@ -1,6 +1,7 @@
 """What went wrong outside the program, in a line for the user."""
 
 import errno
+import os
 import pathlib
 
 from alexnet_jax.errors import Fault, UserError
@@ -16,13 +17,17 @@ def explain(error: BaseException, workdir: pathlib.Path) -> Fault | UserError | 
         return error
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return Fault(_MEMORY)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Fault(f"{workdir}: the disk is full; make room and start the same command again: it goes on")
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EIO):
-        return Fault(
-            f"{workdir}: cannot be written ({error.strerror}); mend that and start the same command again: "
-            "it goes on"
-        )
-    if not workdir.exists():
+    if not workdir.exists() or (isinstance(error, FileNotFoundError) and _is_within(error, workdir)):
         return Fault(f"{workdir}: was removed while the run was using it")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Fault(f"{workdir}: the disk is full; make room and start the same command again: it goes on")
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+        return Fault(
+            f"{error.filename or workdir}: cannot be read or written ({error.strerror}); mend that and start "
+            "the same command again: it goes on"
+        )
     return None
+
+
+def _is_within(error: OSError, workdir: pathlib.Path) -> bool:
+    return pathlib.Path(os.fsdecode(error.filename or "")).resolve().is_relative_to(workdir.resolve())

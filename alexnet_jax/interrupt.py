@@ -13,17 +13,16 @@ class Stop:
     """Takes a signal as a wish to save and stop; a second one stops at once, losing nothing saved before.
 
     Args:
-      max_seconds: time limit of the whole process, or None; stopping is wanted a tenth of it (at most a
-        minute) before, so that there is time to save.
-      started: `time.monotonic()` when the clock began.
+      max_seconds: time limit from now on, or None; stopping is wanted a tenth of it (at most a minute)
+        before, so that there is time to save.
     """
 
-    def __init__(self, max_seconds: float | None = None, started: float | None = None):
+    def __init__(self, max_seconds: float | None = None):
         self.reason: str | None = None
         self._deadline: float | None = None
         if max_seconds is not None:
             margin = min(MARGIN_FRACTION * max_seconds, MARGIN_SECONDS)
-            self._deadline = (time.monotonic() if started is None else started) + max_seconds - margin
+            self._deadline = time.monotonic() + max_seconds - margin
 
     def wanted(self) -> bool:
         """Whether to stop as soon as it is safe; `reason` then says why."""

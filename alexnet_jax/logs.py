@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import sys
 import time
 from typing import Any
@@ -61,11 +62,14 @@ class RunLog:
     """
 
     def __init__(self, workdir: pathlib.Path, *, first_step: int, total_steps: int):
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._path = workdir / METRICS
         self._metrics = open(self._path, "a", buffering=1)  # noqa: SIM115  (closed in close)
-        self._events = EventFileWriter(str(workdir))
+        # TensorBoard's own writer has a thread, which would print a traceback where the disk is full.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._events = RecordWriter(open(workdir / name, "wb"))  # noqa: SIM115
+        self._event(first_step, file_version="brain.Event:2")
         self._total = total_steps
         self._start = (time.monotonic(), first_step)
         self._bar = tqdm.tqdm(
@@ -90,7 +94,8 @@ class RunLog:
         os.stat(self._path)  # writing to a file that was removed would fail in silence
         self._metrics.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
         for name, value in values.items():
-            self._event(step, tag=name, simple_value=value)
+            self._value(step, tag=name, simple_value=value)
+        self._events.flush()
         if self._bar.disable:
             self.say(f"step {step}/{self._total}  epoch {epoch:.2f}  {_short(values)}{self._time_left(step)}")
         else:
@@ -102,7 +107,11 @@ class RunLog:
 
         height, width, _ = pixels.shape
         png = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=as_png(pixels))
-        self._event(step, tag=name, image=png)
+        self._value(step, tag=name, image=png)
+
+    def sync(self) -> None:
+        """Returns when the metrics are on disk: a checkpoint must not outlive the lines before it."""
+        os.fsync(self._metrics.fileno())
 
     def say(self, line: str) -> None:
         """Prints a line without breaking the bar."""
@@ -115,12 +124,15 @@ class RunLog:
         self._metrics.close()
         self._events.close()
 
-    def _event(self, step: int, **value: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
+    def _value(self, step: int, **value: Any) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 
-        summary = Summary(value=[Summary.Value(**value)])
-        self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._event(step, summary=Summary(value=[Summary.Value(**value)]))
+
+    def _event(self, step: int, **fields: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
+
+        self._events.write(Event(wall_time=time.time(), step=step, **fields).SerializeToString())
 
     def _time_left(self, step: int) -> str:
         start, first_step = self._start

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from alexnet_jax.classes import readable_names
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import Fault, UserError, vanished
 from alexnet_jax.statistics import Statistics
 
 CLASS_NAMES_FILE = "class_names.txt"
@@ -132,8 +132,8 @@ class RecordSource:
         """Opens `split`, a split of `builder`; `key` names the config's key and value in errors.
 
         Raises:
-          UserError: the data set has no image or no class label, no examples, labels that were kept secret, or a
-            form without random access.
+          UserError: the data set has no image or no class label, no examples, labels that were kept secret,
+            or a form without random access.
         """
         info = builder.info
         self._image_key, self._label_key = _image_and_label_keys(info, key)
@@ -190,6 +190,8 @@ def _read_each(shard: Shard, positions: list[int]) -> Sequence[bytes]:
     """Reads records of a shard, together or, where that fails, one by one, with `b""` for the broken ones."""
     try:
         return shard.read(positions)
+    except Fault:
+        raise
     except Exception:  # array_record has exceptions of its own
         if len(positions) == 1:
             return [b""]
@@ -207,6 +209,8 @@ class ArrayRecordShard:
     def read(self, positions: Sequence[int], /) -> Sequence[bytes]:
         with self._lock:
             if self._reader is None:
+                if not os.path.exists(self._path):
+                    raise vanished(self._path)
                 # No read-ahead: the next record wanted is somewhere else.
                 self._reader = _array_record().ArrayRecordReader(
                     self._path, "readahead_buffer_size:0", file_reader_buffer_size=32768
@@ -231,7 +235,10 @@ class TfRecordShard:
     def read(self, positions: Sequence[int], /) -> Sequence[bytes]:
         with self._lock:
             if self._file < 0:
-                self._file = os.open(self._path, os.O_RDONLY)
+                try:
+                    self._file = os.open(self._path, os.O_RDONLY)
+                except FileNotFoundError as error:
+                    raise vanished(self._path) from error
                 self._starts = self._walk()
         return [
             os.pread(self._file, self._length(start), start + 12)

@@ -17,7 +17,7 @@ import numpy as np
 
 from alexnet_jax import tensorflow_host
 from alexnet_jax.classes import readable_names
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import UserError, vanished
 from alexnet_jax.records import RecordSource, import_tfds
 from alexnet_jax.statistics import Statistics
 from alexnet_jax.tars import open_tars
@@ -69,7 +69,11 @@ class Source(Protocol):
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """Gives the encoded images and int32 labels `[n]` of `indices` `[n]`; any thread may call it.
 
-        What can no longer be read is `b""`, a bad image like any other.
+        What cannot be read is `b""`, a bad image like any other.
+
+        Raises:
+          Fault: a file is gone that was there when the source was opened. To go on without it would be
+            another run; once it is back, the same one goes on.
         """
         ...
 
@@ -146,6 +150,8 @@ class FileSource:
         try:
             with open(os.path.join(self.root, self.paths[index]), "rb") as file:
                 return file.read()
+        except FileNotFoundError as error:
+            raise vanished(f"{self.root}/{self.name(index)}") from error
         except OSError:
             return b""
 

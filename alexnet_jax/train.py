@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import itertools
 import json
 import math
 import pathlib
@@ -82,29 +81,37 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
       UserError: the config, the data or the directory is not as it must be.
       Fault: the disk is full, the directory is gone, or the memory does not suffice.
     """
-    started = time.monotonic()
-    run = build(config, pathlib.Path(workdir))
-    workdirs.open_workdir(run.workdir, config)
-    with workdirs.locked(run.workdir):
+    with interrupt.Stop(config.run.max_seconds) as stop:
+        run = build(config, pathlib.Path(workdir))
         try:
-            pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
-            logs.write_status(run.workdir, "running")
-            return _train(run, started)
-        except BaseException as error:
-            known = faults.explain(error, run.workdir)
-            with contextlib.suppress(OSError):  # the disk may be what failed
-                logs.write_status(
-                    run.workdir, "failed", message=str(known or f"{type(error).__name__}: {error}")
-                )
-            if known is not None:
+            with workdirs.opened(run.workdir, config):
+                return _train_and_tell(run, stop)
+        except OSError as error:  # as the directory was opened
+            if known := faults.explain(error, run.workdir):
                 raise known from error
             raise
+
+
+def _train_and_tell(run: Run, stop: interrupt.Stop) -> str:
+    """Trains; how a run fails is told by its status, and in a line where the program is not to blame."""
+    try:
+        pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
+        logs.write_status(run.workdir, "running")
+        return _train(run, stop)
+    except BaseException as error:
+        known = faults.explain(error, run.workdir)
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            message = str(known or f"{type(error).__name__}: {error}")
+            logs.write_status(run.workdir, "failed", message=message)
+        if known is not None:
+            raise known from error
+        raise
 
 
 # --- the loop ---------------------------------------------------------------------------------------------
 
 
-def _train(run: Run, started: float) -> str:
+def _train(run: Run, stop: interrupt.Stop) -> str:
     """Restores, trains, finishes; goes back a checkpoint if the loss diverges and the config allows it."""
     settings = run.config.run
     checkpoints = checkpoint.Checkpoints(
@@ -114,29 +121,31 @@ def _train(run: Run, started: float) -> str:
         about=about(run),
         say=print_line,
     )
-    stop = interrupt.Stop(settings.max_seconds, started)
-    with stop, contextlib.closing(checkpoints):
-        for step_backs in itertools.count():
+    rate_scale = None
+    with contextlib.closing(checkpoints):
+        while True:
             state, record = restore_or_init(run, checkpoints)
+            if rate_scale is not None:
+                state = state.replace(rate_scale=jax.device_put(jnp.float32(rate_scale), state.step.sharding))
             first_step = int(state.step)
             logs.drop_metrics_after(run.workdir, first_step, evaluated=record.evaluated_step == first_step)
             log = logs.RunLog(run.workdir, first_step=first_step, total_steps=run.total_steps)
             with contextlib.closing(log):
-                if step_backs == 0:
+                if rate_scale is None:
+                    rate_scale = float(state.rate_scale)
                     greet(run, log, first_step)
-                else:
-                    state = state.replace(rate_scale=state.rate_scale * STEP_BACK_FACTOR**step_backs)
                 try:
                     return loop(run, log, checkpoints, state, record, stop)
                 except Diverged as error:
                     message = f"{error}; {last_good(checkpoints)}"
-                    if checkpoints.saved_step is None or step_backs >= settings.max_step_backs:
+                    # The scale itself counts the steps back, so that an interruption does not forget them.
+                    rate_scale *= STEP_BACK_FACTOR
+                    spent = rate_scale < STEP_BACK_FACTOR**settings.max_step_backs
+                    if checkpoints.saved_step is None or spent:
                         mend = "try a lower optimizer.learning_rate, or run.max_step_backs"
                         finish(run, log, record, "diverged", step=None, message=f"{message}; {mend}")
                         return "diverged"
-                    factor = STEP_BACK_FACTOR ** (step_backs + 1)
-                    log.say(f"{message}; going on from it at {factor} times the rate")
-    raise AssertionError("unreachable")
+                    log.say(f"{message}; going on from it at {rate_scale} times the rate")
 
 
 def loop(
@@ -255,20 +264,27 @@ def save(
     """
     if not steps.all_finite(state.params):
         raise Diverged(f"a parameter is not finite at step {step}")
-    error = record.evaluation["top1_error"] if record.evaluation and record.evaluated_step == step else None
-    try:
-        checkpoints.save(step, state, record.to_json(), error)
+    log.sync()
+
+    def write() -> None:
+        checkpoints.save(step, state, record.to_json(), record.best_step)
         if last:
             checkpoints.wait()
-    except checkpoint.SaveError as reason:
-        message = f"{run.workdir}: a checkpoint could not be written ({reason}); {last_good(checkpoints)}"
-        if last:
-            raise Fault(f"{message}; make room and start the same command again") from reason
-        log.say(f"warning: {message}; training goes on")
+
+    for part in (checkpoints.wait, write):  # that the last one failed is no reason to leave this one out
+        try:
+            part()
+        except checkpoint.SaveError as reason:
+            message = f"{run.workdir}: a checkpoint could not be written ({reason}); {last_good(checkpoints)}"
+            if last and part is write:
+                raise Fault(f"{message}; make room and start the same command again") from reason
+            log.say(f"warning: {message}; training goes on")
 
 
 def last_good(checkpoints: checkpoint.Checkpoints) -> str:
     """Which checkpoint there is to go on from."""
+    with contextlib.suppress(checkpoint.SaveError):  # then it is the one before
+        checkpoints.wait()
     if checkpoints.saved_step is None:
         return "there is no checkpoint before it"
     return f"the last good checkpoint is of step {checkpoints.saved_step}"
@@ -373,14 +389,17 @@ class Meter:
 
 def about(run: Run) -> dict[str, Any]:
     """What a checkpoint's metadata tells besides: the config and the versions that made it."""
-    versions = {
-        name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")
-    }
     return {
         "config": json.loads(run.config.to_json()),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions(),
         "device": run.mesh.devices.flat[0].device_kind,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that the result of a run depends on."""
+    names = ("jax", "flax", "optax", "orbax-checkpoint")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def print_line(line: str) -> None:

@@ -7,6 +7,7 @@ import pathlib
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from alexnet_jax import config as configs
 from alexnet_jax import logs
@@ -15,22 +16,28 @@ from alexnet_jax.errors import UserError
 LOCK = "lock"
 
 
-def open_workdir(path: str | pathlib.Path, config: configs.Config) -> pathlib.Path:
-    """Makes the directory, or finds it with the config of a run that is to go on.
+@contextmanager
+def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
+    """Makes the directory, or finds it with the config of a run that goes on, and keeps other runs out.
 
     Raises:
-      UserError: it cannot be written, or holds a run of another config (each difference is listed).
+      UserError: it cannot be written, another run is using it, or it holds a run of another config (each
+        difference is listed).
     """
-    workdir = pathlib.Path(path)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        lock = open(workdir / LOCK, "a+")  # noqa: SIM115  (closed in locked)
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: cannot be written ({error.strerror}); choose another"
         ) from error
+    with _locked(lock, workdir):
+        _claim(workdir, config)
+        yield
+
+
+def _claim(workdir: pathlib.Path, config: configs.Config) -> None:
+    """Leaves the config in the directory, if there is none or one that may become this."""
     if (workdir / configs.FILE_NAME).exists():
         different = configs.differences(configs.of_workdir(workdir), config)
         if different and not config.run.allow_changes:
@@ -42,20 +49,18 @@ def open_workdir(path: str | pathlib.Path, config: configs.Config) -> pathlib.Pa
         raise UserError(
             f"--workdir={workdir}: holds a run without {configs.FILE_NAME}; choose another directory"
         )
+    for left in workdir.glob(".*.tmp"):  # by a run that was killed as it wrote
+        left.unlink()
     logs.write_atomically(workdir / configs.FILE_NAME, config.to_json())
-    return workdir
 
 
 @contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def _locked(file: IO[str], workdir: pathlib.Path) -> Iterator[None]:
     """Keeps a second run out of `workdir` as long as this one lives.
 
     The lock is the kernel's, so that of a killed process is gone with it; the file names its holder.
-
-    Raises:
-      UserError: another run holds it.
     """
-    with open(workdir / LOCK, "a+") as file:
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

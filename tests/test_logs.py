@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from alexnet_jax import config as configs
 from alexnet_jax import logs, statistics, workdir
 from alexnet_jax.errors import UserError
+from configs import default
 
 
 def test_metrics_beyond_a_restored_step_and_broken_lines_go(tmp_path):
@@ -59,10 +61,11 @@ def test_filters_show_the_first_column_above_the_second():
 
 
 def test_the_lock_names_its_holder(tmp_path):
-    again = workdir.locked(tmp_path)
-    with workdir.locked(tmp_path), pytest.raises(UserError, match="another run is using it"), again:
+    config = configs.resolve(default.get_config())
+    again = workdir.opened(tmp_path, config)
+    with workdir.opened(tmp_path, config), pytest.raises(UserError, match="another run is using it"), again:
         pass
-    with workdir.locked(tmp_path):
+    with workdir.opened(tmp_path, config):
         pass
 
 

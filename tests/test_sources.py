@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import records, sources
-from alexnet_jax.errors import UserError
+from alexnet_jax.errors import Fault, UserError
 
 
 def make_folder(root: pathlib.Path, layout: dict[str, int]) -> None:
@@ -68,11 +68,13 @@ def test_a_class_without_test_images_does_not_shift_the_labels(tmp_path):
     assert sources.open_source(f"folder:{tmp_path}", "test").read(np.arange(2))[1].tolist() == [0, 2]
 
 
-def test_a_file_that_vanishes_is_an_empty_image(tmp_path):
+def test_a_file_that_vanishes_is_a_fault_that_names_it(tmp_path):
     make_folder(tmp_path, {"train/a": 2, "train/b": 1})
     source = sources.open_source(f"folder:{tmp_path}", "train")
     (tmp_path / "train/a/1.png").unlink()
-    assert source.read(np.arange(3))[0][1] == b""
+    assert source.read(np.array([0, 2]))[0][0] != b""
+    with pytest.raises(Fault, match=r"train/a/1\.png: was there and is gone"):
+        source.read(np.arange(3))
 
 
 @pytest.mark.parametrize(

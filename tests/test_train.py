@@ -234,9 +234,11 @@ def test_a_second_run_in_the_same_workdir_is_refused(tiny, tmp_path):
     from alexnet_jax import workdir as workdirs
 
     config = tiny(**{"mesh.data": 1})
-    workdirs.open_workdir(tmp_path, config)
-    with workdirs.locked(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()}"):
-        training.train(config, tmp_path)
+    longer = tiny(**{"mesh.data": 1, "run.total_steps": 99})
+    with workdirs.opened(tmp_path, config):
+        with pytest.raises(UserError, match=f"process {os.getpid()}"):
+            training.train(longer, tmp_path)
+        assert configs.of_workdir(tmp_path) == config  # the first one's, still
     # The lock of a process that is gone holds nobody up.
     assert training.train(tiny(**{"mesh.data": 1, "run.total_steps": 1}), tmp_path) == "done"
 

@@ -1,0 +1,210 @@
+"""kill -9 at random moments, each time resumed to the end: python -m tests.faults.kill --runs=50 [--seed=0].
+
+A run that nothing happens to comes first; each other one is killed once or twice and must end with the same
+bits: parameters, the rest of the state, the run's record, and all lines of the metrics but the times in
+them. Cases are numbered and follow from (seed, number); with --into=DIR a stopped harness goes on.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+
+from alexnet_jax import build, checkpoint, logs
+from alexnet_jax import config as configs
+from alexnet_jax import train as training
+from tests.faults import runs
+
+PHASES = ("start", "compile", "step", "save", "evaluation", "epoch end", "end", "restore")
+RESULTS = "results.jsonl"
+
+
+@dataclasses.dataclass
+class Whole:
+    """The run that nothing happened to: its outcome, and when it said what (seconds, line)."""
+
+    outcome: dict[str, Any]
+    lines: list[tuple[float, str]]
+
+    def after(self, pattern: str) -> float:
+        """Seconds from a line to the next one."""
+        place = next(i for i, (_, line) in enumerate(self.lines) if re.search(pattern, line))
+        ends = [*(t for t, _ in self.lines), self.lines[-1][0] + 0.5]
+        return ends[place + 1] - ends[place]
+
+
+class Harness:
+    """Runs and kills in `into`, which keeps the images, the compiled programs and the results."""
+
+    def __init__(self, into: pathlib.Path, seed: int = 0, **environ: str):
+        self.into, self.seed, self._environ = into, seed, environ
+        self.images = into / "images"
+        if not self.images.exists():
+            runs.make_images(into / "images.part").rename(self.images)
+        self.whole = self._whole()
+
+    def case(self, number: int, phase: str) -> dict[str, Any]:
+        """Kills a run once (in `restore`, twice), goes on to the end and says how it compares."""
+        workdir = self.into / f"case{number}"
+        shutil.rmtree(workdir, ignore_errors=True)
+        draw = random.Random(f"{self.seed} {number}")
+        first = "step" if phase == "restore" else phase
+        killed, at = self._killed(self._start(workdir, first == "compile"), first, draw, workdir)
+        if phase == "restore":
+            again = self._start(workdir)
+            killed, second = self._killed(again, "start", draw, workdir)
+            at = f"{at}; {second}"
+        process = self._start(workdir)
+        code = process.end()
+        begun = re.search(r"^steps +(\d+) to", process.said, re.M)
+        result = {
+            "number": number,
+            "phase": phase,
+            "at": at,
+            "killed": killed,
+            "resumed_at": int(begun.group(1)) if begun else None,
+            "exit_code": code,
+            "set_aside": len(list((workdir / checkpoint.DAMAGED).glob("*"))),
+            "different": [] if code else different(self.whole.outcome, self._outcome(workdir)),
+        }
+        result["identical"] = code == 0 and not result["different"]
+        if result["identical"]:
+            shutil.rmtree(workdir)
+        return result
+
+    def _start(self, workdir: pathlib.Path, compiles: bool = False) -> runs.Process:
+        cache = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if compiles else {}
+        return runs.Process(runs.command(self.images, workdir), **self._environ, **cache)
+
+    def _killed(
+        self, process: runs.Process, phase: str, draw: random.Random, workdir: pathlib.Path
+    ) -> tuple[bool, str]:
+        """Waits for the moment, kills, and says whether there was still something to kill, and when."""
+        if phase == "start":
+            line, seconds = "", next(t for t, line in self.whole.lines if "workdir" in line)
+        else:
+            line = _line_before(phase, draw)
+            seconds = 0.05 if phase == "save" else self.whole.after(line)
+            process.wait_for(line)
+        if phase == "save":
+            while process.running() and not list(workdir.glob("checkpoints/*tmp*")):
+                time.sleep(0.001)
+        delay = draw.uniform(0, seconds)
+        time.sleep(delay)
+        killed = process.running()
+        process.send(signal.SIGKILL)
+        process.end()
+        return killed, f"{delay:.3f} s after {line or 'the start'}"
+
+    def _whole(self) -> Whole:
+        workdir = self.into / "whole"
+        kept = self.into / "whole.json"
+        if not kept.exists():
+            shutil.rmtree(workdir, ignore_errors=True)
+            process = self._start(workdir)  # compiles, as the runs that are killed at it
+            if process.end() != 0:
+                raise SystemExit(f"the run that nothing happened to failed:\n{process.said}")
+            logs.write_atomically(kept, json.dumps(process.lines))
+        return Whole(self._outcome(workdir), json.loads(kept.read_text()))
+
+    def _outcome(self, workdir: pathlib.Path) -> dict[str, Any]:
+        """What must be the same, whatever happened: read back from the last checkpoint and the metrics."""
+        config = configs.of_workdir(workdir)
+        restored = checkpoint.Checkpoints(workdir).restore(build.build(config, workdir).abstract_state)
+        assert restored is not None
+        state, record = restored
+        return {
+            "parameters": checkpoint.fingerprint(state.params),
+            "state": checkpoint.fingerprint(state),
+            "step": int(state.step),
+            "record": record,
+            "metrics": untimed(workdir),
+            "status": json.loads((workdir / logs.STATUS).read_text()),
+        }
+
+
+def untimed(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of the metrics without what depends on the clock."""
+    return [{k: v for k, v in line.items() if "second" not in k} for line in logs.read_metrics(workdir)]
+
+
+def different(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The names of what is not the same."""
+    return [key for key in a if a[key] != b[key]]
+
+
+def _line_before(phase: str, draw: random.Random) -> str:
+    """The line on standard error after which a phase begins, as a pattern."""
+    log, last = runs.TINY["run.log_every_steps"], runs.STEPS
+    tests = range(13, last, 13)
+    if phase == "compile":
+        return r"^steps "
+    if phase == "step":
+        return rf"^step {draw.randrange(log, last, log)}/.*loss"
+    if phase == "save":
+        return rf"^step {draw.randrange(10, last, 10) - log}/.*loss"
+    if phase == "evaluation":
+        return rf"^step {draw.choice(tests) // log * log}/.*loss"
+    if phase == "epoch end":
+        return rf"^step {draw.choice(tests)}/.*top-1"
+    return rf"^step {last}/.*{draw.choice(['loss', 'top-1'])}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--into", type=pathlib.Path, help="a directory to work in, and to go on from")
+    arguments = parser.parse_args()
+    into = arguments.into or pathlib.Path(tempfile.mkdtemp(prefix="alexnet_jax-kill-"))
+    into.mkdir(parents=True, exist_ok=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(into / "cache")
+    harness = Harness(into, arguments.seed)
+    path = into / RESULTS
+    results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for number in range(len(results), arguments.runs):
+        results.append(harness.case(number, PHASES[number % len(PHASES)]))
+        with open(path, "a") as file:
+            file.write(json.dumps(results[-1]) + "\n")
+        print(_row(results[-1]), flush=True)
+    return report(results, arguments.seed)
+
+
+def report(results: list[dict[str, Any]], seed: int) -> int:
+    """Prints the table; 0 where all are identical."""
+    print(f"\n{'killed in':12} {'runs':>5} {'identical':>10}")
+    by_phase = collections.defaultdict(list)
+    for result in results:
+        by_phase[result["phase"]].append(result["identical"])
+    for phase, its in by_phase.items():
+        print(f"{phase:12} {len(its):5} {sum(its):10}")
+    same = sum(result["identical"] for result in results)
+    versions = ", ".join(f"{k} {v}" for k, v in training.versions().items())
+    late = sum(not result["killed"] for result in results)
+    print(f"\n{same} of {len(results)} identical (seed {seed}; {late} had ended before the kill)")
+    print(f"{sum(r['set_aside'] for r in results)} checkpoints were set aside as damaged")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; {versions}")
+    return 0 if same == len(results) else 1
+
+
+def _row(result: dict[str, Any]) -> str:
+    how = "identical" if result["identical"] else f"NOT IDENTICAL: {result['different'] or result}"
+    begun = f"resumed at {result['resumed_at']!s:>4}"
+    return f"{result['number']:3} {result['phase']:10} {begun}  {how}  {result['at']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

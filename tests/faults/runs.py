@@ -1,0 +1,104 @@
+"""Real processes of main.py with a narrow net, for what may happen to them."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from alexnet_jax import sources
+
+ROOT = pathlib.Path(__file__).parents[2]
+CLASSES, TRAIN, TEST = 10, 100, 200  # images: an epoch is twelve and a half batches
+STEPS = 60
+
+# What happens when: a line of the log each 5 steps, a save each 10, a test each 13, which is after the end
+# of an epoch and in the middle of everything else.
+TINY = {
+    "data.batch_size": 8,
+    "data.stored_size": 60,
+    "data.image_size": 55,
+    "model.widths": (8, 16, 16, 16, 16, 16),
+    "model.fc_widths": (32, 32),
+    "augment.mean": "colour",
+    "run.total_steps": STEPS,
+    "run.log_every_steps": 5,
+    "run.eval_every_epochs": 1.0,
+    "run.save_every_steps": 10,
+}
+
+
+def make_images(root: pathlib.Path) -> pathlib.Path:
+    """A folder of some embedded images, with which a process starts sooner than with all of them."""
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        encoded, labels = sources.open_source("embedded", split).read(np.arange(2000))
+        for label in range(CLASSES):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in np.flatnonzero(labels == label)[: count // CLASSES]:
+                (folder / f"{i:05d}.png").write_bytes(encoded[i])
+    return root
+
+
+def command(images: pathlib.Path, workdir: pathlib.Path, **overrides: object) -> list[str]:
+    values = {"data.source": f"folder:{images}", **TINY, **overrides}
+    flags = [f"--config.{key}={value}".replace(" ", "") for key, value in values.items()]
+    return [sys.executable, str(ROOT / "main.py"), f"--workdir={workdir}", *flags]
+
+
+def environment(**more: str) -> dict[str, str]:
+    # One device, as on a laptop; the tests' own process has eight.
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **more,
+    }
+
+
+class Process:
+    """A process whose lines on standard error are read as they come."""
+
+    def __init__(self, arguments: list[str], **environ: str):
+        self.started = time.monotonic()
+        self._process = subprocess.Popen(
+            arguments, cwd=ROOT, env=environment(**environ), stderr=subprocess.PIPE, text=True, bufsize=1
+        )
+        self.lines: list[tuple[float, str]] = []  # seconds since the start, and what was said
+
+    def wait_for(self, pattern: str) -> bool:
+        """Whether a line that matches comes before the end."""
+        return any(re.search(pattern, line) for line in self._read())
+
+    def send(self, number: int) -> None:
+        """Sends a signal; none where it has ended."""
+        self._process.send_signal(number)
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> int:
+        """Waits for the end and gives the exit code."""
+        for _ in self._read():
+            pass
+        return self._process.wait()
+
+    @property
+    def said(self) -> str:
+        return "".join(line for _, line in self.lines)
+
+    def _read(self):
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.lines.append((time.monotonic() - self.started, line))
+            yield line
+
+
+def run(arguments: list[str], **environ: str) -> tuple[int, str]:
+    """A process to its end: exit code and what it said."""
+    process = Process(arguments, **environ)
+    return process.end(), process.said
