@@ -132,8 +132,8 @@ class RecordSource:
         """Opens `split`, a split of `builder`; `key` names the config's key and value in errors.
 
         Raises:
-          UserError: the data set has no image or no class label, no examples, labels that were kept secret, or a
-            form without random access.
+          UserError: the data set has no image or no class label, no examples, labels that were kept secret,
+            or a form without random access.
         """
         info = builder.info
         self._image_key, self._label_key = _image_and_label_keys(info, key)
