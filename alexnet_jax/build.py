@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -16,7 +17,7 @@ from alexnet_jax import augment, checkpoint, columns, evaluate, input_pipeline, 
 from alexnet_jax import config as configs
 from alexnet_jax import optimizer as optimizers
 from alexnet_jax.model import AlexNet
-from alexnet_jax.preprocess import Preprocess
+from alexnet_jax.preprocess import TORCHVISION, Preprocess
 from alexnet_jax.sources import Source
 from alexnet_jax.statistics import Statistics
 
@@ -59,7 +60,7 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
     statistics = evaluate.statistics_of(source)
     model = configs.build_model(config, source.num_classes)
     init = None
-    if config.init.path is not None and not checkpoint.exist(workdir):
+    if config.init.path and not checkpoint.exist(workdir):
         init = pretrained.read(config.init.path, partial=True)
     preprocess = build_preprocess(config, workdir, statistics, init)
     in_steps = functools.partial(configs.in_steps, run, num_examples=len(source), batch_size=data.batch_size)
@@ -109,7 +110,9 @@ def build_preprocess(
     if init is not None:
         return init.preprocess.resized(data.stored_size, data.image_size)
     mean = statistics.mean(config.augment.mean, data.stored_size)
-    return Preprocess(data.stored_size, data.image_size, mean=mean)
+    # torchvision's net sees numbers of about 1, all others grey levels.
+    std = TORCHVISION.std if config.model["variant"] == "torchvision" else np.ones(3, np.float32)
+    return Preprocess(data.stored_size, data.image_size, mean=mean, std=std)
 
 
 def build_optimizer(

@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import io
 import os
 import pathlib
 import re
@@ -11,6 +12,7 @@ from typing import NoReturn
 
 from absl import flags
 
+from alexnet_jax import memory
 from alexnet_jax.errors import Fault, UserError
 
 EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75}
@@ -51,6 +53,9 @@ class Parser(argparse.ArgumentParser):
 
 def command(main: Callable[[], int]) -> NoReturn:
     """Exits with `main`'s code, or with 2 (1 for a fault) after one line on standard error."""
+    memory.keep()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8 and come out as they went in
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         sys.exit(main())
     except UserError as error:

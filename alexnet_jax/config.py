@@ -68,7 +68,7 @@ class Optimizer:
 class Init:
     """What the weights start from."""
 
-    path: str | None  # trained weights, as `load_pretrained` reads them; None for random ones
+    path: str | None  # trained weights, as `load_pretrained` reads them; None or "" for random ones
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,7 +105,8 @@ def _write_parquet(
                 count, shape = count + len(names), activities.shape[1:]
                 flat = activities.reshape(-1)
                 column = pa.FixedSizeListArray.from_arrays(pa.array(flat), flat.size // len(names))
-                table = pa.table({"file": pa.array(names), "features": column})
+                files = [name.encode("utf-8", "backslashreplace").decode() for name in names]
+                table = pa.table({"file": pa.array(files), "features": column})
                 table = table.replace_schema_metadata({"layer": layer, "shape": json.dumps(shape)})
                 writer = writer or pq.ParquetWriter(temporary, table.schema)
                 writer.write_table(table)

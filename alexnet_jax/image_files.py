@@ -57,13 +57,14 @@ def decoded(names: Iterable[str | bytes], preprocess: Preprocess, group: int) ->
     def feed() -> None:
         try:
             for name in names:
+                if stopped.is_set():
+                    break
                 shown = "standard input" if isinstance(name, bytes) else name
                 waiting.put((shown, pool.submit(_decode, name, preprocess)))
-                if stopped.is_set():
-                    return
         except RuntimeError:  # the reader has gone, and the pool with it
-            return
-        waiting.put(None)
+            pass
+        finally:
+            waiting.put(None)
 
     threading.Thread(target=feed, daemon=True).start()
     try:

@@ -29,7 +29,8 @@ from alexnet_jax.sources import Source
 Batch = dict[str, np.ndarray]
 
 _KEYS = ("image", "label", "weight", "index")
-_CHUNK_EXAMPLES = 32  # at most, what one thread reads and decodes at a time
+_CHUNK_EXAMPLES = 128  # at most, what one thread reads and decodes at a time: 25 MB of pixels at 256 x 256
+_SHARE_EXAMPLES = 16  # the same where threads share a batch
 _BATCHES_AHEAD = 2
 _open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
@@ -169,8 +170,9 @@ def _ahead_by_tf_data(
     first, slices = _peek(slices)
     if first is None:
         return
-    # Chunks of one size fill the batches exactly, so that no image is copied one by one.
+    # A batch is one chunk, or several of one size: joining them costs as much as half of the decoding.
     chunk_size = max(n for n in range(1, _CHUNK_EXAMPLES + 1) if len(first) % n == 0)
+    pixels = {"image": (image_size, image_size, 3)}
     failures: list[BaseException] = []
 
     def chunks() -> Iterator[np.ndarray]:
@@ -211,13 +213,15 @@ def _ahead_by_tf_data(
         dataset = dataset.interleave(decode_squares_or_any, cycle_length=_threads(), **parallel)
     else:
         dataset = dataset.map(decode_any, **parallel)
-    dataset = dataset.batch(len(first) // chunk_size, drop_remainder=True).prefetch(_BATCHES_AHEAD)
+    if chunk_size < len(first):
+        dataset = dataset.batch(len(first) // chunk_size, drop_remainder=True)
+    dataset = dataset.prefetch(_BATCHES_AHEAD)
     options = tf.data.Options()
     options.autotune.enabled = False  # the bounds are those above, not whatever memory there is
     options.threading.private_threadpool_size = _threads() + 2  # the decoders, the generator and the batcher
     try:
         for values in dataset.with_options(options).as_numpy_iterator():
-            yield {key: v.reshape(-1, *v.shape[2:]) for key, v in zip(_KEYS, values, strict=True)}
+            yield {k: v.reshape(len(first), *pixels.get(k, ())) for k, v in zip(_KEYS, values, strict=True)}
     except tf.errors.OpError as error:
         raise failures[0] if failures else error from None
 
@@ -229,7 +233,7 @@ def _ahead_by_threads(
     pool = ThreadPoolExecutor(_threads(), thread_name_prefix="input")
     try:
         for indices in slices:
-            chunks = (indices[i : i + _CHUNK_EXAMPLES] for i in range(0, len(indices), _CHUNK_EXAMPLES))
+            chunks = (indices[i : i + _SHARE_EXAMPLES] for i in range(0, len(indices), _SHARE_EXAMPLES))
             waiting.append([pool.submit(_read_and_decode, source, chunk, image_size) for chunk in chunks])
             if len(waiting) > _BATCHES_AHEAD and sum(map(len, waiting)) > 2 * _threads():
                 yield _joined(waiting.popleft())

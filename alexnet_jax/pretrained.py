@@ -11,7 +11,6 @@ import json
 import math
 import os
 import pathlib
-import tarfile
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -236,8 +235,11 @@ class _Stored:
 
 
 def _read(path: pathlib.Path) -> _Stored:
-    with open(path, "rb") as file:
-        head = file.read(512)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
         raise UserError(f"{path}: an empty file; fetch it again")
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml", b"<head"):
@@ -246,14 +248,12 @@ def _read(path: pathlib.Path) -> _Stored:
         raise UserError(f"{path}: a Git LFS pointer, not the weights; run git lfs pull")
     if head.startswith(b"PK") and path.suffix == ".npz":
         return _read_npz(path)
-    if head.startswith((b"PK", b"\x80")):
+    if head.startswith((b"PK", b"\x80")) or head[257:262] == b"ustar":
         return _torch_layers(path, *torch_files.read(path))
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return _read_safetensors(path)
     if path.suffix == ".caffemodel":
         return _caffe_layers(path, caffe_files.read_net(path))
-    if path.suffix in (".pth", ".pt") and tarfile.is_tarfile(path):
-        raise UserError(f"{path}: in the format of PyTorch before 0.1.10; load and save it with PyTorch once")
     kinds = "a PyTorch state dict (.pth), .safetensors, .npz, .caffemodel or a run's workdir"
     raise UserError(f"{path}: none of {kinds}, or damaged at its beginning")
 
@@ -266,15 +266,14 @@ def _read_npz(path: pathlib.Path) -> _Stored:
         raise UserError(f"{path}: a damaged .npz, or one with pickled objects ({error})") from error
     description = str(arrays.pop(_OWN, ""))
     if "conv1/0" in arrays:  # Caffe's layout, as `save_pretrained` writes it
-        blobs = {name: (f"{name}/0", f"{name}/1") for name in LAYERS if f"{name}/0" in arrays}
-        layers = {name: (arrays[weight], arrays[bias]) for name, (weight, bias) in blobs.items()}
-        return _Stored(_swap_colours(layers), blobs, _parse(path, description))
+        blobs = {name: (f"{name}/0", f"{name}/1") for name in LAYERS}
+        return _Stored(_swap_colours(_pairs(path, arrays, blobs)), blobs, _parse(path, description))
     return _torch_layers(path, arrays, description)
 
 
 def _read_safetensors(path: pathlib.Path) -> _Stored:
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(path, framework="flax") as file:  # numpy knows no bfloat16
             description = (file.metadata() or {}).get(_OWN)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dictionary)
     except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
@@ -306,16 +305,22 @@ def _torch_layers(path: pathlib.Path, saved: Mapping[str, Any], description: str
         raise UserError(f"{path}: not an AlexNet: no features.0.weight in it, but {some}, ...")
     if strange := [keys[key] for key in tensors if key not in known]:
         raise UserError(f"{path}: not an AlexNet: it also has {', '.join(strange[:3])}")
-    layers: Layers = {}
+    layers = _pairs(path, tensors, names)
+    variant = "torchvision" if layers["conv1"][1].shape == (64,) else None
+    shown = {name: (keys[names[name][0]], keys[names[name][1]]) for name in layers}
+    return _Stored(layers, shown, _parse(path, description), variant)
+
+
+def _pairs(path: pathlib.Path, tensors: Mapping[str, Any], names: dict[str, tuple[str, str]]) -> Layers:
+    """The layers that are there, each with its weight and its bias."""
+    layers = {}
     for name, pair in names.items():
         found = [key for key in pair if key in tensors]
         if len(found) == 1:
-            raise UserError(f"{path}: has {keys[found[0]]} but not the other of {pair[0]} and {pair[1]}")
+            raise UserError(f"{path}: has {found[0]} but not the other of {pair[0]} and {pair[1]}")
         if found:
             layers[name] = (tensors[pair[0]], tensors[pair[1]])
-    variant = "torchvision" if layers["conv1"][1].shape == (64,) else None
-    shown = {name: tuple(keys[key] for key in names[name]) for name in layers}
-    return _Stored(layers, shown, _parse(path, description), variant)  # type: ignore[arg-type]
+    return layers
 
 
 def _state_dict(saved: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -363,6 +368,8 @@ def _caffe_layers(path: pathlib.Path, net: list[caffe_files.Layer]) -> _Stored:
 def _swap_colours(layers: Layers) -> Layers:
     """Turns conv1 from BGR to RGB or back."""
     weight, bias = layers["conv1"]
+    if np.ndim(weight) != 4:
+        return layers  # `_check_shapes` will say so
     return {**layers, "conv1": (np.ascontiguousarray(np.asarray(weight)[:, ::-1]), bias)}
 
 
@@ -375,7 +382,7 @@ def _recognise(path: pathlib.Path, stored: _Stored, variant: str | None) -> tupl
                 for key, value in stored.description["model"].items()
             }
             return create_model(**fields), Preprocess.from_json(stored.description["preprocess"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: its description of the net is damaged ({error})") from error
     variant = variant or stored.variant
     if variant is None:
@@ -430,7 +437,8 @@ def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
     except OSError as error:
         raise UserError(f"{path}: not to be read ({error.strerror}); give the workdir of a run") from error
     model, preprocess = _recognise(path, _Stored({}, {}, description), None)
-    return Pretrained(path.parent, model, {}, preprocess, classes=tuple(description["classes"]))
+    classes = description.get("classes")
+    return Pretrained(path.parent, model, {}, preprocess, classes=classes and tuple(classes))
 
 
 def _read_workdir(path: pathlib.Path) -> Pretrained:

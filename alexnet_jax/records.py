@@ -132,8 +132,8 @@ class RecordSource:
         """Opens `split`, a split of `builder`; `key` names the config's key and value in errors.
 
         Raises:
-          UserError: the data set has no image or no class label, or is stored in a form without random
-            access.
+          UserError: the data set has no image or no class label, no examples, labels that were kept secret,
+            or a form without random access.
         """
         info = builder.info
         self._image_key, self._label_key = _image_and_label_keys(info, key)
@@ -150,6 +150,10 @@ class RecordSource:
         self._shards = [_open_shard(i.filename, key) for i in instructions]
         self._first = np.cumsum([0] + [i.examples_in_shard for i in instructions])
         self.description = f"{info.name}: {len(self):,} {split} images in {self.num_classes:,} classes"
+        if not len(self):
+            raise UserError(f"{key}: the {split} split has no images")
+        if self.read(np.array([0]))[1][0] < 0:  # what TFDS stores where labels were kept secret
+            raise UserError(f"{key}: the labels of the {split} split were never published")
 
     def __len__(self) -> int:
         return int(self._first[-1])

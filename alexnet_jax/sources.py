@@ -132,6 +132,7 @@ class FileSource:
     class_names: tuple[str, ...]
     description: str
     statistics: Statistics | None = None
+    absent: frozenset[int] = frozenset()  # of the paths, those that were not there to begin with: bad images
 
     @property
     def num_classes(self) -> int:
@@ -151,6 +152,8 @@ class FileSource:
             with open(os.path.join(self.root, self.paths[index]), "rb") as file:
                 return file.read()
         except FileNotFoundError as error:
+            if index in self.absent:
+                return b""
             raise vanished(f"{self.root}/{self.name(index)}") from error
         except OSError:
             return b""
@@ -173,9 +176,8 @@ def _tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSource
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         short = name.split(":")[0].split("/")[0]
-        raise UserError(
-            f"{key}: TFDS has no such data set; {_instead(short, tfds.list_builders())}"
-        ) from error
+        known = tfds.list_builders(with_community_datasets=False)  # a list of those would be fetched
+        raise UserError(f"{key}: TFDS has no such data set; {_instead(short, known)}") from error
     except (ValueError, AssertionError) as error:
         raise UserError(f"{key}: {_first_line(error)}") from error
     if not builder.info.splits:
@@ -318,6 +320,7 @@ def _kaggle(path: pathlib.Path, split: str, key: str) -> FileSource:
         paths, labels, _ = files_by_class(images, ids)
     else:
         paths, labels = _kaggle_solution(root / "LOC_val_solution.csv", ids, key)
+    there = {entry.name for entry in os.scandir(images)} if split == "test" else set()
     return FileSource(
         root=str(images),
         paths=paths,
@@ -325,6 +328,7 @@ def _kaggle(path: pathlib.Path, split: str, key: str) -> FileSource:
         class_ids=ids,
         class_names=names,
         description=f"{root.name}: {len(paths):,} {images.name} images in {len(ids):,} classes",
+        absent=frozenset(i for i, path in enumerate(paths) if split == "test" and path not in there),
     )
 
 

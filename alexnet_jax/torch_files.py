@@ -6,6 +6,7 @@ together, each replaced by a function of its own, and refuses every other name.
 
 import collections
 import dataclasses
+import functools
 import io
 import math
 import os
@@ -13,6 +14,7 @@ import pathlib
 import pickle
 import struct
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import IO, Any
@@ -87,7 +89,7 @@ class _Unpickler(pickle.Unpickler):
         except KeyError:
             raise _Refused(f"{module}.{name}") from None
 
-    def persistent_load(self, saved: Any) -> Storage:
+    def persistent_load(self, saved: Any) -> Any:
         kind, storage_type, key, _, count, *view = saved
         if kind != "storage" or storage_type not in _DTYPES or not isinstance(key, str):
             raise ValueError(f"no storage: {saved!r}")
@@ -100,13 +102,7 @@ def _names() -> dict[str, Any]:
     """What a pickle may name. Made anew for each file, as a pickle can set attributes of what it names."""
 
     def tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-        shape, strides = tuple(map(_natural, size)), tuple(map(_natural, stride))
-        if not isinstance(storage, Storage) or len(shape) != len(strides):
-            raise ValueError("a tensor without its storage")
-        reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
-        if 0 not in shape and _natural(offset) + reach > storage.count:
-            raise ValueError(f"a tensor {list(shape)} that reaches beyond its storage")
-        return Tensor(storage, offset, shape, strides)
+        return _tensor(storage, offset, size, stride)
 
     def parameter(data: Any, *_: Any) -> Any:
         return data
@@ -121,7 +117,18 @@ def _names() -> dict[str, Any]:
         "torch._utils._rebuild_parameter": parameter,
         "torch.Size": size,
         **{f"torch.{name}": name for name in _DTYPES},
+        **{f"torch.{name.replace('Storage', 'Tensor')}": name for name in _DTYPES},
     }
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
+    shape, strides = tuple(map(_natural, size)), tuple(map(_natural, stride))
+    if not isinstance(storage, Storage) or len(shape) != len(strides):
+        raise ValueError("a tensor without its storage")
+    reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
+    if 0 not in shape and _natural(offset) + reach > storage.count:
+        raise ValueError(f"a tensor {list(shape)} that reaches beyond its storage")
+    return Tensor(storage, offset, shape, strides)
 
 
 def _natural(value: Any) -> int:
@@ -131,7 +138,7 @@ def _natural(value: Any) -> int:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str | None]:
-    """Reads what `torch.save` wrote, in its zip format or the one before.
+    """Reads what `torch.save` wrote, in its zip format or one of the two before.
 
     Returns:
       What was saved, a dictionary with `Tensor` for tensors, and the text that `write` put beside a state
@@ -142,7 +149,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], str | None]:
     """
     path = pathlib.Path(path)
     try:
-        saved = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        if zipfile.is_zipfile(path):
+            saved = _read_zip(path)
+        elif tarfile.is_tarfile(path):
+            saved = _read_tar(path)
+        else:
+            saved = _read_legacy(path)
     except _Refused as refused:
         raise UserError(
             f"{path}: refused, since its pickle names {refused}, which is no part of a tensor and could run "
@@ -189,7 +201,7 @@ def _read_zip(path: pathlib.Path) -> Any:
             found = archive.getinfo(name).file_size
             if found != expected:
                 raise ValueError(f"{name} has {found} bytes instead of {expected}")
-            storage.read = lambda name=name: _read_member(path, name)
+            storage.read = functools.partial(_read_member, path, name)
     return saved
 
 
@@ -220,11 +232,58 @@ def _read_legacy(path: pathlib.Path) -> Any:
             start, length = file.tell(), count * storage.dtype.itemsize
             if start + length > path.stat().st_size:
                 raise ValueError("it ends in the middle of its numbers")
-            storage.read = lambda start=start, length=length: _read_part(path, start, length)
+            storage.read = functools.partial(_read_part, path, start, length)
             file.seek(length, os.SEEK_CUR)
         if any(storage.read is None for storage in unpickler.storages.values()):
             raise ValueError("it lacks some of its numbers")
     return saved
+
+
+class _TarUnpickler(_Unpickler):
+    """Of the pickle in a tar, which names tensors by their numbers in the member `tensors`."""
+
+    def __init__(self, file: IO[bytes], tensors: dict[str, Tensor]) -> None:
+        super().__init__(file)
+        self._tensors = tensors
+
+    def persistent_load(self, saved: Any) -> Tensor:
+        return self._tensors[str(saved)]
+
+
+def _read_tar(path: pathlib.Path) -> Any:
+    """The format before PyTorch 0.1.10: a tar of `storages`, `tensors`, `pickle`; nothing is unpacked."""
+
+    def member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+        file = archive.extractfile(name)
+        if file is None:
+            raise ValueError(f"{name} is no file")
+        return file
+
+    with tarfile.open(path, "r:") as archive:
+        storages: dict[str, Storage] = {}
+        file = member(archive, "storages")
+        for _ in range(_natural(_Unpickler(file).load())):
+            key, _, storage_type = _Unpickler(file).load()
+            (count,) = struct.unpack("<q", file.read(8))
+            storage = Storage(_DTYPES[storage_type], _natural(count))
+            length = count * storage.dtype.itemsize
+            start = archive.getmember("storages").offset_data + file.tell()
+            if start + length > path.stat().st_size:
+                raise ValueError("it ends in the middle of its numbers")
+            storage.read = functools.partial(_read_part, path, start, length)
+            file.seek(length, os.SEEK_CUR)
+            storages[str(key)] = storage
+        if _Unpickler(file).load():
+            raise ValueError("storages that are views of others are not supported")
+        tensors: dict[str, Tensor] = {}
+        file = member(archive, "tensors")
+        for _ in range(_natural(_Unpickler(file).load())):
+            key, storage_key, _ = _Unpickler(file).load()
+            (dimensions,) = struct.unpack("<i4x", file.read(8))
+            numbers = struct.unpack(f"<{2 * dimensions + 1}q", file.read(8 * (2 * dimensions + 1)))
+            shape, strides, offset = numbers[:dimensions], numbers[dimensions:-1], numbers[-1]
+            tensors[str(key)] = _tensor(storages[str(storage_key)], offset, shape, strides)
+        return _TarUnpickler(member(archive, "pickle"), tensors).load()
 
 
 def _read_part(path: pathlib.Path, start: int, length: int) -> bytes:

@@ -49,9 +49,10 @@ def pooled_maps(
     Returns:
       Records `[N]` with the fields `image` (pool5, float32 `[6, 6, C]`), `label` and `weight`.
     """
-    if not path.exists():
-        with replacing(path) as temporary:
-            _compute(temporary, model, jax.device_get(params), preprocess, source)
+    if path.exists() and len(records := np.load(path, mmap_mode="r")) == len(source):
+        return records
+    with replacing(path) as temporary:
+        _compute(temporary, model, jax.device_get(params), preprocess, source)
     return np.load(path, mmap_mode="r")
 
 

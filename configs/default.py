@@ -78,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
         "column": 1,  # both columns on each
     }
     config.init = {
-        "path": placeholder(str),  # trained weights to start from; configs/finetune.py
+        "path": placeholder(str),  # trained weights to start from, as in configs/finetune.py
     }
     config.run = {
         "seed": 0,

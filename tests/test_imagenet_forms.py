@@ -5,12 +5,12 @@ import os
 import pathlib
 import shutil
 
-import imagenet_forms
 import numpy as np
 import pytest
 
 from alexnet_jax import input_pipeline, prepare, sources
 from alexnet_jax.errors import UserError
+from tests import imagenet_forms
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

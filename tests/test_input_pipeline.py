@@ -184,7 +184,7 @@ START = """
 import resource, time
 import numpy as np
 from alexnet_jax import input_pipeline
-from test_input_pipeline import Numbered
+from tests.test_input_pipeline import Numbered
 
 def first_batch(count, start_step):
     batches = input_pipeline.train_batches(

@@ -74,6 +74,19 @@ def test_paths_from_a_pipe_are_answered_as_they_come(net, photos):  # noqa: F811
         assert process.wait(60) == 0
 
 
+def test_a_file_name_that_is_not_utf8_comes_out_as_it_went_in(net, photos, tmp_path):  # noqa: F811
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    try:
+        with open(name, "wb") as file:
+            file.write((photos / "dark" / "00.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    command = [sys.executable, "-m", "alexnet_jax.predict", os.fsdecode(tmp_path), f"--weights={net}"]
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
+    assert done.returncode == 0 and done.stdout.splitlines()[0] == name
+
+
 def test_an_image_from_a_pipe(net, photos, monkeypatch, capsys):  # noqa: F811
     name = photos / "dark" / "00.png"
     stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(name.read_bytes())))

@@ -170,6 +170,17 @@ def test_command_line(folder, tmp_path):
     assert again.returncode == 2 and again.stderr.startswith("--out:") and again.stderr.count("\n") == 1
 
 
+def test_main_in_this_process(folder, tmp_path, monkeypatch, capsys):
+    arguments = command(folder, tmp_path / "set")[3:]
+    monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
+    assert prepare.main() == 0
+    assert "set: 60 train images in 2 classes" in capsys.readouterr().out
+    assert prepare.main() == 2
+    monkeypatch.setattr(prepare, "prepare", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert prepare.main() == 75
+    assert "goes on from here" in capsys.readouterr().err
+
+
 def test_killed_at_20_random_moments_it_ends_with_the_same_records(tmp_path):
     make_folder(tmp_path / "images", 1500, 300)
     whole, killed = tmp_path / "whole" / "set", tmp_path / "killed" / "set"

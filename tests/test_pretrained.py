@@ -1,10 +1,12 @@
 """Weights in and out, against recordings of torchvision and a Caffe in NumPy; and files that mean harm."""
 
 import collections
+import io
 import json
 import os
 import pathlib
 import pickle
+import tarfile
 import zipfile
 
 import jax
@@ -198,7 +200,7 @@ def test_an_npz_with_torchvisions_names(tmp_path, convolutions):
 # --- Files as PyTorch writes them -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["zip.pth", "legacy.pth"])
+@pytest.mark.parametrize("file", ["zip.pth", "legacy.pth", "tar.pth"])
 def test_reads_what_pytorch_wrote(file):
     saved, metadata = torch_files.read(FIXTURES / file)
     arrays = {key: np.asarray(tensor) for key, tensor in saved.items()}
@@ -219,9 +221,11 @@ def test_reads_a_training_checkpoint():
 
 
 def test_every_truncation_is_one_clear_line(tmp_path):
-    for name in ("zip.pth", "legacy.pth"):
-        whole = (FIXTURES / name).read_bytes()
-        for length in range(0, len(whole), 7):
+    with tarfile.open(FIXTURES / "tar.pth") as archive:
+        last = archive.getmember("pickle")  # behind it are empty blocks, which may be missing
+    for name, end in (("zip.pth", None), ("legacy.pth", None), ("tar.pth", last.offset_data + last.size)):
+        whole = (FIXTURES / name).read_bytes()[:end]
+        for length in range(0, len(whole), 29):
             (tmp_path / "cut.pth").write_bytes(whole[:length])
             with pytest.raises(UserError, match="damaged or truncated PyTorch file") as caught:
                 torch_files.read(tmp_path / "cut.pth")
@@ -230,7 +234,7 @@ def test_every_truncation_is_one_clear_line(tmp_path):
 
 def test_flipped_bytes_never_crash(tmp_path):
     rng = np.random.default_rng(0)
-    for name in ("zip.pth", "legacy.pth"):
+    for name in ("zip.pth", "legacy.pth", "tar.pth"):
         whole = bytearray((FIXTURES / name).read_bytes())
         for place in rng.choice(len(whole), 200, replace=False):
             broken = bytearray(whole)
@@ -290,6 +294,20 @@ def test_a_malicious_pickle_is_refused_by_name(
     with pytest.raises(UserError, match=f"names {name}, which is no part of a tensor"):
         load_pretrained(path)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("member", ["storages", "tensors", "pickle"])
+def test_a_malicious_tar_is_refused_by_name(tmp_path, member):
+    path = tmp_path / "w.pth"
+    with tarfile.open(FIXTURES / "tar.pth") as old, tarfile.open(path, "w") as new:
+        for entry in old:
+            data = old.extractfile(entry).read()
+            if entry.name == member:
+                data = pickle.dumps(Harm(os.system, "touch harm"), protocol=2)
+            entry.size = len(data)
+            new.addfile(entry, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"names posix.system, which is no part of a tensor"):
+        load_pretrained(path)
 
 
 @pytest.mark.parametrize(

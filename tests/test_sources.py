@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import sources
+from alexnet_jax import records, sources
 from alexnet_jax.errors import Fault, UserError
 
 
@@ -103,3 +103,21 @@ def test_classes_of_the_test_folder_that_training_has_not(tmp_path):
     make_folder(tmp_path, {"train/a": 1, "train/b": 1, "val/a": 1, "val/z": 1})
     with pytest.raises(UserError, match=r"has z, which .*train has not"):
         sources.open_source(f"folder:{tmp_path}", "test")
+
+
+@pytest.mark.parametrize(("labels", "message"), [([-1, -1], "never published"), ([], "has no images")])
+def test_records_that_cannot_be_tested_on(labels, message, tmp_path):
+    examples = [records.encode_example({"image": b"", "label": label, "file_name": b""}) for label in labels]
+    records.write_shard(records.shard_path(tmp_path, "small", "test", 0, 1), examples)
+    records.write_info(
+        tmp_path,
+        name="small",
+        shard_lengths={"test": [len(labels)]},
+        class_ids=("a", "b"),
+        class_names=("a", "b"),
+        image_shape=(None, None, 3),
+        encoding="jpeg",
+        description="Small.",
+    )
+    with pytest.raises(UserError, match=message):
+        sources.open_source(f"prepared:{tmp_path}", "test")

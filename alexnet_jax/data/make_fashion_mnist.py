@@ -6,12 +6,12 @@ Takes the first 1,200 training and the first 200 test images of each class, in t
 writes them as optimised PNGs into a TFDS directory. The same input gives the same bytes.
 """
 
+import argparse
 import gzip
 import io
 import pathlib
 
 import numpy as np
-from absl import app, flags
 from PIL import Image
 
 from alexnet_jax import records
@@ -31,11 +31,6 @@ CLASS_NAMES = (
     "Ankle boot",
 )
 SPLITS = {"train": ("train", 1200), "test": ("t10k", 200)}  # files' prefix, images of each class
-
-_IDX_DIR = flags.DEFINE_string(
-    "idx_dir", None, "Directory of the four idx files, gzipped or not.", required=True
-)
-_OUT = flags.DEFINE_string("out", str(pathlib.Path(__file__).with_name("fashion_mnist")), "Where to write.")
 
 
 def read_idx(path: pathlib.Path) -> np.ndarray:
@@ -62,8 +57,8 @@ def png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def main(_: list[str]) -> None:
-    source, out = pathlib.Path(_IDX_DIR.value), pathlib.Path(_OUT.value)
+def make(source: pathlib.Path, out: pathlib.Path) -> None:
+    """Makes the data set in `out` from the idx files in `source`."""
     out.mkdir(parents=True, exist_ok=True)
     lengths: dict[str, list[int]] = {}
     for split, (prefix, per_class) in SPLITS.items():
@@ -100,5 +95,13 @@ def main(_: list[str]) -> None:
     )
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--idx_dir", required=True, type=pathlib.Path, help="where the four idx files are")
+    parser.add_argument("--out", default=pathlib.Path(__file__).with_name("fashion_mnist"), type=pathlib.Path)
+    given = parser.parse_args()
+    make(given.idx_dir, given.out)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    main()

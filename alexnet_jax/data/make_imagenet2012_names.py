@@ -6,13 +6,8 @@
 `data.noun`.
 """
 
+import argparse
 import pathlib
-
-from absl import app, flags
-
-_IDS = flags.DEFINE_string("ids", None, "File of WordNet ids, one a line.", required=True)
-_WORDNET = flags.DEFINE_string("wordnet", None, "WordNet 3.0's data.noun.", required=True)
-_OUT = flags.DEFINE_string("out", str(pathlib.Path(__file__).with_name("imagenet2012")), "Where to write.")
 
 
 def words(line: str) -> str:
@@ -22,18 +17,26 @@ def words(line: str) -> str:
     return ", ".join(word.replace("_", " ") for word in fields[4 : 4 + 2 * count : 2])
 
 
-def main(_: list[str]) -> None:
-    ids = pathlib.Path(_IDS.value).read_text().split()
-    lines = pathlib.Path(_WORDNET.value).read_text().splitlines()
+def make(ids: pathlib.Path, wordnet: pathlib.Path, out: pathlib.Path) -> None:
+    """Writes `class_names.txt` and WordNet's licence into `out`."""
+    lines = wordnet.read_text().splitlines()
     licence = [line[4:].rstrip() for line in lines if line.startswith("  ")]
     synsets = {line[:8]: line for line in lines if not line.startswith("  ")}
-    out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "class_names.txt").write_text("".join(f"{i} {words(synsets[i[1:]])}\n" for i in ids))
-    (out / "LICENSE").write_text(
-        "\n".join(["class_names.txt: words of WordNet 3.0, under its licence.", "", *licence, ""])
-    )
+    names = "".join(f"{i} {words(synsets[i[1:]])}\n" for i in ids.read_text().split())
+    (out / "class_names.txt").write_text(names)
+    heading = "class_names.txt: words of WordNet 3.0, under its licence."
+    (out / "LICENSE").write_text("\n".join([heading, "", *licence, ""]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--ids", required=True, type=pathlib.Path, help="WordNet ids, one a line")
+    parser.add_argument("--wordnet", required=True, type=pathlib.Path, help="WordNet 3.0's data.noun")
+    parser.add_argument("--out", default=pathlib.Path(__file__).with_name("imagenet2012"), type=pathlib.Path)
+    given = parser.parse_args()
+    make(given.ids, given.wordnet, given.out)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -1,0 +1,41 @@
+"""The host's memory: keeps the pages of large buffers from one step to the next.
+
+XLA takes its buffers from the C library's `malloc`, which by default maps large ones anew each time and gives
+them back after each step, so that the kernel clears every page again and again. Kept, 80 steps of the default
+config on two CPU cores took 22 s of user and 2 s of system time instead of 22 s and 20 s, and 2.1 GB at the
+peak instead of 1.3 GB.
+"""
+
+import ctypes
+import os
+import sys
+
+SWITCH = "ALEXNET_JAX_KEEP_MEMORY"  # set to 0 for malloc as it comes
+
+# malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def keep() -> bool:
+    """Tells glibc's `malloc` to keep freed memory for the next step; gives whether it did.
+
+    To be called before the first large allocation. Nothing is done on other systems, with another allocator,
+    or where the environment variable `ALEXNET_JAX_KEEP_MEMORY` is 0.
+    """
+    if not sys.platform.startswith("linux") or os.environ.get(SWITCH) == "0":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # musl has none
+        return False
+    largest = 2**31 - 1  # of the int that mallopt takes
+    settings = (
+        (
+            _M_ARENA_MAX,
+            1,
+        ),  # the arenas of threads are too small for such buffers, which would be mapped again
+        (_M_MMAP_MAX, 0),
+        (_M_TRIM_THRESHOLD, largest),
+        (_M_TOP_PAD, 64 * 2**20),
+    )
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings)

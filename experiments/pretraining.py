@@ -1,0 +1,136 @@
+"""What pre-training is worth on a few hundred photographs: a table and a plot.
+
+    python -m experiments.pretraining --data=PHOTOS --weights=WEIGHTS --out=experiments/pretraining
+
+PHOTOS has `train/<class>/` and `val/<class>/`. Three arms on the same images and the same net, each but the
+probe with seeds 0, 1 and 2: softmax regression on pool5 of the trained convolutions; the trained convolutions
+at rest with new fully connected layers (configs/finetune.py); and the same net from random weights. A run
+that is there already goes on or is left as it is, so the command can be given again.
+
+Needs matplotlib for the plot.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from alexnet_jax import cli, features, image_files, logs, pretrained, probe
+from alexnet_jax.files import replacing
+
+SEEDS = (0, 1, 2)
+# A few hundred photographs are not enough for the 54 million weights of fully connected layers of 4096.
+SAME = ["--config.model.fc_widths=(256, 256)"]
+# Each arm as what it changes in configs/finetune.py.
+ARMS = {
+    "trained convolutions, new fully connected layers": [],
+    "the same net from scratch": [
+        "--config.init.path=",
+        "--config.optimizer.layer_rates=()",
+        "--config.augment.crop=True",  # without it and the next it only learns the images by heart
+        "--config.augment.mirror=True",
+        "--config.optimizer.learning_rate=0.01",
+    ],
+}
+
+
+def train(data: str, weights: str, workdir: pathlib.Path, seed: int, changes: list[str]) -> dict[str, Any]:
+    """One run; gives its `status.json`."""
+    status = workdir / logs.STATUS
+    if not status.exists() or json.loads(status.read_text())["status"] != "done":
+        command = [sys.executable, "main.py", "--config=configs/finetune.py", f"--workdir={workdir}"]
+        settings = [f"--config.data.source=folder:{data}", f"--config.init.path={weights}"]
+        subprocess.run([*command, *settings, f"--config.run.seed={seed}", *SAME, *changes], check=True)
+    return json.loads(status.read_text())
+
+
+def linear_probe(data: pathlib.Path, weights: str) -> float:
+    """Top-1 error in % of softmax regression on pool5."""
+    loaded = pretrained.read(weights, partial=True)
+    points, classes = {}, {}
+    for split in ("train", "val"):
+        groups = list(features.extract(loaded, image_files.find([data / split]), "pool5"))
+        points[split] = np.concatenate([activities.reshape(len(names), -1) for names, activities in groups])
+        classes[split] = probe.classes_of([name for names, _ in groups for name in names])
+    known = sorted(set(classes["train"]))
+    labels = {split: np.array([known.index(name) for name in its]) for split, its in classes.items()}
+    fitted = probe.fit(points["train"], labels["train"], len(known))
+    return 100.0 * float(np.mean(fitted.logits(points["val"]).argmax(axis=1) != labels["val"]))
+
+
+def row(arm: str, errors: Sequence[float]) -> str:
+    spread = f"{min(errors):.1f} to {max(errors):.1f}" if len(errors) > 1 else "nothing random"
+    return f"| {arm} | {len(errors)} | {np.mean(errors):.1f} | {spread} |"
+
+
+def plot(path: pathlib.Path, curves: dict[str, list[list[dict[str, Any]]]], probe_error: float) -> None:
+    """Top-1 error over epochs: a line a seed, a colour an arm."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for number, (arm, runs) in enumerate(curves.items()):
+        for index, lines in enumerate(runs):
+            shown = [line for line in lines if "eval/top1_error" in line]
+            axes.plot(
+                [line["epoch"] for line in shown],
+                [line["eval/top1_error"] for line in shown],
+                color=f"C{number}",
+                label=arm if index == 0 else None,
+            )
+    axes.axhline(probe_error, color="0.5", linestyle="--", label="softmax regression on pool5")
+    axes.set(xlabel="epoch", ylabel="top-1 error, %", ylim=(0, None))
+    axes.legend(frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="svg")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("experiments.pretraining", __doc__)
+    parser.add_argument("--data", required=True, type=pathlib.Path, help="the photographs")
+    parser.add_argument("--weights", default="torchvision", help="what `load_pretrained` reads")
+    parser.add_argument(
+        "--runs", default=pathlib.Path("runs/pretraining"), type=pathlib.Path, help="workdirs"
+    )
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="where the table and the plot go")
+    args: argparse.Namespace = parser.parse_args(argv)
+
+    probe_error = linear_probe(args.data, args.weights)
+    rows, curves = [row("softmax regression on pool5 of the trained convolutions", [probe_error])], {}
+    for arm, changes in ARMS.items():
+        workdirs = [args.runs / f"{arm.replace(' ', '_').replace(',', '')}-{seed}" for seed in SEEDS]
+        ends = [
+            train(str(args.data), args.weights, workdir, seed, changes)
+            for seed, workdir in zip(SEEDS, workdirs, strict=True)
+        ]
+        rows.append(row(arm, [end["eval"]["top1_error"] for end in ends]))
+        curves[arm] = [logs.read_metrics(workdir) for workdir in workdirs]
+    examples = ends[0]["eval"]["examples"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    table = [
+        f"Top-1 error in % at the end of the run on {examples} photographs, central patch, float32, "
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, Python {platform.python_version()}.",
+        "",
+        "| arm | runs | mean | range |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
+    with replacing(args.out / "table.md") as temporary:
+        temporary.write_text("\n".join(table))
+    plot(args.out / "curves.svg", curves, probe_error)
+    print("\n".join(table))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.command(main)
