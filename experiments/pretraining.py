@@ -36,7 +36,7 @@ ARMS = {
         "--config.optimizer.layer_rates=()",
         "--config.augment.crop=True",  # without it and the next it only learns the images by heart
         "--config.augment.mirror=True",
-        # With torchvision's initial weights, or run 145's, and 0.01 it stays at chance; so with these and 0.003.
+        # At chance with torchvision's initial weights, or run 145's, and 0.01, and with these and 0.003.
         "--config.model.init_scheme=he",
         "--config.optimizer.learning_rate=0.001",
     ],
