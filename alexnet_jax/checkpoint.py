@@ -6,13 +6,15 @@ saved. A directory gets its final name only when it is whole; one that is damage
 fingerprints, is set aside, and the one before is used.
 """
 
+import contextlib
 import json
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
@@ -20,6 +22,10 @@ from orbax.checkpoint import v1 as ocp
 from alexnet_jax.errors import UserError
 
 DIRECTORY, DAMAGED = "checkpoints", "damaged"
+# The words of the system in what several libraries wrap around them.
+_WHY = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system")
+# Orbax logs each error several times, with tracebacks, before it raises it; users are told once, in a line.
+absl.logging.set_verbosity(absl.logging.FATAL)
 Array = jax.Array
 
 
@@ -117,9 +123,9 @@ class Checkpoints:
                 self._open.wait()
 
     def close(self) -> None:
-        """Waits and lets go."""
+        """Waits and lets go; whether the last save succeeded is for `wait` to say."""
         if self._open is not None:
-            with self._save_errors():
+            with contextlib.suppress(SaveError), self._save_errors():
                 self._open.close()
 
     def _orbax(self) -> ocp.training.Checkpointer:
@@ -146,7 +152,7 @@ class Checkpoints:
         (self._workdir / DIRECTORY / str(step)).rename(target)
         self._say(f"warning: checkpoint {step} is damaged ({_one_line(error)}); it is in {target} now")
 
-    @contextmanager
+    @contextlib.contextmanager
     def _save_errors(self) -> Iterator[None]:
         """Turns whatever a failed write raises into `SaveError`."""
         try:
@@ -154,7 +160,8 @@ class Checkpoints:
         except Exception as error:
             self._open = None  # orbax's own view of the directory is in doubt
             self.saved_step = max(_steps(self._workdir / DIRECTORY), default=None)
-            raise SaveError(_one_line(error)) from error
+            known = _WHY.search(str(error))
+            raise SaveError(known.group() if known else _one_line(error)) from error
 
 
 class _Best:

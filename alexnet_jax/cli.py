@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -57,18 +58,28 @@ def command(main: Callable[[], int]) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8 and come out as they went in
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
-        sys.exit(main())
+        _leave(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(WRONG_USE)
+        _leave(WRONG_USE)
     except Fault as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAULT)
+        _leave(FAULT)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exits, and at once: after a save that failed, orbax's threads wait minutes for what never comes."""
+    others = (t for t in threading.enumerate() if t is not threading.main_thread())
+    if all(thread.daemon for thread in others):
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def parse_flags(argv: list[str]) -> None:

@@ -23,11 +23,14 @@ def explain(error: BaseException, workdir: pathlib.Path) -> Fault | UserError | 
         return Fault(f"{workdir}: the disk is full; make room and start the same command again: it goes on")
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
         return Fault(
-            f"{error.filename or workdir}: cannot be read or written ({error.strerror}); mend that and start "
-            "the same command again: it goes on"
+            f"{workdir if _is_within(error, workdir) else error.filename}: cannot be read or written "
+            f"({error.strerror}); mend that and start the same command again: it goes on"
         )
     return None
 
 
 def _is_within(error: OSError, workdir: pathlib.Path) -> bool:
-    return pathlib.Path(os.fsdecode(error.filename or "")).resolve().is_relative_to(workdir.resolve())
+    """Whether it is about the directory; a write to an open file has no name, and those are all of it."""
+    if error.filename is None:
+        return True
+    return pathlib.Path(os.fsdecode(error.filename)).resolve().is_relative_to(workdir.resolve())

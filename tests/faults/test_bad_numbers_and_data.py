@@ -1,0 +1,147 @@
+"""Numbers that are not finite, a loss that stays flat, data that vanish or change, too little memory."""
+
+import math
+import shutil
+
+import pytest
+
+from alexnet_jax import cli, faults, logs, steps
+from alexnet_jax import train as training
+from alexnet_jax.errors import Fault, UserError
+from tests.faults.conftest import status
+
+
+def test_numbers_that_are_not_finite_end_a_run(config, outcome, tmp_path, monkeypatch, capsys):
+    blow_up_above(monkeypatch, 0.0)
+    assert cli.EXIT_CODES[training.train(config(), tmp_path)] == 3
+    told = status(tmp_path)
+    assert told["status"] == "diverged"
+    assert "the last good checkpoint is of step 6" in told["message"]
+    assert "try a lower optimizer.learning_rate, or run.max_step_backs" in told["message"]
+    assert outcome(tmp_path).step == 6
+    assert [line["step"] for line in logs.read_metrics(tmp_path)] == [3, 5, 6]
+    assert told["message"] in capsys.readouterr().err
+
+
+def test_a_step_back_halves_all_rates_and_then_succeeds(config, outcome, tmp_path, monkeypatch, capsys):
+    blow_up_above(monkeypatch, 0.3)
+    assert training.train(config(**{"run.max_step_backs": 2}), tmp_path) == "done"
+    said = capsys.readouterr().err
+    assert "the last good checkpoint is of step 6; going on from it at 0.5 times the rate" in said
+    assert "the last good checkpoint is of step 6; going on from it at 0.25 times the rate" in said
+    at = [line["step"] for line in logs.read_metrics(tmp_path)]
+    assert at == [3, 5, 6, 9, 10, 12, 12]  # no line twice, none left out
+
+
+def test_steps_back_are_counted_across_an_interruption(config, outcome, tmp_path, monkeypatch, after_step):
+    blow_up_above(monkeypatch, 0.3)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    twice = config(**{"run.max_step_backs": 2})
+    training.train(twice, whole)
+
+    class Killed(Exception):
+        pass
+
+    def kill():
+        raise Killed
+
+    after_step(11, kill)
+    with pytest.raises(Killed):
+        training.train(twice, parts)
+    assert outcome(parts).step == 9
+    assert training.train(twice, parts) == "done"
+    assert outcome(parts) == outcome(whole)
+    # At 0.25 of the rate the two steps back are spent, whoever counts.
+    blow_up_above(monkeypatch, 0.2, from_step=12)
+    assert training.train(config(**{"run.max_step_backs": 2, "run.total_steps": 15}), parts) == "diverged"
+
+
+def blow_up_above(monkeypatch, scale, from_step=7):
+    """Makes parameters NaN from a step on, as long as the rates are above `scale` times the config's."""
+    import jax.numpy as jnp
+
+    def make(*args, **kwargs):
+        train_step = original(*args, **kwargs)
+
+        def hooked(state, batch):
+            bad = (state.step >= from_step - 1) & (state.rate_scale > scale)
+            state, metrics = train_step(state, batch)
+            head = state.params["fc8"]
+            bias = jnp.where(bad, jnp.nan, head["bias"])
+            return state.replace(params={**state.params, "fc8": {**head, "bias": bias}}), metrics
+
+        return hooked
+
+    original = steps.make_train_step
+    monkeypatch.setattr(steps, "make_train_step", make)
+
+
+def test_a_loss_that_stays_flat_is_a_warning_with_the_usual_causes(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "FLAT_STEPS", 6)
+    monkeypatch.setattr(training, "FLAT_WITHIN", 1.0)
+    training.train(config(**{"optimizer.learning_rate": 0.0}), tmp_path)
+    said = capsys.readouterr().err
+    assert said.count("warning: step 6: for 6 steps the loss has stayed at ln(10) = 2.30") == 1
+    for cause in ("unit variance", "std of conv3 to conv5", "learning rate", "labels"):
+        assert cause in said
+
+
+def test_a_loss_that_moves_is_none(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "FLAT_STEPS", 6)
+    training.train(config(**{"optimizer.layer_rates": (("fc8", 0.1, 1.0),)}), tmp_path)
+    losses = [line["train/loss"] for line in logs.read_metrics(tmp_path) if "train/loss" in line]
+    assert min(abs(loss - math.log(10)) for loss in losses[1:]) > training.FLAT_WITHIN * math.log(10)
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def own_images(images, tmp_path):
+    return shutil.copytree(images, tmp_path / "images")
+
+
+def test_images_that_vanish_in_mid_run(config, outcome, whole, own_images, tmp_path, after_step):
+    away = own_images.with_name("away")
+    mine = config(**{"data.source": f"folder:{own_images}"})
+    after_step(5, lambda: own_images.rename(away))
+    with pytest.raises(Fault, match=f"{own_images}/.*: was there and is gone; bring it back") as caught:
+        training.train(mine, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert status(tmp_path / "run")["status"] == "failed"
+    with pytest.raises(UserError, match=f"{own_images} does not exist"):
+        training.train(mine, tmp_path / "run")
+    away.rename(own_images)
+    assert training.train(mine, tmp_path / "run") == "done"
+    assert outcome(tmp_path / "run") == whole[1]
+
+
+def test_fewer_images_than_before(config, own_images, tmp_path):
+    mine = {"data.source": f"folder:{own_images}"}
+    training.train(config(**mine, **{"run.total_steps": 3}), tmp_path / "run")
+    next(own_images.glob("train/*/*")).unlink()
+    with pytest.raises(UserError, match=r"99 training images, but the run in .* was begun with 100; bring"):
+        training.train(config(**mine), tmp_path / "run")
+    assert status(tmp_path / "run")["status"] == "failed"
+    changes = config(**mine, **{"run.allow_changes": True})
+    assert training.train(changes, tmp_path / "run") == "done"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12884901888 bytes."),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_says_what_to_lower(config, tmp_path, after_step, error):
+    def fail():
+        raise error
+
+    after_step(4, fail)
+    with pytest.raises(Fault, match=r"out of memory; lower data\.batch_size or data\.image_size"):
+        training.train(config(), tmp_path)
+    assert status(tmp_path)["status"] == "failed"
+
+
+def test_a_bug_is_not_explained_away(tmp_path):
+    assert faults.explain(KeyError("a bug"), tmp_path) is None
+    assert faults.explain(FileNotFoundError(2, "No such file", "/somewhere/else"), tmp_path) is None

@@ -1,0 +1,193 @@
+"""Each kind of damage to each file of a checkpoint: the weights saved, those before, or an error."""
+
+import pathlib
+import shutil
+
+import pytest
+
+from alexnet_jax import checkpoint
+from alexnet_jax import train as training
+from alexnet_jax.errors import UserError
+
+
+def truncate(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    if data:
+        data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def fill_with_garbage(path):
+    path.write_bytes(b"\xa5" * max(path.stat().st_size, 1))
+
+
+def remove(path):
+    path.unlink()
+
+
+def replace_by_a_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+# Coroutines that orbax drops where a read fails complain as they are collected.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
+)
+
+KINDS = (truncate, empty, flip_a_bit, fill_with_garbage, remove, replace_by_a_directory)
+# Files of a checkpoint, each by a pattern that fits one; the chunks' own names are drawn at random.
+FILES = (
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+    "state/_METADATA",
+    "state/_sharding",
+    "state/array_metadatas/process_0",
+    "state/commit_success.txt",
+    "state/d/*",
+    "state/manifest.ocdbt",
+    "state/ocdbt.process_0/d/*",
+    "state/ocdbt.process_0/manifest.ocdbt",
+)
+# Without these there are no weights; the others are orbax's own notes, of which it needs some and not others.
+WEIGHTS = ("_CHECKPOINT_METADATA", "state/_METADATA", "state/d/*", "state/manifest.ocdbt")
+NEWEST, BEFORE = 12, 9
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of a finished run's directory, to be damaged."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def saved(whole, abstract_state):
+    """The fingerprint of what was saved, by step, taken from the states themselves."""
+    prints = {}
+    for step in (NEWEST, BEFORE):
+        about = checkpoint._read_about(whole[0] / "checkpoints" / str(step))
+        prints[step] = about["fingerprints"]
+    assert prints[NEWEST] != prints[BEFORE]
+    return prints
+
+
+def restore(run, abstract_state):
+    said = []
+    (state, record) = checkpoint.Checkpoints(run, say=said.append).restore(abstract_state)
+    return state, record, "\n".join(said)
+
+
+def newest(run: pathlib.Path) -> pathlib.Path:
+    return run / "checkpoints" / str(NEWEST)
+
+
+def test_the_list_of_files_is_that_of_a_real_checkpoint(whole):
+    left = {p for p in newest(whole[0]).rglob("*") if p.is_file()}
+    for pattern in FILES:
+        (path,) = newest(whole[0]).glob(pattern)
+        left.remove(path)
+    assert not left
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", KINDS, ids=lambda kind: kind.__name__)
+def test_damage_gives_the_saved_weights_or_those_before(run, abstract_state, saved, file, damage):
+    (path,) = newest(run).glob(file)
+    damage(path)
+
+    sharding = abstract_state.params["fc6"]["kernel"].sharding
+    params, step = checkpoint.restore_params(run, sharding, say=lambda _: None)
+    assert checkpoint.fingerprint(params) == saved[step]["params"]
+
+    state, record, said = restore(run, abstract_state)
+    step = int(state.step)
+    assert checkpoint.fingerprint(state) == saved[step]["state"]
+    assert record["evaluated_step"] == {NEWEST: 12, BEFORE: 5}[step]
+    if step == BEFORE:
+        assert f"checkpoint {NEWEST} is damaged" in said
+        assert (run / "damaged" / f"{NEWEST}.0").is_dir()
+    else:
+        assert said == ""
+    if file in WEIGHTS:
+        assert step == BEFORE
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_bit_anywhere_in_a_file(run, abstract_state, saved, file):
+    """Beyond the one in the middle: at the ends and at some places between."""
+    (path,) = newest(run).glob(file)
+    sharding = abstract_state.params["fc6"]["kernel"].sharding
+    intact = path.read_bytes()
+    for place in {*range(0, len(intact), max(1, len(intact) // 6)), len(intact) - 1} - {-1}:
+        path.write_bytes(intact[:place] + bytes([intact[place] ^ 0x10]) + intact[place + 1 :])
+        params, step = checkpoint.restore_params(run, sharding, say=lambda _: None)
+        assert checkpoint.fingerprint(params) == saved[step]["params"], place
+
+
+def test_an_emptied_directory(run, abstract_state):
+    shutil.rmtree(newest(run))
+    newest(run).mkdir()
+    state, _, said = restore(run, abstract_state)
+    assert int(state.step) == BEFORE
+    assert f"checkpoint {NEWEST} is damaged" in said
+
+
+def test_the_two_newest(run, abstract_state):
+    for step in (NEWEST, BEFORE):
+        truncate(next((run / "checkpoints" / str(step)).glob("state/d/*")))
+    state, _, said = restore(run, abstract_state)
+    assert int(state.step) == 6
+    assert said.count("is damaged") == 2
+
+
+def test_what_a_crash_left_half_written_is_not_taken_for_a_checkpoint(run, abstract_state):
+    newest(run).rename(run / "checkpoints" / f"{NEWEST}.orbax-checkpoint-tmp")
+    state, _, said = restore(run, abstract_state)
+    assert (int(state.step), said) == (BEFORE, "")
+
+
+def test_all_of_them_is_an_error_that_says_where_they_are(run, abstract_state, config):
+    for path in (run / "checkpoints").glob("*/state/d/*"):
+        flip_a_bit(path)
+    with pytest.raises(UserError, match="every checkpoint was damaged") as caught:
+        training.train(config(), run)
+    assert str(run / "damaged") in str(caught.value)
+    with pytest.raises(UserError, match=r"not there|no finished checkpoint"):
+        checkpoint.restore_params(run, abstract_state.params["fc6"]["kernel"].sharding)
+
+
+def test_a_run_goes_on_from_the_one_before_to_the_same_bits(run, config, whole, outcome, capsys):
+    flip_a_bit(next(newest(run).glob("state/d/*")))
+    assert training.train(config(), run) == "done"
+    assert f"warning: checkpoint {NEWEST} is damaged" in capsys.readouterr().err
+    assert outcome(run) == whole[1]
+
+
+def test_what_is_no_damage_sets_nothing_aside(run, abstract_state, monkeypatch):
+    def out_of_memory(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 3 bytes.")
+
+    monkeypatch.setattr(checkpoint, "fingerprint", out_of_memory)
+    with pytest.raises(RuntimeError, match="Out of memory"):
+        restore(run, abstract_state)
+    assert not (run / "damaged").exists()
+
+
+def test_a_checkpoint_of_another_net_is_left_in_its_place(run, config):
+    other = config(**{"model.fc_widths": (32, 16), "run.allow_changes": True})
+    with pytest.raises(
+        UserError, match=r"is of another net: .*fc7.* is \[.*\] there and \[.*\] by the config"
+    ):
+        training.train(other, run)
+    assert newest(run).is_dir()
+    assert not (run / "damaged").exists()

@@ -1,0 +1,179 @@
+"""A disk that fills up, cannot be written any more, or goes away under a run."""
+
+import errno
+import os
+import pathlib
+import re
+import resource
+import shutil
+import subprocess
+
+import pytest
+
+from alexnet_jax import logs
+from alexnet_jax import train as training
+from alexnet_jax.errors import Fault, UserError
+from tests.faults import runs
+from tests.faults.conftest import status
+
+ROOM_FOR_LOGS = 48 * 1024  # bytes: enough for lines, not for a checkpoint
+
+
+class SmallDisk:
+    """A file system of a few MB of its own, that fills up."""
+
+    def __init__(self, path: pathlib.Path):
+        path.mkdir()
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path], capture_output=True)
+        if made.returncode != 0:
+            pytest.skip("mounting is not allowed here; the limit on file sizes stands in for it")
+        self.path, self.workdir = path, path / "run"
+
+    def fill(self, leave: int) -> None:
+        with open(self.path / "filler", "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+            file.truncate(file.tell() - leave)
+
+    def make_room(self) -> None:
+        (self.path / "filler").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        subprocess.run(["umount", "-l", self.path], check=True)
+
+
+class LimitOnFiles:
+    """Where no file system can be mounted: no file of this process may grow any more."""
+
+    def __init__(self, path: pathlib.Path):
+        path.mkdir()
+        self.workdir = path / "run"
+        self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(self, leave: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (leave, self._limits[1]))
+
+    def make_room(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+    close = make_room
+
+
+@pytest.fixture(params=[SmallDisk, LimitOnFiles], ids=lambda kind: kind.__name__)
+def disk(request, tmp_path, capsys):  # capsys: what is printed must not go to a file that may not grow
+    its = request.param(tmp_path / "disk")
+    yield its
+    its.close()
+
+
+def train(disk, config) -> str:
+    try:
+        return training.train(config, disk.workdir)
+    finally:
+        disk.make_room()
+
+
+def test_a_save_that_fails_in_mid_run_is_a_warning(
+    disk, config, whole, outcome, after_step, tmp_path, monkeypatch, capsys
+):
+    # The checkpoints alone lie on the small disk, for the logs' own lines may not fit either.
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    disk.workdir.mkdir()
+    (workdir / "checkpoints").symlink_to(disk.workdir)
+    say = logs.RunLog.say
+
+    def make_room_once_it_is_said(self, line):
+        if "could not be written" in line:
+            disk.make_room()
+        say(self, line)
+
+    monkeypatch.setattr(logs.RunLog, "say", make_room_once_it_is_said)
+    after_step(8, lambda: disk.fill(leave=ROOM_FOR_LOGS))
+    assert training.train(config(), workdir) == "done"
+    said = capsys.readouterr().err
+    assert said.count("warning:") == 1
+    assert "a checkpoint could not be written" in said
+    assert "the last good checkpoint is of step 6; training goes on" in said
+    assert sorted(int(p.name) for p in disk.workdir.iterdir()) == [5, 6, 12]
+    assert outcome(workdir) == whole[1]
+
+
+def test_a_last_save_that_fails_is_a_fault_and_the_run_goes_on_later(
+    disk, config, whole, outcome, after_step
+):
+    after_step(11, lambda: disk.fill(leave=ROOM_FOR_LOGS))
+    with pytest.raises(Fault, match="a checkpoint could not be written") as caught:
+        train(disk, config())
+    assert "the last good checkpoint is of step 9; make room and start the same" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert outcome(disk.workdir).step == 9
+    assert training.train(config(), disk.workdir) == "done"
+    assert outcome(disk.workdir) == whole[1]
+
+
+def test_a_line_of_metrics_that_cannot_be_written_is_a_fault(disk, config, whole, outcome, after_step):
+    after_step(8, lambda: disk.fill(leave=0))
+    with pytest.raises(Fault, match="the disk is full; make room and start the same command again") as caught:
+        train(disk, config())
+    assert "\n" not in str(caught.value)
+    # It cannot tell its status any more, so that it still says what was true before.
+    assert status(disk.workdir)["status"] == "running"
+    assert training.train(config(), disk.workdir) == "done"
+    assert outcome(disk.workdir) == whole[1]
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_line(images, tmp_path):
+    disk = SmallDisk(tmp_path / "disk")
+    try:
+        disk.fill(leave=40 * 1024)
+        code, said = runs.run(runs.command(images, disk.workdir, **{"run.total_steps": 3}))
+    finally:
+        disk.close()
+    assert code == 1
+    assert [line for line in said.splitlines() if re.match("error|ERROR|W0", line)] == said.splitlines()[-1:]
+    assert "make room and start the same command again" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_a_workdir_that_becomes_read_only(config, whole, outcome, tmp_path, after_step, capsys):
+    """As a file system that the kernel remounts read-only after an error of its disk."""
+    disk = SmallDisk(tmp_path / "disk")
+    try:
+        after_step(7, lambda: remount(disk, "ro"))
+        with pytest.raises(Fault, match=r"cannot be read or written .*mend that and start the same"):
+            training.train(config(), disk.workdir)
+        with pytest.raises(UserError, match=r"--workdir=.*cannot be written"):
+            training.train(config(), disk.workdir)
+        remount(disk, "rw")
+        assert outcome(disk.workdir).step == 6
+        assert training.train(config(), disk.workdir) == "done"
+        assert outcome(disk.workdir) == whole[1]
+    finally:
+        disk.close()
+
+
+def remount(disk: SmallDisk, mode: str) -> None:
+    # While files are open for writing a mount cannot become read-only, its bind can.
+    if mode == "ro":
+        subprocess.run(["mount", "--bind", disk.path, disk.path], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", disk.path], check=True)
+    else:
+        subprocess.run(["umount", "-l", disk.path], check=True)
+
+
+@pytest.mark.parametrize("step", [5, 8])  # before a test and at a save
+def test_a_workdir_that_is_removed(config, tmp_path, after_step, step):
+    workdir = tmp_path / "run"
+    after_step(step, lambda: shutil.rmtree(workdir))
+    with pytest.raises(Fault, match=f"{workdir}: was removed while the run was using it"):
+        training.train(config(), workdir)
+
+
+def test_what_a_killed_run_left_half_written_goes(config, tmp_path):
+    tmp_path.joinpath(f".{logs.STATUS}.{os.getpid()}.tmp").write_text("{")
+    training.train(config(**{"run.total_steps": 1}), tmp_path)
+    assert not list(tmp_path.glob(".*.tmp"))

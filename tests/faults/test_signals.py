@@ -1,0 +1,92 @@
+"""A wish to stop at each kind of moment: a checkpoint, `interrupted`, and the same bits in the end."""
+
+import os
+import signal
+import time
+import types
+
+import pytest
+
+from alexnet_jax import build as building
+from alexnet_jax import checkpoint, cli, input_pipeline, interrupt, steps
+from alexnet_jax import train as training
+from tests.faults.conftest import status
+
+
+def during(monkeypatch, module, name, send, calls=1):
+    """Sends a signal within the `calls`-th call of a function."""
+    original, count = getattr(module, name), iter(range(1, 1000))
+
+    def hooked(*args, **kwargs):
+        if next(count) == calls:
+            send()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, hooked)
+
+
+MOMENTS = {
+    "build": lambda patch, send: during(patch, building, "build_optimizer", send),
+    "compile": lambda patch, send: during(patch, steps, "cross_entropy", send),
+    "prefetch": lambda patch, send: during(patch, input_pipeline, "_decode", send, calls=3),
+    "step": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=7),
+    "step before a save": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=6),
+    "step before a test": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=5),
+    "test": lambda patch, send: during(patch, training, "evaluate_and_log", send),
+    "last test": lambda patch, send: during(patch, training, "evaluate_and_log", send, calls=3),
+    "save": lambda patch, send: during(patch, checkpoint.Checkpoints, "save", send),
+    "write of a save": lambda patch, send: during(patch, checkpoint, "_signed", send, calls=2),
+}
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGTERM, moment) for moment in MOMENTS] + [(signal.SIGINT, "compile"), (signal.SIGINT, "test")],
+)
+def test_a_signal_saves_and_stops(config, whole, outcome, tmp_path, monkeypatch, moment, number):
+    with monkeypatch.context() as patch:
+        MOMENTS[moment](patch, lambda: os.kill(os.getpid(), number))
+        ended = training.train(config(), tmp_path)
+    assert (ended, cli.EXIT_CODES[ended]) == ("interrupted", 75)
+    told = status(tmp_path)
+    assert (told["status"], told["message"]) == ("interrupted", f"by {number.name}")
+    assert outcome(tmp_path).step == told["step"]  # it was saved
+
+    assert training.train(config(), tmp_path) == "done"
+    resumed, alone = outcome(tmp_path), whole[1]
+    if moment == "last test":  # came after the last checkpoint, which is not written twice
+        resumed.record = alone.record
+    assert resumed == alone
+
+
+def test_the_best_checkpoint_stays_even_if_its_test_came_after_an_interruption(config, tmp_path, monkeypatch):
+    longer = config(**{"run.total_steps": 15, "run.keep_checkpoints": 1, "optimizer.learning_rate": 0.0})
+    with monkeypatch.context() as patch:
+        MOMENTS["test"](patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert training.train(longer, tmp_path) == "interrupted"
+    assert training.train(longer, tmp_path) == "done"
+    # At rate 0 no test is better than the first, at step 5.
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [5, 15]
+
+
+def test_a_time_limit_saves_and_stops(config, whole, outcome, tmp_path, after_step, monkeypatch):
+    late = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 5000)
+    after_step(7, lambda: monkeypatch.setattr(interrupt, "time", late))
+    limited = config(**{"run.max_seconds": 5000.0})
+    assert training.train(limited, tmp_path) == "interrupted"
+    assert (status(tmp_path)["step"], status(tmp_path)["message"]) == (7, "by run.max_seconds")
+    monkeypatch.undo()
+    assert training.train(config(), tmp_path) == "done"  # which may change
+    assert outcome(tmp_path) == whole[1]
+
+
+def test_the_margin_of_a_time_limit_is_a_tenth_and_at_most_a_minute(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for limit, wanted_at in ((100, 90), (36_000, 35_940)):
+        stop = interrupt.Stop(limit)
+        now = 1000.0 + wanted_at - 1
+        assert not stop.wanted()
+        now = 1000.0 + wanted_at
+        assert stop.wanted()
+        now = 1000.0
