@@ -1,16 +1,21 @@
 """The wish to stop: SIGTERM, SIGINT, or a job's time limit."""
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 import time
-from types import FrameType
 
 MARGIN_FRACTION, MARGIN_SECONDS = 0.1, 60.0  # of a time limit, kept for the last save: the smaller of the two
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
     """Takes a signal as a wish to save and stop; a second one stops at once, losing nothing saved before.
+
+    A thread takes them, for Python itself would look at a signal only when what it waits for, such as a
+    compilation of minutes, is over.
 
     Args:
       max_seconds: time limit from now on, or None; stopping is wanted a tenth of it (at most a minute)
@@ -31,17 +36,32 @@ class Stop:
         return self.reason is not None
 
     def __enter__(self) -> "Stop":
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._thread = threading.Thread(target=self._watch, args=(read,), daemon=True)
+        self._thread.start()
+        self._fd_before = signal.set_wakeup_fd(self._write)
+        self._before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._fd_before)
+        os.close(self._write)
+        self._thread.join()
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.reason is not None and self.reason != "run.max_seconds":
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.reason = signal.Signals(number).name
-        # No print: the signal may have come in the middle of one.
-        os.write(sys.stderr.fileno(), f"\n{self.reason}: saving, then stopping (again: at once)\n".encode())
+    def _watch(self, read: int) -> None:
+        seen = 0
+        while number := os.read(read, 1):  # one byte for each signal, nothing once the other end is closed
+            if number[0] not in _SIGNALS:
+                continue
+            seen += 1
+            if seen > 1:
+                os._exit(128 + number[0])  # as a shell says that a signal ended a process
+            self.reason = signal.Signals(number[0]).name
+            # No print: the main thread may be in the middle of one, or gone.
+            with contextlib.suppress(OSError):
+                line = f"\n{self.reason}: saving, then stopping (again: at once)\n"
+                os.write(sys.stderr.fileno(), line.encode())
+        os.close(read)

@@ -62,6 +62,7 @@ class RunLog:
     """
 
     def __init__(self, workdir: pathlib.Path, *, first_step: int, total_steps: int):
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._path = workdir / METRICS
@@ -70,6 +71,8 @@ class RunLog:
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._events = RecordWriter(open(workdir / name, "wb"))  # noqa: SIM115
         self._event(first_step, file_version="brain.Event:2")
+        # TensorBoard then forgets what an interrupted run drew beyond its last checkpoint.
+        self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._total = total_steps
         self._start = (time.monotonic(), first_step)
         self._bar = tqdm.tqdm(

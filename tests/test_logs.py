@@ -49,6 +49,18 @@ def test_events_are_what_tensorboard_reads(tmp_path, capsys):
     assert "step 5/10  epoch 0.50  loss 2.250" in capsys.readouterr().err
 
 
+def test_curves_have_no_point_twice_after_an_interruption(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first_step, points in ((0, (5, 10, 15)), (10, (15, 20))):
+        log = logs.RunLog(tmp_path, first_step=first_step, total_steps=20)
+        for step in points:
+            log.metrics(step, 0.5, {"train/loss": float(step)})
+        log.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [scalar.step for scalar in events.Scalars("train/loss")] == [5, 10, 15, 20]
+
+
 def test_filters_show_the_first_column_above_the_second():
     kernel = np.zeros((2, 11, 11, 3, 16), np.float32)
     kernel[0, ..., 0] = 1.0  # red, green and blue alike: white

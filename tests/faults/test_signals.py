@@ -25,6 +25,11 @@ def during(monkeypatch, module, name, send, calls=1):
     monkeypatch.setattr(module, name, hooked)
 
 
+def send(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.1)  # until the thread that takes signals has it
+
+
 MOMENTS = {
     "build": lambda patch, send: during(patch, building, "build_optimizer", send),
     "compile": lambda patch, send: during(patch, steps, "cross_entropy", send),
@@ -45,7 +50,7 @@ MOMENTS = {
 )
 def test_a_signal_saves_and_stops(config, whole, outcome, tmp_path, monkeypatch, moment, number):
     with monkeypatch.context() as patch:
-        MOMENTS[moment](patch, lambda: os.kill(os.getpid(), number))
+        MOMENTS[moment](patch, lambda: send(number))
         ended = training.train(config(), tmp_path)
     assert (ended, cli.EXIT_CODES[ended]) == ("interrupted", 75)
     told = status(tmp_path)
@@ -62,7 +67,7 @@ def test_a_signal_saves_and_stops(config, whole, outcome, tmp_path, monkeypatch,
 def test_the_best_checkpoint_stays_even_if_its_test_came_after_an_interruption(config, tmp_path, monkeypatch):
     longer = config(**{"run.total_steps": 15, "run.keep_checkpoints": 1, "optimizer.learning_rate": 0.0})
     with monkeypatch.context() as patch:
-        MOMENTS["test"](patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        MOMENTS["test"](patch, lambda: send(signal.SIGTERM))
         assert training.train(longer, tmp_path) == "interrupted"
     assert training.train(longer, tmp_path) == "done"
     # At rate 0 no test is better than the first, at step 5.
