@@ -402,6 +402,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "sizes": "caffe",
         "dropout_scaled": True,
         "init_scheme": "caffe",
+        "hidden_bias": 1.0,  # its train_val.prototxt has the paper's 1; only bvlc_alexnet has 0.1
     },
     # torchvision's alexnet: the later "one weird trick" net (2014), one column, no norms.
     "torchvision": {

@@ -285,19 +285,24 @@ def test_the_2012_schedule_by_epoch(tiny):
         updates, _ = optimizer.update(ones, optimizer.init(params), params, step=step, drops=jnp.int32(0))
         return [
             -float(updates[layer][kind])
-            for layer, kind in (("conv2", "kernel"), ("conv2", "bias"), ("conv1", "kernel"))
+            for layer, kind in (
+                ("conv2", "kernel"),
+                ("conv2", "bias"),
+                ("conv1", "kernel"),
+                ("conv1", "bias"),
+            )
         ]
 
     table = {
-        0: (0.01, 0.02, 0.01),
-        22.9: (0.01, 0.02, 0.01),
-        23: (0.001, 0.02, 0.001),
-        51: (0.0001, 0.02, 0.0001),
-        67.9: (0.0001, 0.02, 0.0001),
-        68: (0.0001, 0.02, 0.00001),
-        72: (0.0001, 0.02, 0.0),
-        78: (0.00001, 0.02, 0.0),
-        92.9: (0.00001, 0.02, 0.0),
+        0: (0.01, 0.02, 0.01, 0.02),
+        22.9: (0.01, 0.02, 0.01, 0.02),
+        23: (0.001, 0.02, 0.001, 0.02),
+        51: (0.0001, 0.02, 0.0001, 0.02),
+        67.9: (0.0001, 0.02, 0.0001, 0.02),
+        68: (0.0001, 0.02, 0.00001, 0.00001),
+        72: (0.0001, 0.02, 0.0, 0.0),
+        78: (0.00001, 0.02, 0.0, 0.0),
+        92.9: (0.00001, 0.02, 0.0, 0.0),
     }  # fmt: skip
     for epoch, expected in table.items():
         np.testing.assert_allclose(rates(epoch), expected, rtol=1e-5, err_msg=f"epoch {epoch}")
