@@ -132,8 +132,8 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
     source, trained = open_source(config, "test"), pretrained.read_description(workdir)
     if source.num_classes != trained.model.num_classes:
         raise UserError(
-            f"data.source={config.data.source}: has {source.num_classes} classes, but the net of {workdir} was "
-            f"trained on {trained.model.num_classes} ({own.data.source})"
+            f"data.source={config.data.source}: has {source.num_classes} classes, but the net of {workdir} "
+            f"was trained on the {trained.model.num_classes} of {own.data.source}"
         )
     preprocess = trained.preprocess.resized(config.data.stored_size, config.data.image_size)
     model = configs.build_model(config, source.num_classes)

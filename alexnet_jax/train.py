@@ -427,7 +427,10 @@ def greet(run: Run, log: logs.RunLog, first_step: int) -> None:
     if run.start:
         new = ", ".join(name for name in run.abstract_state.params if name not in run.start)
         log.say(f"init       {', '.join(run.start)} of {run.config.init.path}; new: {new or 'nothing'}")
-    log.say(f"steps      {first_step} to {run.total_steps}, {run.config.data.batch_size} images each")
+    if first_step < run.total_steps:
+        log.say(f"steps      {first_step} to {run.total_steps}, {run.config.data.batch_size} images each")
+    else:
+        log.say(f"steps      {first_step} done, of {run.total_steps}: nothing is left to train")
 
 
 def finish(

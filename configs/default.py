@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
         "max_bad_fraction": 0.01,  # of the images seen; beyond, the run stops
     }
     config.model = {
-        "variant": "original",  # run 145, which made the numbers; or paper (its words), caffe, caffenet, torchvision
+        "variant": "original",  # run 145; or paper (its words), caffe, caffenet, torchvision
         # Switches, None for the variant's own; `AlexNet` in alexnet_jax/model.py has the whole story.
         "columns": placeholder(int),  # 2 in the paper; 1 makes every layer see everything
         "talk": placeholder(tuple),  # layers before which the columns exchange their activities
@@ -47,9 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
         "dropout": placeholder(float),  # share dropped of fc6's and fc7's outputs
         "dropout_before": placeholder(bool),  # of their inputs instead
         "dropout_scaled": placeholder(bool),  # scaled in training instead of at test time
-        "init_scheme": placeholder(
-            str
-        ),  # paper (0.01 everywhere: an epoch at chance first), original, caffe, ...
+        "init_scheme": placeholder(str),  # paper (0.01 everywhere: slow at first), original, caffe, he, torch
         "hidden_bias": placeholder(float),  # first bias of conv2, 4, 5, 6, fc6 and fc7; 1 in the paper
     }
     config.augment = {

@@ -4,7 +4,8 @@
 
 The same images as configs/ilsvrc2010.py, with everything in which the released code differs from the
 paper's words: the order of layers, the within-map norm, the scale of the norms, the initial weights, the
-colour noise, the crops and the whole schedule, but for what `get_config` says. Not run at full scale by us: the figures are the authors'.
+colour noise, the crops and the whole schedule (but see `get_config`). Not run at full scale by us: the
+figures are the authors'.
 """
 
 import ml_collections
