@@ -91,6 +91,15 @@ def test_a_run_says_what_it_does_and_ends_with_0(whole):
     assert not re.search(r"^[IWE]\d{4} |oneDNN|absl::InitializeLog", done.stderr, re.M)
 
 
+def test_the_default_net_learns_at_once(tmp_path):
+    """A loss that rests at ln(classes) is what most AlexNets that do not train have in common."""
+    done = run(f"--workdir={tmp_path / 'run'}", "--config.run.total_steps=60")
+    assert done.returncode == 0, done.stderr
+    losses = [line["train/loss"] for line in logs.read_metrics(tmp_path / "run") if "train/loss" in line]
+    assert losses[-1] < 2.0 < np.log(10)
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["eval"]["top1_error"] < 70
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 75), ("SIGKILL", -9)])
 def test_an_interrupted_run_goes_on_to_the_same_bits(whole, tmp_path, name, code):
     arguments = [*TINY, f"--workdir={tmp_path / 'run'}", "--config.run.total_steps=60"]
