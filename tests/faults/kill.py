@@ -28,21 +28,28 @@ from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from tests.faults import runs
 
-PHASES = ("start", "compile", "step", "save", "evaluation", "epoch end", "end", "restore")
+# What is killed, one process after another.
+PHASES = {phase: (phase,) for phase in ("start", "compile", "step", "save", "evaluation", "epoch end", "end")}
+PHASES["restore"] = ("step", "start")
 RESULTS = "results.jsonl"
 
 
 @dataclasses.dataclass
 class Whole:
-    """The run that nothing happened to: its outcome, and when it said what (seconds, line)."""
+    """The run that nothing happened to: its outcome, and when it said what (seconds, line).
+
+    It was done twice, first to compile.
+    """
 
     outcome: dict[str, Any]
+    compiling: list[tuple[float, str]]
     lines: list[tuple[float, str]]
 
-    def after(self, pattern: str) -> float:
+    def after(self, pattern: str, phase: str) -> float:
         """Seconds from a line to the next one."""
-        place = next(i for i, (_, line) in enumerate(self.lines) if re.search(pattern, line))
-        ends = [*(t for t, _ in self.lines), self.lines[-1][0] + 0.5]
+        lines = self.compiling if phase == "compile" else self.lines
+        place = next(i for i, (_, line) in enumerate(lines) if re.search(pattern, line))
+        ends = [*(t for t, _ in lines), lines[-1][0] + 0.3]
         return ends[place + 1] - ends[place]
 
 
@@ -59,22 +66,18 @@ class Harness:
     def case(self, number: int, phase: str) -> dict[str, Any]:
         """Kills a run once (in `restore`, twice), goes on to the end and says how it compares."""
         workdir = self.into / f"case{number}"
-        shutil.rmtree(workdir, ignore_errors=True)
         draw = random.Random(f"{self.seed} {number}")
-        first = "step" if phase == "restore" else phase
-        killed, at = self._killed(self._start(workdir, first == "compile"), first, draw, workdir)
-        if phase == "restore":
-            again = self._start(workdir)
-            killed, second = self._killed(again, "start", draw, workdir)
-            at = f"{at}; {second}"
+        moments: list[str | None] = [None]
+        while None in moments:  # a run that had ended before the kill does not count
+            shutil.rmtree(workdir, ignore_errors=True)
+            moments = [self._kill(workdir, its, draw) for its in PHASES[phase]]
         process = self._start(workdir)
         code = process.end()
         begun = re.search(r"^steps +(\d+) to", process.said, re.M)
         result = {
             "number": number,
             "phase": phase,
-            "at": at,
-            "killed": killed,
+            "killed": moments,
             "resumed_at": int(begun.group(1)) if begun else None,
             "exit_code": code,
             "set_aside": len(list((workdir / checkpoint.DAMAGED).glob("*"))),
@@ -89,36 +92,36 @@ class Harness:
         cache = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if compiles else {}
         return runs.Process(runs.command(self.images, workdir), **self._environ, **cache)
 
-    def _killed(
-        self, process: runs.Process, phase: str, draw: random.Random, workdir: pathlib.Path
-    ) -> tuple[bool, str]:
-        """Waits for the moment, kills, and says whether there was still something to kill, and when."""
+    def _kill(self, workdir: pathlib.Path, phase: str, draw: random.Random) -> str | None:
+        """Starts a run, waits for the moment and kills it: when that was, or None if it came too late."""
+        process = self._start(workdir, compiles=phase == "compile")
         if phase == "start":
             line, seconds = "", next(t for t, line in self.whole.lines if "workdir" in line)
         else:
             line = _line_before(phase, draw)
-            seconds = 0.05 if phase == "save" else self.whole.after(line)
+            seconds = 0.05 if phase == "save" else self.whole.after(line, phase)
             process.wait_for(line)
         if phase == "save":
             while process.running() and not list(workdir.glob("checkpoints/*tmp*")):
                 time.sleep(0.001)
         delay = draw.uniform(0, seconds)
         time.sleep(delay)
-        killed = process.running()
         process.send(signal.SIGKILL)
-        process.end()
-        return killed, f"{delay:.3f} s after {line or 'the start'}"
+        return f"{delay:.3f} s after {line or 'the start'}" if process.end() == -signal.SIGKILL else None
 
     def _whole(self) -> Whole:
         workdir = self.into / "whole"
         kept = self.into / "whole.json"
         if not kept.exists():
-            shutil.rmtree(workdir, ignore_errors=True)
-            process = self._start(workdir)  # compiles, as the runs that are killed at it
-            if process.end() != 0:
-                raise SystemExit(f"the run that nothing happened to failed:\n{process.said}")
-            logs.write_atomically(kept, json.dumps(process.lines))
-        return Whole(self._outcome(workdir), json.loads(kept.read_text()))
+            said = []
+            for _ in range(2):
+                shutil.rmtree(workdir, ignore_errors=True)
+                process = self._start(workdir)
+                if process.end() != 0:
+                    raise SystemExit(f"the run that nothing happened to failed:\n{process.said}")
+                said.append(process.lines)
+            logs.write_atomically(kept, json.dumps(said))
+        return Whole(self._outcome(workdir), *json.loads(kept.read_text()))
 
     def _outcome(self, workdir: pathlib.Path) -> dict[str, Any]:
         """What must be the same, whatever happened: read back from the last checkpoint and the metrics."""
@@ -176,7 +179,7 @@ def main() -> int:
     path = into / RESULTS
     results = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for number in range(len(results), arguments.runs):
-        results.append(harness.case(number, PHASES[number % len(PHASES)]))
+        results.append(harness.case(number, list(PHASES)[number % len(PHASES)]))
         with open(path, "a") as file:
             file.write(json.dumps(results[-1]) + "\n")
         print(_row(results[-1]), flush=True)
@@ -193,8 +196,8 @@ def report(results: list[dict[str, Any]], seed: int) -> int:
         print(f"{phase:12} {len(its):5} {sum(its):10}")
     same = sum(result["identical"] for result in results)
     versions = ", ".join(f"{k} {v}" for k, v in training.versions().items())
-    late = sum(not result["killed"] for result in results)
-    print(f"\n{same} of {len(results)} identical (seed {seed}; {late} had ended before the kill)")
+    kills = sum(len(result["killed"]) for result in results)
+    print(f"\n{same} of {len(results)} identical ({kills} kills, seed {seed})")
     print(f"{sum(r['set_aside'] for r in results)} checkpoints were set aside as damaged")
     print(f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; {versions}")
     return 0 if same == len(results) else 1
@@ -203,7 +206,7 @@ def report(results: list[dict[str, Any]], seed: int) -> int:
 def _row(result: dict[str, Any]) -> str:
     how = "identical" if result["identical"] else f"NOT IDENTICAL: {result['different'] or result}"
     begun = f"resumed at {result['resumed_at']!s:>4}"
-    return f"{result['number']:3} {result['phase']:10} {begun}  {how}  {result['at']}"
+    return f"{result['number']:3} {result['phase']:10} {begun}  {how}  {'; '.join(result['killed'])}"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def test_a_step_back_halves_all_rates_and_then_succeeds(config, outcome, tmp_pat
     assert at == [3, 5, 6, 9, 10, 12, 12]  # no line twice, none left out
 
 
-def test_steps_back_are_counted_across_an_interruption(config, outcome, tmp_path, monkeypatch, after_step):
+def test_steps_back_are_counted_across_an_interruption(
+    config, outcome, tmp_path, monkeypatch, after_step, capsys
+):
     blow_up_above(monkeypatch, 0.3)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     twice = config(**{"run.max_step_backs": 2})
@@ -52,8 +54,10 @@ def test_steps_back_are_counted_across_an_interruption(config, outcome, tmp_path
     assert training.train(twice, parts) == "done"
     assert outcome(parts) == outcome(whole)
     # At 0.25 of the rate the two steps back are spent, whoever counts.
+    capsys.readouterr()
     blow_up_above(monkeypatch, 0.2, from_step=12)
     assert training.train(config(**{"run.max_step_backs": 2, "run.total_steps": 15}), parts) == "diverged"
+    assert "going on from it" not in capsys.readouterr().err
 
 
 def blow_up_above(monkeypatch, scale, from_step=7):

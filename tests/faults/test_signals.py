@@ -64,6 +64,27 @@ def test_a_signal_saves_and_stops(config, whole, outcome, tmp_path, monkeypatch,
     assert resumed == alone
 
 
+def test_a_test_repeated_after_a_kill_is_not_written_twice(
+    config, whole, outcome, tmp_path, monkeypatch, after_step
+):
+    """Stopped before the test at step 5, gone on with it, and killed before the next checkpoint."""
+
+    class Killed(Exception):
+        pass
+
+    def kill():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        MOMENTS["step before a test"](patch, lambda: send(signal.SIGTERM))
+        assert training.train(config(), tmp_path) == "interrupted"
+    after_step(6, kill)
+    with pytest.raises(Killed):
+        training.train(config(), tmp_path)
+    assert training.train(config(), tmp_path) == "done"
+    assert outcome(tmp_path) == whole[1]
+
+
 def test_the_best_checkpoint_stays_even_if_its_test_came_after_an_interruption(config, tmp_path, monkeypatch):
     longer = config(**{"run.total_steps": 15, "run.keep_checkpoints": 1, "optimizer.learning_rate": 0.0})
     with monkeypatch.context() as patch:
