@@ -1,5 +1,12 @@
 """Trains and tests AlexNet: python main.py --config=configs/default.py [--workdir=DIR] [--mode=train]."""
 
+import os
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C while the libraries load, of which some swallow a KeyboardInterrupt; `cli.command` undoes it.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import dataclasses
 import json
 import pathlib
@@ -10,44 +17,56 @@ from ml_collections import config_flags
 from alexnet_jax import cli
 from alexnet_jax import config as configs
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "What to train, by default configs/default.py; --config.KEY=VALUE overrides a key."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run, new or to go on with; by default a fresh runs/<config>-<time>."
-)
-_MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    ["train", "eval", "summary"],
-    "Train, test WORKDIR's last checkpoint, or describe the net.",
-)
-_JSON = flags.DEFINE_bool("json", False, "With --mode=eval or --mode=summary: print JSON.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file(
+        "config", None, "What to train, by default configs/default.py; --config.KEY=VALUE overrides a key."
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Directory of the run, new or to go on with; by default a fresh runs/<config>-<time>.",
+    )
+    flags.DEFINE_enum(
+        "mode",
+        "train",
+        ["train", "eval", "summary"],
+        "Train, test WORKDIR's last checkpoint, or describe the net.",
+    )
+    flags.DEFINE_bool("json", False, "With --mode=eval or --mode=summary: print JSON.")
+    flags.register_validator("workdir", lambda path: path != "", "name a directory, or leave the flag out")
+    flags.register_multi_flags_validator(
+        ["json", "mode"],
+        lambda values: not values["json"] or values["mode"] != "train",
+        "--json goes with --mode=eval or --mode=summary; training writes metrics.jsonl by itself",
+    )
 
 
 def main() -> int:
-    overrides = config_flags.get_override_values(flags.FLAGS["config"])
-    if _MODE.value == "eval":
+    overrides = config_flags.get_override_values(FLAGS["config"])
+    if FLAGS.mode == "eval":
         return test(overrides)
-    config = configs.resolve(_CONFIG.value, overrides)
-    return train(config) if _MODE.value == "train" else summarise(config)
+    config = configs.resolve(FLAGS.config, overrides)
+    return train(config) if FLAGS.mode == "train" else summarise(config)
 
 
 def train(config: configs.Config) -> int:
     from alexnet_jax.train import train
 
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
-    return cli.EXIT_CODES[train(config, _WORKDIR.value or cli.fresh_workdir(path))]
+    path = config_flags.get_config_filename(FLAGS["config"])
+    return cli.EXIT_CODES[train(config, FLAGS.workdir or cli.fresh_workdir(path))]
 
 
 def test(overrides: dict[str, object]) -> int:
     from alexnet_jax import evaluate
 
-    workdir = pathlib.Path(cli.required("workdir", _WORKDIR.value, "the run to test"))
+    workdir = pathlib.Path(cli.required("workdir", FLAGS.workdir, "the run to test"))
     result, step = evaluate.evaluate_workdir(configs.of_workdir(workdir, overrides), workdir)
     values = {"step": step, **dataclasses.asdict(result)}
     print(
-        json.dumps(values) if _JSON.value else "\n".join(f"{key:12} {value}" for key, value in values.items())
+        json.dumps(values) if FLAGS.json else "\n".join(f"{key:12} {value}" for key, value in values.items())
     )
     return 0
 
@@ -57,9 +76,9 @@ def summarise(config: configs.Config) -> int:
 
     num_classes = config.data.num_classes or evaluate.open_source(config, "train").num_classes
     table = summary.summarise(configs.build_model(config, num_classes), config.data.image_size)
-    print(summary.as_json(table) if _JSON.value else summary.as_table(table), end="")
+    print(summary.as_json(table) if FLAGS.json else summary.as_table(table), end="")
     return 0
 
 
 if __name__ == "__main__":
-    cli.run(main, default_config=pathlib.Path(__file__).parent / "configs" / "default.py")
+    cli.run(main, define_flags, default_config=pathlib.Path(__file__).parent / "configs" / "default.py")

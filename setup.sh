@@ -10,8 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
 
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-  echo "setup.sh: needs Python 3.11 or newer, but $python is $("$python" --version 2>&1 || echo missing); set PYTHON" >&2
+if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+  echo "setup.sh: needs Python 3.11 to 3.13, but $python is $("$python" --version 2>&1 || echo missing); set PYTHON" >&2
   exit 2
 fi
 set -- "${1:-train}"

@@ -140,8 +140,8 @@ def build_optimizer(
     events: dict[str, list[tuple[int, float]]] = collections.defaultdict(list)
     for layer, epoch, rate in sorted(opt.layer_rates, key=lambda event: event[1]):
         events[layer].append((at(epoch), rate))
-    layers = {layer: optimizers.piecewise(weights, tuple(its)) for layer, its in events.items()}
-    rates = optimizers.Rates(weights=weights, biases=biases, layers=layers)
+    by_layer = {layer: tuple(its) for layer, its in events.items()}
+    rates = optimizers.Rates(weights=weights, biases=biases, events=by_layer)
     return optimizers.sgd_2012(rates, momentum=opt.momentum, weight_decay=opt.weight_decay)
 
 

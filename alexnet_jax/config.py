@@ -10,7 +10,6 @@ import difflib
 import json
 import math
 import pathlib
-import types
 import typing
 from typing import Any
 
@@ -18,6 +17,7 @@ import ml_collections
 
 from alexnet_jax import augment, model, optimizer
 from alexnet_jax.errors import UserError
+from alexnet_jax.typed import as_type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Data:
     data_dir: str | None  # where TFDS looks; None for its own default
     num_classes: int | None  # what the source must have; None for whatever it has
     batch_size: int  # images a step, over all devices
-    stored_size: int  # pixels: shorter side of the images on the host, of which the central square is kept
+    stored_size: int  # pixels: shorter side of the images on the host, whose central square is kept; to 4096
     image_size: int  # pixels: side of the patches that the net sees
     max_bad_fraction: float  # share of unreadable images at which a run stops
 
@@ -126,7 +126,12 @@ FILE_NAME = "config.json"  # of a workdir
 _NOT_SWITCHES = ("parent", "name", "num_classes", "reads", "column_axis", "column_shards")
 MODEL_SWITCHES = tuple(key for key in model.AlexNet.__dataclass_fields__ if key not in _NOT_SWITCHES)
 
+MAX_STORED_SIZE = 4096  # pixels; an image of that size takes 50 MB, and there are many in flight
+MAX_EPOCHS = 1e6
+MAX_STEPS = 2**31 - 1  # steps are counted in an int32
+
 # Keys that may change when a run goes on: they say how long, where and how often, not what is computed.
+# The length may not where the rate depends on it, with optimizer.schedule="exponential".
 MAY_CHANGE = (
     "data.data_dir",
     "data.max_bad_fraction",
@@ -143,6 +148,7 @@ MAY_CHANGE = (
     "run.max_step_backs",
     "run.allow_changes",
 )
+_LENGTH = ("run.total_steps", "run.total_epochs")
 
 
 def resolve(
@@ -158,12 +164,14 @@ def resolve(
       UserError: a key is unknown, missing, of the wrong type or out of range; the line names it.
     """
     values = given.to_dict() if isinstance(given, ml_collections.ConfigDict) else copy.deepcopy(given)
-    _override(values, overrides or {})
+    if not isinstance(values, dict):
+        raise UserError(f"{values!r}: not a config, which has sections of keys, as in configs/default.py")
     sections = {field.name: field.type for field in dataclasses.fields(Config)}
     _check_keys(values, sections, "")
     for name in sections:
         if not isinstance(values[name], dict):
             raise UserError(f"{name}={values[name]!r}: must be a section with keys of its own")
+    _override(values, overrides or {})
     switches = {"variant": str, **{key: model.AlexNet.__annotations__[key] | None for key in MODEL_SWITCHES}}
     config = Config(
         data=_section(Data, values["data"], "data"),
@@ -200,7 +208,13 @@ def of_workdir(workdir: str | pathlib.Path, overrides: dict[str, Any] | None = N
 def _override(values: dict[str, Any], overrides: dict[str, Any]) -> None:
     for key, value in overrides.items():
         section, _, name = key.rpartition(".")
+        if section not in values:
+            raise UserError(
+                f"{key}: not a key of a section, such as data.batch_size; configs/default.py has all"
+            )
         values[section][name] = value
+        if value is None:
+            continue
         for mine, other in (("_steps", "_epochs"), ("_epochs", "_steps")):
             twin = f"{name.removesuffix(mine)}{other}"
             if name.endswith(mine) and twin in values[section] and f"{section}.{twin}" not in overrides:
@@ -216,23 +230,31 @@ def build_model(config: Config, num_classes: int) -> model.AlexNet:
 def differences(old: Config, new: Config) -> list[str]:
     """Lines `key: old -> new` for each key that differs and may not change when a run goes on."""
     before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
+    fixed = _LENGTH if new.optimizer.schedule == "exponential" else ()
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in after
-        if before.get(key) != after.get(key) and key not in MAY_CHANGE
+        if before.get(key) != after.get(key) and (key not in MAY_CHANGE or key in fixed)
     ]
 
 
 def steps_of(epochs: float, num_examples: int, batch_size: int) -> int:
-    """The first step at which `epochs` passes over the examples are complete."""
-    return math.ceil(epochs * num_examples / batch_size - 1e-9)
+    """The first step at which `epochs` passes over the examples are complete, at most `MAX_STEPS`."""
+    return min(math.ceil(epochs * num_examples / batch_size - 1e-9), MAX_STEPS)
 
 
 def in_steps(run: Run, name: str, num_examples: int, batch_size: int) -> int:
-    """`<name>_steps`, or `<name>_epochs` turned into steps (at least one)."""
+    """`<name>_steps`, or `<name>_epochs` turned into steps (at least one).
+
+    Raises:
+      UserError: these are more epochs than steps can be counted.
+    """
     steps = getattr(run, f"{name}_steps")
     if steps is None:
-        steps = steps_of(getattr(run, f"{name}_epochs"), num_examples, batch_size)
+        epochs = getattr(run, f"{name}_epochs")
+        steps = steps_of(epochs, num_examples, batch_size)
+        if steps >= MAX_STEPS:
+            raise UserError(f"run.{name}_epochs={epochs!r}: must be fewer than {MAX_STEPS:,} steps")
     return max(steps, 1)
 
 
@@ -260,27 +282,7 @@ def _section(kind: type, values: dict[str, Any], name: str) -> Any:
 
 def _typed(hints: dict[str, Any], values: dict[str, Any], section: str) -> dict[str, Any]:
     _check_keys(values, hints, f"{section}.")
-    return {key: _as_type(values[key], hint, f"{section}.{key}") for key, hint in hints.items()}
-
-
-_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string", tuple: "a tuple"}
-
-
-def _as_type(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type that `hint` says; whole numbers count as floats and lists as tuples."""
-    if isinstance(hint, types.UnionType):
-        options = [option for option in hint.__args__ if option is not types.NoneType]
-        return None if value is None else _as_type(value, options[0], key)
-    origin = typing.get_origin(hint) or hint
-    if origin is float and type(value) is int:
-        return float(value)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if type(value) is not origin:
-        raise UserError(f"{key}={value!r}: must be {_WORDS[origin]}")
-    if origin is float and not math.isfinite(value):
-        raise UserError(f"{key}={value!r}: must be finite")
-    return value
+    return {key: as_type(values[key], hint, f"{section}.{key}") for key, hint in hints.items()}
 
 
 def _check_values(config: Config) -> None:
@@ -298,10 +300,17 @@ def _check_values(config: Config) -> None:
         "data.stored_size",
         f"must be at least data.image_size={data.image_size}, for patches are cut out of it",
     )
+    require(
+        data.stored_size <= MAX_STORED_SIZE,
+        "data.stored_size",
+        f"must be at most {MAX_STORED_SIZE}, or the images would fill the memory",
+    )
     require(0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", "must lie between 0 and 1")
     require(aug.colour in augment.COLOURS, "augment.colour", f"choose one of {', '.join(augment.COLOURS)}")
     require(aug.mean in ("image", "colour"), "augment.mean", "choose image or colour")
     require(aug.run_length >= 1, "augment.run_length", "must be 1 or more")
+    until = aug.colour_until_epochs
+    require(until is None or until >= 0, "augment.colour_until_epochs", "must be 0 or more, or None")
     require(opt.learning_rate >= 0, "optimizer.learning_rate", "must be 0 or more")
     require(0 <= opt.momentum < 1, "optimizer.momentum", "must be at least 0 and below 1")
     require(opt.weight_decay >= 0, "optimizer.weight_decay", "must be 0 or more")
@@ -315,14 +324,24 @@ def _check_values(config: Config) -> None:
     require(0 < opt.final_factor <= 1, "optimizer.final_factor", "must be above 0 and at most 1")
     require(opt.patience_evals >= 1, "optimizer.patience_evals", "must be 1 or more")
     require(opt.max_drops >= 0, "optimizer.max_drops", "must be 0 or more")
-    for entry in opt.layer_rates:
-        good = isinstance(entry, tuple) and len(entry) == 3 and entry[0] in model.LAYERS
-        good = good and all(isinstance(v, int | float) and v >= 0 for v in entry[1:])
-        require(
-            good,
-            "optimizer.layer_rates",
-            "each must be (layer, from this epoch on, rate), as ('conv1', 68.0, 1e-5)",
-        )
+    require(opt.min_gain >= 0, "optimizer.min_gain", "must be 0 or more")
+    require(
+        all(0 <= epoch <= MAX_EPOCHS for epoch in opt.drop_epochs),
+        "optimizer.drop_epochs",
+        f"each must be at least 0 and at most {MAX_EPOCHS:,.0f}",
+    )
+    net = build_model(config, num_classes=2)
+    layers = [layer for layer in model.LAYERS if layer != "conv6" or net.conv6]
+    require(
+        all(layer in layers for layer, _, _ in opt.layer_rates),
+        "optimizer.layer_rates",
+        f"the layers are {', '.join(layers)}",
+    )
+    require(
+        all(0 <= epoch <= MAX_EPOCHS and rate >= 0 for _, epoch, rate in opt.layer_rates),
+        "optimizer.layer_rates",
+        "each must be (layer, from this epoch on, rate), as ('conv1', 68.0, 1e-5)",
+    )
     for name in ("total", "eval_every", "save_every"):
         pair = [f"{name}_steps", f"{name}_epochs"]
         values = [getattr(run, key) for key in pair]
@@ -333,6 +352,14 @@ def _check_values(config: Config) -> None:
             )
         key = pair[0] if values[1] is None else pair[1]
         require(getattr(run, key) > 0, f"run.{key}", "must be above 0")
+        require(
+            values[1] is None or values[1] <= MAX_EPOCHS, f"run.{key}", f"must be at most {MAX_EPOCHS:,.0f}"
+        )
+    require(
+        run.total_steps is None or run.total_steps < MAX_STEPS,
+        "run.total_steps",
+        f"must be below {MAX_STEPS:,}: the step is an int32",
+    )
     require(run.log_every_steps >= 1, "run.log_every_steps", "must be 1 or more")
     require(
         run.eval_views in (1, 10), "run.eval_views", "must be 1 (the central patch) or 10 (the paper's views)"
@@ -343,4 +370,3 @@ def _check_values(config: Config) -> None:
         require(value is None or value > 0, f"run.{key}", "must be above 0, or None")
     require(run.max_step_backs >= 0, "run.max_step_backs", "must be 0 or more")
     require(0 <= run.seed < 2**31, "run.seed", "must be at least 0 and below 2**31")
-    build_model(config, num_classes=2)

@@ -20,6 +20,9 @@ from alexnet_jax.statistics import ILSVRC, Statistics
 
 HostBatch = dict[str, np.ndarray]
 
+# What may be said of the test of a trained net: on what, and how, not which net.
+FOR_TESTING = ("data.source", "data.batch_size", "run.eval_views")
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -111,14 +114,28 @@ def make_evaluator(
 def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Result, int]:
     """Tests a run's newest checkpoint: the result and the checkpoint's step.
 
+    Args:
+      config: the run's own, but for the keys that say on what and how it is tested (`FOR_TESTING`).
+
     Raises:
-      UserError: there is no checkpoint, or the data are not to be had.
+      UserError: there is no checkpoint, the data are not to be had, or the net would be another one.
     """
+    own = configs.of_workdir(workdir)
+    different = configs.differences(own, config)
+    if different := [line for line in different if line.split(":")[0] not in FOR_TESTING]:
+        raise UserError(
+            f"--workdir={workdir}: a net is tested as it was trained ({'; '.join(different)}); only "
+            f"{', '.join(FOR_TESTING)} and mesh can be others"
+        )
     mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
     check_batch_size(config.data.batch_size, mesh)
-    source = open_source(config, "test")
-    preprocess = pretrained.read_description(workdir).preprocess
-    preprocess = preprocess.resized(config.data.stored_size, config.data.image_size)
+    source, trained = open_source(config, "test"), pretrained.read_description(workdir)
+    if source.num_classes != trained.model.num_classes:
+        raise UserError(
+            f"data.source={config.data.source}: has {source.num_classes} classes, but the net of {workdir} "
+            f"was trained on the {trained.model.num_classes} of {own.data.source}"
+        )
+    preprocess = trained.preprocess.resized(config.data.stored_size, config.data.image_size)
     model = configs.build_model(config, source.num_classes)
     params, step = checkpoint.restore_params(workdir, NamedSharding(mesh, columns.PARAMETERS))
     result = make_evaluator(config, model, mesh, source, preprocess)(params, show_progress=True)

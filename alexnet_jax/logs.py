@@ -84,6 +84,11 @@ class RunLog:
             disable=not sys.stderr.isatty(),
         )
 
+    def restart_clock(self, step: int) -> None:
+        """Reckons the time left by the steps after this one."""
+        self._start = (time.monotonic(), step)
+        self._bar.unpause()
+
     def advance(self) -> None:
         """One step more on the bar."""
         self._bar.update()

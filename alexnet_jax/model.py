@@ -7,8 +7,9 @@ Where the paper's words and the code that made its numbers differ, each has its 
 
 import difflib
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,11 +19,13 @@ import jax.numpy as jnp
 from alexnet_jax import ops
 from alexnet_jax.columns import exchange
 from alexnet_jax.errors import UserError
+from alexnet_jax.typed import as_type
 
 Array = jax.Array
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8")
 FOLLOWERS = ("activation", "lrn", "map_norm", "pool")
+PLAIN_POOLING_PADDING = (1, 0)  # of conv2 and conv5 in layers-147.cfg
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh}
 
 # Standard deviation of each layer's initial weights, and the bias of conv2, conv4, conv5, conv6, fc6, fc7.
@@ -49,7 +52,7 @@ class AlexNet(nn.Module):
       lrn_k, lrn_alpha, lrn_beta, lrn_size: section 3.3; alpha multiplies each term of the sum.
       lrn_across_columns: the normalisation sees the channels of all columns (Caffe) rather than its own.
       overlapping_pooling: 3 x 3 windows at stride 2 (section 3.4), or 2 x 2 at stride 2 with run 147's
-        paddings, 1 at conv2 and 0 at conv5.
+        paddings, 1 at conv2 and 0 at conv5, beside which `padding` may ask for no others.
       padding: of conv1 to conv5.
       sizes: `2012`, output sizes rounded up; `caffe`, up for pooling only; `torch`, down.
       conv6: a sixth convolution on the pooled maps, before which the columns talk (section 7.2 and run 146).
@@ -101,7 +104,7 @@ class AlexNet(nn.Module):
         *,
         train: bool = False,
         example_ids: Array | None = None,
-        capture: Sequence[str] = (),
+        capture: Sequence[str] | str = (),
     ) -> Any:
         """Computes logits, and on request what the layers before them say.
 
@@ -111,24 +114,27 @@ class AlexNet(nn.Module):
           train: drops units at random, for which `rngs={"dropout": key}` is needed.
           example_ids: `[B]` int32, each example's place in the global batch, by which its dropout mask is
             drawn whatever the layout; by default 0 to B-1.
-          capture: names of activations to return: `conv1`, `activation1`, `lrn1`, `pool1`, ..., `fc6`,
-            `activation6`, `dropout6`, `fc7`, ..., `fc8`.
+          capture: name or names of activations to return: `conv1`, `activation1`, `lrn1`, `pool1`, ...,
+            `fc6`, `activation6`, `dropout6`, `fc7`, ..., `fc8`.
 
         Returns:
           Logits `[B, num_classes]` float32; or, with `capture`, logits and a dictionary of the named
           activations `[B, ...]`, the channels of the columns held here side by side.
 
         Raises:
-          UserError: the images are too small for the net, or a captured name does not exist.
+          UserError: the images are not of that shape and type or too small for the net, or a captured name
+            does not exist.
         """
+        if self.reads == "images":
+            self._check_images(images)
+        if isinstance(capture, str):
+            capture = (capture,)
         if example_ids is None:
             example_ids = jnp.arange(images.shape[0])
         names: list[str] = []
         seen: dict[str, Array] = {}
         conv1, conv2, conv3, conv4, conv5, conv6 = self.widths
-        pad1, pad2, pad3, pad4, pad5 = self.padding
-        if not self.overlapping_pooling:
-            pad2, pad5 = 1, 0  # layers-147.cfg
+        pad1, pad2, pad3, pad4, pad5 = self._paddings()
         fc6, fc7 = self.fc_widths
 
         def keep(name: str, xs: list[Array]) -> list[Array]:
@@ -200,6 +206,46 @@ class AlexNet(nn.Module):
             raise UserError(f"this net has no activation {unknown[0]!r}; it has {', '.join([*names, 'fc8'])}")
         return logits, seen
 
+    def _paddings(self) -> tuple[int, ...]:
+        """Of conv1 to conv5."""
+        if self.overlapping_pooling:
+            return self.padding
+        conv1, _, conv3, conv4, _ = self.padding
+        conv2, conv5 = PLAIN_POOLING_PADDING
+        return conv1, conv2, conv3, conv4, conv5
+
+    def _windows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The layers with windows up to pool5, in order, and their arguments of `ops.output_size`."""
+        orders = (self.layer1, self.layer2, "", "", self.layer5)
+        for number, padding in enumerate(self._paddings(), 1):
+            window, stride = {1: (11, 4), 2: (5, 1)}.get(number, (3, 1))
+            ceil = self.sizes == "2012"
+            yield f"conv{number}", {"window": window, "stride": stride, "padding": padding, "ceil": ceil}
+            if "pool" in orders[number - 1].split():
+                window = 3 if self.overlapping_pooling else 2
+                yield f"pool{number}", {"window": window, "stride": 2, "ceil": self.sizes != "torch"}
+
+    def _too_small(self, side: int) -> str:
+        """Says at which layer no window fits into the maps of images of `side`; empty where all do."""
+        for layer, size in self._windows():
+            given, side = side, ops.output_size(side, **size)
+            if side < 1:
+                window = size["window"]
+                return f"{layer} has windows of {window} x {window}, but sees maps of {given} x {given}"
+        return ""
+
+    def _check_images(self, images: Array) -> None:
+        shape, dtype = getattr(images, "shape", ()), getattr(images, "dtype", jnp.dtype(bool))
+        if len(shape) != 4 or shape[0] == 0 or shape[3] != 3 or not jnp.issubdtype(dtype, jnp.floating):
+            what = f"{dtype}{list(shape)}" if hasattr(images, "shape") else type(images).__name__
+            raise UserError(f"images: the net reads a batch [B, S, S, 3] of floats, not {what}")
+        if where := self._too_small(min(shape[1:3])):
+            least = next(side for side in itertools.count(1) if not self._too_small(side))
+            raise UserError(
+                f"the images of {shape[1]} x {shape[2]} are too small for the net: {where}; "
+                f"use larger images (data.image_size), of at least {least} x {least}"
+            )
+
     def _talk(self, name: str, xs: list[Array]) -> list[Array]:
         return exchange(xs, self.column_axis) if name in self.talk else xs
 
@@ -208,9 +254,6 @@ class AlexNet(nn.Module):
             return [ACTIVATIONS[self.activation](x) for x in xs]
         if step == "pool":
             window = 3 if self.overlapping_pooling else 2
-            for x in xs:
-                if min(x.shape[1:3]) < window:
-                    raise _too_small(f"pool{number}", window, x)
             return [ops.max_pool(x, window, 2, self.sizes != "torch") for x in xs]
         if not self.norm:
             return xs
@@ -303,13 +346,6 @@ def _uniform(bound: float) -> Callable:
     return init
 
 
-def _too_small(layer: str, window: int, x: Array) -> UserError:
-    return UserError(
-        f"the images are too small for the net: {layer} has windows of {window} x {window}, "
-        f"but sees maps of {x.shape[1]} x {x.shape[2]}; use larger images (data.image_size)"
-    )
-
-
 def _same(xs: Sequence[Array]) -> bool:
     """Whether the columns see one and the same input, as after an exchange."""
     return all(x is xs[0] for x in xs)
@@ -327,10 +363,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, xs: list[Array]) -> list[Array]:
-        size = {"window": self.window, "stride": self.stride, "padding": self.padding, "ceil": self.ceil}
-        height, width, inputs = xs[0].shape[1:]
-        if min(ops.output_size(height, **size), ops.output_size(width, **size)) < 1:
-            raise _too_small(str(self.name), self.window, xs[0])
+        inputs = xs[0].shape[-1]
         kernel_init, bias_init = self.initialisers(self.window * self.window * inputs)
         kernel = self.param("kernel", kernel_init, (len(xs), self.window, self.window, inputs, self.features))
         bias = self.param("bias", bias_init, (len(xs), self.features))
@@ -402,6 +435,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "sizes": "caffe",
         "dropout_scaled": True,
         "init_scheme": "caffe",
+        "hidden_bias": 1.0,  # its train_val.prototxt has the paper's 1; only bvlc_alexnet has 0.1
     },
     # torchvision's alexnet: the later "one weird trick" net (2014), one column, no norms.
     "torchvision": {
@@ -423,15 +457,20 @@ def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: A
     """The net of a variant, with single switches overridden: any field of `AlexNet`.
 
     Raises:
-      UserError: the variant or a switch does not exist, or a value or combination is impossible.
+      UserError: the variant or a switch does not exist, a value is not of its type, or a value or a
+        combination is impossible.
     """
-    if variant not in VARIANTS:
+    if as_type(variant, str, "model.variant") not in VARIANTS:
         raise UserError(f"model.variant={variant!r}: {_choose(variant, VARIANTS)}")
     fields = {name for name in AlexNet.__dataclass_fields__ if name not in ("parent", "name")}
     for key in overrides:
         if key not in fields:
             raise UserError(f"model.{key}: no such switch; {_choose(key, sorted(fields))}")
-    model = AlexNet(**{"num_classes": num_classes, **VARIANTS[variant], **overrides})
+    given = {"num_classes": num_classes, **overrides}
+    switches = {
+        key: as_type(value, AlexNet.__annotations__[key], f"model.{key}") for key, value in given.items()
+    }
+    model = AlexNet(**{**VARIANTS[variant], **switches})
     _check(model)
     return model
 
@@ -450,13 +489,13 @@ def _check(model: AlexNet) -> None:
 
     require(model.num_classes >= 1, "num_classes", "a net needs at least one class")
     require(model.columns >= 1, "columns", "must be 1 or more; the paper has 2")
+    require(model.column_shards >= 1, "column_shards", "must be 1 or more")
     require(
         model.columns % model.column_shards == 0, "columns", f"cannot lie over {model.column_shards} devices"
     )
     require(
         len(model.widths) == 6, "widths", "give the filters of conv1 to conv6 (the last is used with conv6)"
     )
-    require(len(model.fc_widths) == 2, "fc_widths", "give the units of fc6 and fc7")
     for key in ("widths", "fc_widths"):
         require(
             all(width >= model.columns and width % model.columns == 0 for width in getattr(model, key)),
@@ -464,6 +503,11 @@ def _check(model: AlexNet) -> None:
             f"each must be a positive multiple of the {model.columns} columns",
         )
     require(len(model.padding) == 5 and min(model.padding) >= 0, "padding", "give five paddings of 0 or more")
+    require(
+        model.overlapping_pooling or model.padding[1::3] in (AlexNet.padding[1::3], PLAIN_POOLING_PADDING),
+        "padding",
+        "overlapping_pooling=False has its own paddings of conv2 and conv5, 1 and 0; leave one out",
+    )
     talkers = LAYERS[1:]  # before conv1 there is nothing to tell: every column sees the image
     require(set(model.talk) <= set(talkers), "talk", f"choose from {', '.join(talkers)}")
     require(model.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
@@ -478,6 +522,7 @@ def _check(model: AlexNet) -> None:
     )
     require(model.lrn_k > 0, "lrn_k", "must be above 0, so that nothing is divided by 0")
     require(model.lrn_alpha >= 0, "lrn_alpha", "must be 0 or more, so that nothing is divided by 0")
+    require(model.lrn_beta > 0, "lrn_beta", "must be above 0; norm=False leaves the normalisation out")
     for key in ("layer1", "layer2", "layer5"):
         steps = getattr(model, key).split()
         require(

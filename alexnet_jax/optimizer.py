@@ -66,19 +66,19 @@ class Rates:
     Attributes:
       weights: of the weights.
       biases: of the biases.
-      layers: by layer name, of all parameters of a layer that has a rate of its own, instead of these.
+      events: by layer name, `(step, rate)` in the order of steps: from that step on all parameters of the
+        layer, weights and biases, have this rate. Before the first they are as those of other layers.
     """
 
     weights: Schedule
     biases: Schedule
-    layers: dict[str, Schedule] = dataclasses.field(default_factory=dict)
+    events: dict[str, tuple[tuple[int, float], ...]] = dataclasses.field(default_factory=dict)
 
     def of(self, path: tuple[str, ...]) -> Schedule:
         """The schedule of the parameter at `path`, such as `("params", "conv1", "kernel")`."""
-        for part in path:
-            if part in self.layers:
-                return self.layers[part]
-        return self.biases if path[-1] == "bias" else self.weights
+        group = self.biases if path[-1] == "bias" else self.weights
+        events = next((self.events[part] for part in path if part in self.events), ())
+        return piecewise(group, events)
 
 
 def _names(path: Any) -> tuple[str, ...]:

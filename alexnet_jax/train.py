@@ -315,7 +315,7 @@ class Meter:
 
     def __init__(self, run: Run, log: logs.RunLog):
         self._run, self._log = run, log
-        self._saved, self._flat_steps = time.monotonic(), 0
+        self._saved, self._flat_steps, self._compiled = time.monotonic(), 0, False
         self._in_flight: collections.deque[steps.Metrics] = collections.deque()
         self._pending: Callable[[], None] | None = None
         self.restart()
@@ -335,11 +335,16 @@ class Meter:
     def after_step(self, step: int, metrics: steps.Metrics, batches: TrainingBatches) -> None:
         """To be called after each step is dispatched."""
         self._steps += 1
+        if not self._compiled:  # the first step's time is the compiler's
+            jax.block_until_ready(metrics)
+            self._compiled = True
+            self._log.restart_clock(step)
+            self.restart()
         self._in_flight.append(metrics)
         if len(self._in_flight) > STEPS_IN_FLIGHT:
             jax.block_until_ready(self._in_flight.popleft())
         self.flush()
-        if is_due(step, self._run.config.run.log_every_steps):
+        if is_due(step, self._run.config.run.log_every_steps) or step == self._run.total_steps:
             self._pending = functools.partial(self._write, step, metrics, batches)
 
     def flush(self) -> None:
@@ -422,7 +427,10 @@ def greet(run: Run, log: logs.RunLog, first_step: int) -> None:
     if run.start:
         new = ", ".join(name for name in run.abstract_state.params if name not in run.start)
         log.say(f"init       {', '.join(run.start)} of {run.config.init.path}; new: {new or 'nothing'}")
-    log.say(f"steps      {first_step} to {run.total_steps}, {run.config.data.batch_size} images each")
+    if first_step < run.total_steps:
+        log.say(f"steps      {first_step} to {run.total_steps}, {run.config.data.batch_size} images each")
+    else:
+        log.say(f"steps      {first_step} done, of {run.total_steps}: nothing is left to train")
 
 
 def finish(

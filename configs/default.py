@@ -1,4 +1,4 @@
-"""The paper's net on the images that come with the repository, at a size for a laptop.
+"""The paper's net, run 145, on the images that come with the repository, at a size for a laptop.
 
     python main.py --config=configs/default.py
 
@@ -24,31 +24,31 @@ def get_config() -> ml_collections.ConfigDict:
         "max_bad_fraction": 0.01,  # of the images seen; beyond, the run stops
     }
     config.model = {
-        "variant": "paper",
-        # Switches, None for the variant's own; alexnet_jax/model.py says what each does.
-        "columns": placeholder(int),
-        "talk": placeholder(tuple),
-        "widths": placeholder(tuple),
-        "fc_widths": placeholder(tuple),
-        "layer1": placeholder(str),
-        "layer2": placeholder(str),
-        "layer5": placeholder(str),
-        "activation": placeholder(str),
-        "norm": placeholder(bool),
-        "lrn_k": placeholder(float),
-        "lrn_alpha": placeholder(float),
+        "variant": "original",  # run 145; or paper (its words), caffe, caffenet, torchvision
+        # Switches, None for the variant's own; `AlexNet` in alexnet_jax/model.py has the whole story.
+        "columns": placeholder(int),  # 2 in the paper; 1 makes every layer see everything
+        "talk": placeholder(tuple),  # layers before which the columns exchange their activities
+        "widths": placeholder(tuple),  # filters of conv1 to conv6, over all columns
+        "fc_widths": placeholder(tuple),  # units of fc6 and fc7, over all columns
+        "layer1": placeholder(str),  # what follows conv1: activation, lrn, map_norm, pool, in order
+        "layer2": placeholder(str),  # the same for conv2
+        "layer5": placeholder(str),  # the same for conv5
+        "activation": placeholder(str),  # relu or tanh
+        "norm": placeholder(bool),  # False leaves out every norm
+        "lrn_k": placeholder(float),  # section 3.3, as the next three
+        "lrn_alpha": placeholder(float),  # of each term of the sum
         "lrn_beta": placeholder(float),
-        "lrn_size": placeholder(int),
-        "lrn_across_columns": placeholder(bool),
-        "overlapping_pooling": placeholder(bool),
-        "padding": placeholder(tuple),
-        "sizes": placeholder(str),
-        "conv6": placeholder(bool),
-        "dropout": placeholder(float),
-        "dropout_before": placeholder(bool),
-        "dropout_scaled": placeholder(bool),
-        "init_scheme": "original",  # run 145's 0.03 for conv3 to conv5: 0.01 everywhere learns later
-        "hidden_bias": placeholder(float),
+        "lrn_size": placeholder(int),  # channels
+        "lrn_across_columns": placeholder(bool),  # True in Caffe's nets
+        "overlapping_pooling": placeholder(bool),  # False: 2 x 2, as in run 147 (72 pixels at least)
+        "padding": placeholder(tuple),  # of conv1 to conv5, in places
+        "sizes": placeholder(str),  # how outputs are rounded: 2012, caffe, torch
+        "conv6": placeholder(bool),  # section 7.2: a sixth convolution
+        "dropout": placeholder(float),  # share dropped of fc6's and fc7's outputs
+        "dropout_before": placeholder(bool),  # of their inputs instead
+        "dropout_scaled": placeholder(bool),  # scaled in training instead of at test time
+        "init_scheme": placeholder(str),  # paper (0.01 everywhere: slow at first), original, caffe, he, torch
+        "hidden_bias": placeholder(float),  # first bias of conv2, 4, 5, 6, fc6 and fc7; 1 in the paper
     }
     config.augment = {
         "crop": True,  # section 4.1
@@ -63,15 +63,15 @@ def get_config() -> ml_collections.ConfigDict:
         "momentum": 0.9,  # section 5
         "weight_decay": 0.0005,  # section 5
         "bias_rate_factor": 2.0,  # layer-params-145.cfg
-        "bias_rate_drops": True,
-        "schedule": "epochs",
+        "bias_rate_drops": True,  # False: stays where it began, as for most of run 145
+        "schedule": "epochs",  # or plateau (section 5, by rule), exponential (run 170), constant
         "drop_factor": 0.1,  # section 5
         "drop_epochs": (4.0,),  # the only drop there is time for
         "patience_evals": 3,  # for schedule=plateau
         "max_drops": 3,  # section 5: "reduced three times prior to termination"
         "min_gain": 0.1,  # points of %
         "final_factor": 0.001,  # for schedule=exponential
-        "layer_rates": (),
+        "layer_rates": (),  # ("conv1", 68.0, 0.00001): from epoch 68 on conv1 has this rate of its own
     }
     config.mesh = {
         "data": -1,  # all devices split the batch,
@@ -81,15 +81,15 @@ def get_config() -> ml_collections.ConfigDict:
         "path": placeholder(str),  # trained weights to start from, as in configs/finetune.py
     }
     config.run = {
-        "seed": 0,
-        "total_steps": placeholder(int),
-        "total_epochs": 5.0,
-        "log_every_steps": 20,
+        "seed": 0,  # of the first weights, the order of the images, and all that is random in a step
+        "total_steps": placeholder(int),  # of each pair _steps and _epochs one is set
+        "total_epochs": 5.0,  # about as much as five minutes allow
+        "log_every_steps": 20,  # metrics are means over so many steps
         "eval_every_steps": placeholder(int),
-        "eval_every_epochs": 1.0,
+        "eval_every_epochs": 1.0,  # on all test images
         "eval_views": 1,  # 1: central patch; 10: four corners, centre, and their mirrors
         "save_every_steps": placeholder(int),
-        "save_every_epochs": 1.0,
+        "save_every_epochs": 1.0,  # and at each new best, and at the end
         "save_every_minutes": placeholder(float),  # also by the clock
         "keep_checkpoints": 3,  # the newest; the best by validation error stays, too
         "keep_every_epochs": placeholder(float),  # one each so many stays for good

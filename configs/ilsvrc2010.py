@@ -5,6 +5,9 @@
 PATH holds the official archives of ILSVRC-2010 with the labels of its test images. 1.26 million training
 images; the authors stopped after 93 epochs, five to six days on two GTX 580. Not run at full scale by us:
 the figures are the paper's.
+
+The set is tested on its test images, as in Table 1, so nothing is steered by them: the rate drops at the
+epochs at which the authors lowered it for these images (layer-params-145.cfg).
 """
 
 import ml_collections
@@ -13,7 +16,17 @@ from configs import imagenet2012
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """As for ILSVRC-2012, on the images of 2010, the only set whose test labels were published."""
+    """As for ILSVRC-2012, on the images of 2010, the only set whose test labels were published.
+
+    Deviations from the paper's words: those of configs/imagenet2012.py, and the times of the drops, which the
+    paper chose by the validation error.
+    """
     config = imagenet2012.get_config()
     config.data.source = "tars:ILSVRC2010"
+
+    config.optimizer.schedule = "epochs"
+    config.optimizer.drop_epochs = (23.0, 51.0, 78.0)  # to 0.001, 0.0001, 0.00001
+
+    config.run.total_epochs = 93.0
+    config.run.eval_every_epochs = 10.0  # 150,000 images in ten views each
     return config

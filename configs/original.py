@@ -4,7 +4,8 @@
 
 The same images as configs/ilsvrc2010.py, with everything in which the released code differs from the
 paper's words: the order of layers, the within-map norm, the scale of the norms, the initial weights, the
-colour noise, the crops and the whole schedule. Not run at full scale by us: the figures are the authors'.
+colour noise, the crops and the whole schedule (but see `get_config`). Not run at full scale by us: the
+figures are the authors'.
 """
 
 import ml_collections
@@ -13,7 +14,12 @@ from configs import ilsvrc2010
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """layers/layers-145.cfg and layer-params-145.cfg of the released code."""
+    """layers/layers-145.cfg and layer-params-145.cfg of the released code.
+
+    Deviations: the mean colour is subtracted where the source brings no mean image (prepared records do:
+    set augment.mean=image); broken images keep their place with weight 0 instead of being dropped; when the
+    biases' rate was lowered is not recorded, so it is not.
+    """
     config = ilsvrc2010.get_config()
 
     config.model.variant = "original"
@@ -22,10 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.colour = "original"
     config.augment.colour_until_epochs = 68.0
 
-    config.optimizer.schedule = "epochs"
-    config.optimizer.drop_epochs = (23.0, 51.0, 78.0)  # 0.01, 0.001, 0.0001, 0.00001
     config.optimizer.bias_rate_drops = False  # 0.02 "for most of the run"; when it ended is not recorded
     config.optimizer.layer_rates = (("conv1", 68.0, 0.00001), ("conv1", 72.0, 0.0))  # frozen from 72
-
-    config.run.total_epochs = 93.0
     return config

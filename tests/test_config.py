@@ -1,6 +1,8 @@
 """Configs: every key is read, every mistake is named."""
 
 import dataclasses
+import json
+import math
 import pathlib
 import re
 
@@ -63,6 +65,7 @@ def test_the_paper_s_numbers_are_in_the_config_of_the_paper():
         ({"data.batch_size": True}, "data.batch_size=True: must be a whole number"),
         ({"data.batch_size": 0}, "data.batch_size=0: must be 1 or more"),
         ({"data.stored_size": 63}, "data.stored_size=63: must be at least data.image_size=64"),
+        ({"data.stored_size": 60_000}, "data.stored_size=60000: must be at most 4096"),
         ({"data.max_bad_fraction": 1.5}, "data.max_bad_fraction=1.5"),
         ({"augment.colour": "pca"}, "augment.colour='pca': choose one of none, paper, original"),
         ({"augment.mean": "pixel"}, "augment.mean='pixel'"),
@@ -72,13 +75,44 @@ def test_the_paper_s_numbers_are_in_the_config_of_the_paper():
         ({"optimizer.momentum": 1.0}, "optimizer.momentum=1.0"),
         ({"optimizer.schedule": "cosine"}, "optimizer.schedule='cosine'"),
         ({"optimizer.layer_rates": (("conv9", 0.0, 0.0),)}, "optimizer.layer_rates"),
+        ({"optimizer.layer_rates": (("conv6", 0.0, 0.0),)}, "optimizer.layer_rates=(('conv6', 0.0, 0.0),)"),
+        ({"optimizer.layer_rates": (("conv1", 0.0),)}, "optimizer.layer_rates[0]=('conv1', 0.0): must be a"),
+        (
+            {"optimizer.layer_rates": (("fc8", 1.0, math.inf),)},
+            "optimizer.layer_rates[0][2]=inf: must be fin",
+        ),
+        ({"optimizer.layer_rates": (("fc8", -1.0, 0.1),)}, "optimizer.layer_rates"),
+        ({"optimizer.drop_epochs": 4.0}, "optimizer.drop_epochs=4.0: must be a tuple"),
+        ({"optimizer.drop_epochs": ("a",)}, "optimizer.drop_epochs[0]='a': must be a number"),
+        ({"optimizer.drop_epochs": (1.0, None)}, "optimizer.drop_epochs[1]=None: must be a number"),
+        ({"optimizer.drop_epochs": (math.nan,)}, "optimizer.drop_epochs[0]=nan: must be finite"),
+        ({"optimizer.drop_epochs": (10**400,)}, "optimizer.drop_epochs[0]=inf"),
+        ({"optimizer.drop_epochs": (-1.0,)}, "optimizer.drop_epochs=(-1.0,): each must be at least 0"),
+        (
+            {"optimizer.drop_epochs": (1e30,)},
+            "optimizer.drop_epochs=(1e+30,): each must be at least 0 and at",
+        ),
+        ({"optimizer.min_gain": -0.1}, "optimizer.min_gain=-0.1"),
+        ({"augment.colour_until_epochs": -1.0}, "augment.colour_until_epochs=-1.0"),
+        ({"run.total_steps": 2**31}, "run.total_steps=2147483648: must be below 2,147,483,647"),
+        ({"run.total_epochs": 1e7}, "run.total_epochs=10000000.0: must be at most 1,000,000"),
+        ({"run.eval_every_epochs": 1e7}, "run.eval_every_epochs=10000000.0: must be at most"),
         ({"run.total_steps": 0}, "run.total_steps=0: must be above 0"),
-        ({"run.total_steps": None}, "neither is set"),
+        ({"run.total_steps": None, "run.total_epochs": None}, "neither is set"),
         ({"run.total_steps": 5, "run.total_epochs": 1.0}, "both are set"),
         ({"run.eval_views": 5}, "run.eval_views=5"),
         ({"run.seed": -1}, "run.seed=-1"),
         ({"model.columns": 0}, "model.columns=0"),
         ({"model.talk": ("conv9",)}, "model.talk"),
+        ({"model.talk": ({},)}, "model.talk[0]={}: must be a string"),
+        ({"model.widths": ("a", 2, 2, 2, 2, 2)}, "model.widths[0]='a': must be a whole number"),
+        ({"model.widths": (True,) * 6}, "model.widths[0]=True: must be a whole number"),
+        ({"model.fc_widths": (4096.0, 4096)}, "model.fc_widths[0]=4096.0: must be a whole number"),
+        ({"model.padding": (0, 0.5, 1, 1, 1)}, "model.padding[1]=0.5: must be a whole number"),
+        ({"model.overlapping_pooling": False, "model.padding": (0, 3, 1, 1, 1)}, "model.padding"),
+        ({"more.x": 2}, "more.x: not a key of a section"),
+        ({"mesh": {"data": 1}}, "mesh: not a key of a section"),
+        ({"data.x": 2}, "data.x: no such key"),
         ({"model.layer2": "pool pool"}, "model.layer2='pool pool'"),
         ({"model.dropout": 1.0}, "model.dropout=1.0"),
     ],
@@ -113,6 +147,29 @@ def test_one_of_a_pair_takes_the_other_s_place():
     assert (config.run.save_every_steps, config.run.save_every_epochs) == (None, 2.0)
 
 
+def test_none_leaves_the_other_of_a_pair_as_it_is():
+    given = default.get_config()
+    given.run.total_steps, given.run.total_epochs = 7, None
+    run = configs.resolve(given, {"run.total_steps": None, "run.total_epochs": 2.0}).run
+    assert (run.total_steps, run.total_epochs) == (None, 2.0)
+    run = configs.resolve(default.get_config(), {"run.total_steps": None}).run
+    assert (run.total_steps, run.total_epochs) == (None, 5.0)
+
+
+def test_whole_numbers_count_as_floats_and_lists_as_tuples():
+    given = {"optimizer.drop_epochs": [4, 5.5], "optimizer.layer_rates": [["fc8", 1, 0]]}
+    opt = configs.resolve(default.get_config(), given).optimizer
+    assert (opt.drop_epochs, opt.layer_rates) == ((4.0, 5.5), (("fc8", 1.0, 0.0),))
+    assert all(type(epoch) is float for epoch in opt.drop_epochs)
+
+
+@pytest.mark.parametrize("given", [None, 3, [], "data"])
+def test_what_is_no_config_at_all(given, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    with pytest.raises(UserError, match=r"config\.json: .*not a config"):
+        configs.of_workdir(tmp_path)
+
+
 def test_json_round_trip(tmp_path):
     config = configs.resolve(original.get_config())
     (tmp_path / "config.json").write_text(config.to_json())
@@ -128,7 +185,26 @@ def test_differences_leave_out_what_may_change():
     assert configs.differences(old, new) == ["run.seed: 0 -> 3"]
 
 
+def test_the_length_may_not_change_where_the_rate_depends_on_it():
+    exponential = {"optimizer.schedule": "exponential"}
+    old = configs.resolve(default.get_config(), exponential)
+    new = configs.resolve(default.get_config(), {**exponential, "run.total_epochs": 8.0, "mesh.column": 2})
+    assert configs.differences(old, new) == ["run.total_epochs: 5.0 -> 8.0"]
+    new = configs.resolve(default.get_config(), {**exponential, "run.total_steps": 7})
+    assert configs.differences(old, new) == ["run.total_steps: None -> 7", "run.total_epochs: 5.0 -> None"]
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 188), (5.0, 938), (0.5, 94), (4.0, 750)])
 def test_epochs_to_steps(epochs, steps):
     # 12,000 images in batches of 64 are 187.5 steps an epoch.
     assert configs.steps_of(epochs, 12_000, 64) == steps
+
+
+def test_more_epochs_than_steps_can_be_counted():
+    run = configs.resolve(default.get_config(), {"run.total_epochs": 1e6}).run
+    assert configs.in_steps(run, "total", 12_000, 64) == 187_500_000
+    with pytest.raises(
+        UserError, match=r"run\.total_epochs=1000000\.0: must be fewer than 2,147,483,647 steps"
+    ):
+        configs.in_steps(run, "total", 1_281_167, 128)
+    assert configs.steps_of(1e6, 1_281_167, 128) == 2**31 - 1  # a drop that never comes

@@ -24,7 +24,8 @@ def arrows() -> dict[str, set[str]]:
 
 
 def test_leaves_import_no_one_but_errors():
-    for leaf in ("ops", "augment", "optimizer", "logs", "columns", "checkpoint", "statistics", "memory"):
+    leaves = ("ops", "augment", "optimizer", "logs", "columns", "checkpoint", "statistics", "memory", "typed")
+    for leaf in leaves:
         assert arrows()[leaf] <= {"errors"}, leaf
     assert arrows()["cli"] <= {"errors", "memory"}
 
@@ -49,7 +50,7 @@ def test_nothing_but_the_entry_points_imports_the_loop():
 
 
 def test_the_model_knows_nothing_of_training_or_data():
-    assert arrows()["model"] == {"ops", "columns", "errors"}
+    assert arrows()["model"] == {"ops", "columns", "errors", "typed"}
     assert arrows()["steps"] == {"columns", "model", "errors", "preprocess"}
 
 

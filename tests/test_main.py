@@ -91,6 +91,15 @@ def test_a_run_says_what_it_does_and_ends_with_0(whole):
     assert not re.search(r"^[IWE]\d{4} |oneDNN|absl::InitializeLog", done.stderr, re.M)
 
 
+def test_the_default_net_learns_at_once(tmp_path):
+    """A loss that rests at ln(classes) is what most AlexNets that do not train have in common."""
+    done = run(f"--workdir={tmp_path / 'run'}", "--config.run.total_steps=60")
+    assert done.returncode == 0, done.stderr
+    losses = [line["train/loss"] for line in logs.read_metrics(tmp_path / "run") if "train/loss" in line]
+    assert losses[-1] < 2.0 < np.log(10)
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["eval"]["top1_error"] < 70
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 75), ("SIGKILL", -9)])
 def test_an_interrupted_run_goes_on_to_the_same_bits(whole, tmp_path, name, code):
     arguments = [*TINY, f"--workdir={tmp_path / 'run'}", "--config.run.total_steps=60"]
@@ -158,6 +167,31 @@ def test_summary_of_the_paper_s_net():
     assert [layer["name"] for layer in as_json["layers"]][:2] == ["conv1", "conv2"]
 
 
+def test_none_on_the_command_line_and_in_a_flag_file(tmp_path):
+    (tmp_path / "flags").write_text("--config.run.total_steps=7\n--config.run.total_steps=None\n")
+    nones = ["--config.data.data_dir=None", "--config.model.padding=None", "--config.run.total_epochs=0.001"]
+    done = run(
+        *TINY,
+        *nones,
+        "--config.data.batch_size=12",
+        f"--flagfile={tmp_path}/flags",
+        f"--workdir={tmp_path}/run",
+    )
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["run"]["total_steps"], config["run"]["total_epochs"]) == (None, 0.001)
+    assert (config["data"]["data_dir"], config["model"]["padding"]) == (None, None)
+
+
+def test_an_interrupt_while_the_libraries_load_is_quiet():
+    for seconds in (0.2, 0.5):  # after the first line of main.py, before the last library
+        process = subprocess.Popen(command("--help"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate()[1]
+        assert (process.returncode, said) in ((130, ""), (0, ""))
+
+
 def test_help_is_for_people():
     done = run("--help")
     assert done.returncode == 0
@@ -167,6 +201,8 @@ def test_help_is_for_people():
 
 BROKEN = "def get_config(:\n"
 RAISES = "def get_config():\n    raise RuntimeError('no such thing')\n"
+RAISES_VALUE = "def get_config():\n    raise ValueError('no such\\nvalue')\n"
+RETURNS_NONE = "def get_config():\n    pass\n"
 
 
 @pytest.mark.parametrize(
@@ -175,6 +211,20 @@ RAISES = "def get_config():\n    raise RuntimeError('no such thing')\n"
         (["--config=configs/no_such.py"], "--config=configs/no_such.py"),
         (["--config={tmp}/broken.py"], "SyntaxError"),
         (["--config={tmp}/raises.py"], "no such thing"),
+        (["--config={tmp}/raises_value.py"], "broken (ValueError: no such value)"),
+        (["--config={tmp}/nothing.py"], "nothing.py: its get_config() gives no config"),
+        (["--config={tmp}/nothing.py", "--config.data.batch_size=3"], "get_config() gives no config"),
+        (["--config={tmp}/a_file"], "a_file: has no function get_config()"),
+        (["--config={tmp}"], "is a directory"),
+        (["--config", "/no/such.py", "--config.data.batch_size=3"], "--config=/no/such.py: no such file"),
+        (["--config", "{tmp}/broken.py"], "broken.py: the file is broken (SyntaxError"),
+        (["--flagfile=/nope"], "'/nope'"),
+        (["--config.data={}"], "--config.data: no such key"),
+        (["--config.data.source.x=1"], "--config.data.source.x: no such key"),
+        (["--config.data.batch_size=None"], "data.batch_size=None: must be a whole number"),
+        (["--workdir="], "--workdir=: name a directory"),
+        (["--json"], "--json goes with"),
+        (["--mode=eval", "--workdir={tmp}/empty", "--config.more.x=2"], "--config.more.x"),
         (["--config.data.batchsize=3"], "did you mean 'batch_size'"),
         (["--config.nothing.at.all=3"], "--config.nothing.at.all"),
         (["--config.data.batch_size=many"], "config.data.batch_size=many"),
@@ -185,7 +235,7 @@ RAISES = "def get_config():\n    raise RuntimeError('no such thing')\n"
         (["--config.data.source=folder:/no/such/folder"], "/no/such/folder"),
         (["--config.data.source=nowhere"], "data.source=nowhere"),
         (["--config.data.batch_size=7", "--config.mesh.data=2"], "mesh.data=2"),
-        (["--config.data.image_size=30"], "too small"),
+        (["--config.data.image_size=30"], "30 x 30 are too small"),
         (["--workdir=/proc/no/such"], "--workdir=/proc/no/such"),
         (["--workdir={tmp}/a_file"], "a_file"),
         (["--mode=eval"], "--workdir"),
@@ -198,9 +248,11 @@ RAISES = "def get_config():\n    raise RuntimeError('no such thing')\n"
 def test_a_mistake_is_one_clear_line_and_exit_code_2(tmp_path, arguments, named):
     (tmp_path / "broken.py").write_text(BROKEN)
     (tmp_path / "raises.py").write_text(RAISES)
+    (tmp_path / "raises_value.py").write_text(RAISES_VALUE)
+    (tmp_path / "nothing.py").write_text(RETURNS_NONE)
     (tmp_path / "a_file").write_text("")
     (tmp_path / "empty").mkdir()
-    done = run(*(a.format(tmp=tmp_path) for a in arguments))
+    done = run(*(a.replace("{tmp}", str(tmp_path)) for a in arguments))
     assert done.returncode == 2
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr

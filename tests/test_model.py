@@ -650,6 +650,25 @@ def test_hidden_bias(scheme):
         ({"reads": "pool4"}, ["model.reads='pool4'", "pool5"]),
         ({"dropout": 1.0}, ["model.dropout=1.0"]),
         ({"dropout": -0.1}, ["model.dropout=-0.1"]),
+        ({"columns": 2.0}, ["model.columns=2.0", "a whole number"]),
+        ({"columns": "2"}, ["model.columns='2'", "a whole number"]),
+        ({"column_shards": 0}, ["model.column_shards=0"]),
+        ({"num_classes": 9.5}, ["model.num_classes=9.5", "a whole number"]),
+        ({"num_classes": "9"}, ["model.num_classes='9'", "a whole number"]),
+        ({"num_classes": True}, ["model.num_classes=True"]),
+        ({"dropout": "a"}, ["model.dropout='a'", "a number"]),
+        ({"dropout": math.nan}, ["model.dropout=nan", "finite"]),
+        ({"norm": "no"}, ["model.norm='no'", "True or False"]),
+        ({"variant": ["paper"]}, ["model.variant=['paper']", "a string"]),
+        ({"layer1": ("pool",)}, ["model.layer1=('pool',)", "a string"]),
+        ({"fc_widths": ("a", "b")}, ["model.fc_widths[0]='a'", "a whole number"]),
+        ({"widths": (96.0, 256, 384, 384, 256, 256)}, ["model.widths[0]=96.0"]),
+        ({"talk": ({},)}, ["model.talk[0]={}", "a string"]),
+        (
+            {"overlapping_pooling": False, "padding": (0, 2, 1, 1, 2)},
+            ["model.padding=(0", "overlapping_pool"],
+        ),
+        ({"lrn_beta": 0.0}, ["model.lrn_beta=0.0", "norm=False"]),
         ({"lrn_size": 4}, ["model.lrn_size=4", "odd"]),
         ({"lrn_size": -1}, ["model.lrn_size=-1"]),
         ({"lrn_k": 0.0}, ["model.lrn_k=0.0"]),
@@ -665,6 +684,37 @@ def test_impossible_nets(switches, words):
         assert word in message, message
 
 
+def test_numpy_s_numbers_and_lists_are_as_good_as_python_s():
+    model = create_model("paper", np.int64(9), dropout=np.float32(0.5), lrn_k=2, fc_widths=[8, np.int32(8)])
+    assert model == create_model("paper", 9, fc_widths=(8, 8))
+    assert type(model.lrn_k) is float
+    hash(model)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_plain_pooling_goes_with_each_variant_and_with_other_paddings_of_its_own(variant):
+    model = create_model(variant, overlapping_pooling=False)
+    assert create_model("paper", overlapping_pooling=False, padding=model.padding).padding == model.padding
+    assert create_model(variant, overlapping_pooling=False, padding=(3, 1, 2, 2, 0)).padding[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("images", "what"),
+    [
+        (np.zeros((67, 67, 3), np.float32), r"float32\[67, 67, 3\]"),
+        (np.zeros((2, 67, 67, 1), np.float32), r"float32\[2, 67, 67, 1\]"),
+        (np.zeros((2, 3, 67, 67), np.float32), r"float32\[2, 3, 67, 67\]"),
+        (np.zeros((2, 67, 67, 3), np.uint8), r"uint8\[2, 67, 67, 3\]"),
+        (np.zeros((0, 67, 67, 3), np.float32), r"float32\[0, 67, 67, 3\]"),
+        ([[[[0.0] * 3] * 67] * 67], "list"),
+    ],
+)
+def test_what_is_no_batch_of_images(images, what):
+    model = create_model("paper", **SMALL)
+    with pytest.raises(UserError, match=rf"(?m)images: .*\[B, S, S, 3\] of floats, not {what}$"):
+        model.apply({"params": {}}, images)
+
+
 @pytest.mark.parametrize(
     ("variant", "smallest", "layer"),
     # 52 gives the paper's net maps of 12, 6, 3 and 1; 51 gives 11, 5, 2, where no 3 x 3 window fits.
@@ -676,8 +726,29 @@ def test_images_too_small(variant, smallest, layer):
     for size, name in ((smallest - 1, layer), (10, "conv1")):
         if variant == "torchvision" and name == "conv1":
             size = 6  # padded by 2 on both sides
-        with pytest.raises(UserError, match=f"too small.*{name} has windows.*larger images"):
+        said = f"{size} x {size} are too small.*{name} has windows.*larger images.*at least {smallest} x"
+        with pytest.raises(UserError, match=said):
             shapes_of(model, size)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"overlapping_pooling": False},
+        {"layer1": "activation", "layer2": "activation"},
+        {"padding": (0, 0, 0, 0, 0)},
+        {"padding": (9, 9, 0, 0, 0), "sizes": "torch"},
+        {"variant": "original", "conv6": True},
+    ],
+)
+def test_the_least_size_is_the_least(switches):
+    model = create_model(**{**SMALL, **switches})
+    with pytest.raises(UserError, match="too small") as error:
+        shapes_of(model, 1)
+    least = int(str(error.value).rsplit(" ", 1)[1])
+    assert shapes_of(model, least)["fc6"]["kernel"][1] > 0
+    with pytest.raises(UserError, match="too small"):
+        shapes_of(model, least - 1)
 
 
 def test_captured_names():
@@ -688,6 +759,7 @@ def test_captured_names():
     assert set(seen) == {"fc8", "pool5"}
     np.testing.assert_array_equal(same, seen["fc8"])
     assert relative_error(same, np.asarray(logits)) < 1e-6
+    assert set(model.apply({"params": params}, images, capture="fc7")[1]) == {"fc7"}
     with pytest.raises(
         UserError, match=r"no activation 'conv7'; it has conv1, activation1, lrn1, pool1, .*, fc8"
     ):

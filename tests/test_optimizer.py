@@ -26,21 +26,20 @@ def rate_tables(steps):
     """Two drops of the weights' rate, one of the biases', and conv1 on its own and frozen at the end."""
     weights = [0.01 if s < 3 else 0.001 for s in range(steps)]
     biases = [0.02 if s < 5 else 0.002 for s in range(steps)]
-    conv1 = [0.01 if s < 3 else 0.001 if s < 4 else 0.00001 if s < 6 else 0.0 for s in range(steps)]
+    own = [None if s < 4 else 0.00001 if s < 6 else 0.0 for s in range(steps)]
     return {
-        ("conv1", "kernel"): conv1,
-        ("conv1", "bias"): conv1,
+        ("conv1", "kernel"): [w if o is None else o for w, o in zip(weights, own, strict=True)],
+        ("conv1", "bias"): [b if o is None else o for b, o in zip(biases, own, strict=True)],
         ("fc8", "kernel"): weights,
         ("fc8", "bias"): biases,
     }
 
 
 def test_the_update_rule_over_ten_steps():
-    base = optimizer.steps(0.01, 0.1, (3,))
     rates = Rates(
-        weights=base,
+        weights=optimizer.steps(0.01, 0.1, (3,)),
         biases=optimizer.steps(0.02, 0.1, (5,)),
-        layers={"conv1": optimizer.piecewise(base, ((4, 0.00001), (6, 0.0)))},
+        events={"conv1": ((4, 0.00001), (6, 0.0))},
     )
     rule = optimizer.sgd_2012(rates)
     params = jax.tree.map(jnp.asarray, draw(0))
@@ -94,15 +93,16 @@ def test_a_drop_of_the_rate_leaves_v_alone():
 
 
 def test_which_rate_holds_for_which_parameter():
-    rates = Rates(optimizer.constant(1.0), optimizer.constant(2.0), {"conv1": optimizer.constant(3.0)})
-    expected = {
-        ("params", "fc8", "kernel"): 1.0,
-        ("params", "fc8", "bias"): 2.0,
-        ("params", "conv1", "kernel"): 3.0,
-        ("conv1", "bias"): 3.0,
+    rates = Rates(optimizer.constant(1.0), optimizer.constant(2.0), {"conv1": ((5, 3.0),)})
+    expected = {  # before and after the event
+        ("params", "fc8", "kernel"): (1.0, 1.0),
+        ("params", "fc8", "bias"): (2.0, 2.0),
+        ("params", "conv1", "kernel"): (1.0, 3.0),
+        ("conv1", "bias"): (2.0, 3.0),
     }
-    for path, rate in expected.items():
-        assert rates.of(path)(jnp.int32(0), jnp.int32(0)) == rate
+    for path, both in expected.items():
+        for step, rate in zip((4, 5), both, strict=True):
+            assert rates.of(path)(jnp.int32(step), jnp.int32(0)) == rate
 
 
 # Run 145-2010, with epochs of 1000 steps: rates of the weights, then of conv1 (section 3 of its facts).

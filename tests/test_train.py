@@ -1,6 +1,7 @@
 """The loop on real images and a narrow net: resume, evaluation, schedules, bad images, divergence."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +118,37 @@ def test_evaluation_counts_every_image_once_whatever_the_batch(tiny, tmp_path):
     np.testing.assert_allclose([r.loss for r in results], results[0].loss, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"model.activation": "tanh"}, "model.activation"),
+        ({"model.fc_widths": (16, 16)}, "model.fc_widths"),
+        ({"data.image_size": 56}, "data.image_size"),
+        ({"data.source": "embedded", "model.norm": False}, "model.norm"),
+    ],
+)
+def test_a_net_is_tested_as_it_was_trained(tiny, tmp_path, overrides, named):
+    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 1}), tmp_path)
+    with pytest.raises(UserError, match=named) as caught:
+        evaluate.evaluate_workdir(configs.of_workdir(tmp_path, overrides), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_images_can_be_tested_on_if_they_have_as_many_classes(tiny, images, tmp_path):
+    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 1}), tmp_path / "run")
+    result, _ = evaluate.evaluate_workdir(
+        configs.of_workdir(tmp_path / "run", {"data.source": "embedded"}), tmp_path / "run"
+    )
+    assert result.examples == 2000
+    fewer = copy_of(images, tmp_path / "images")
+    for split in ("train", "test"):
+        shutil.rmtree(fewer / split / "class9")
+    with pytest.raises(UserError, match=r"has 9 classes, but the net .* was trained on the 10"):
+        evaluate.evaluate_workdir(
+            configs.of_workdir(tmp_path / "run", {"data.source": f"folder:{fewer}"}), tmp_path / "run"
+        )
+
+
 def test_goes_on_to_the_same_bits(tiny, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     training.train(tiny(**{"mesh.data": 1}), whole)
@@ -222,8 +254,6 @@ def test_too_many_bad_images_stop_the_run(tiny, images, tmp_path):
 
 
 def copy_of(folder, target):
-    import shutil
-
     shutil.copytree(folder, target)
     return target
 
@@ -285,19 +315,24 @@ def test_the_2012_schedule_by_epoch(tiny):
         updates, _ = optimizer.update(ones, optimizer.init(params), params, step=step, drops=jnp.int32(0))
         return [
             -float(updates[layer][kind])
-            for layer, kind in (("conv2", "kernel"), ("conv2", "bias"), ("conv1", "kernel"))
+            for layer, kind in (
+                ("conv2", "kernel"),
+                ("conv2", "bias"),
+                ("conv1", "kernel"),
+                ("conv1", "bias"),
+            )
         ]
 
     table = {
-        0: (0.01, 0.02, 0.01),
-        22.9: (0.01, 0.02, 0.01),
-        23: (0.001, 0.02, 0.001),
-        51: (0.0001, 0.02, 0.0001),
-        67.9: (0.0001, 0.02, 0.0001),
-        68: (0.0001, 0.02, 0.00001),
-        72: (0.0001, 0.02, 0.0),
-        78: (0.00001, 0.02, 0.0),
-        92.9: (0.00001, 0.02, 0.0),
+        0: (0.01, 0.02, 0.01, 0.02),
+        22.9: (0.01, 0.02, 0.01, 0.02),
+        23: (0.001, 0.02, 0.001, 0.02),
+        51: (0.0001, 0.02, 0.0001, 0.02),
+        67.9: (0.0001, 0.02, 0.0001, 0.02),
+        68: (0.0001, 0.02, 0.00001, 0.00001),
+        72: (0.0001, 0.02, 0.0, 0.0),
+        78: (0.00001, 0.02, 0.0, 0.0),
+        92.9: (0.00001, 0.02, 0.0, 0.0),
     }  # fmt: skip
     for epoch, expected in table.items():
         np.testing.assert_allclose(rates(epoch), expected, rtol=1e-5, err_msg=f"epoch {epoch}")
