@@ -8,8 +8,12 @@ fingerprints, is set aside, and the one before is used.
 
 import contextlib
 import json
+import logging
+import os
 import pathlib
 import re
+import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 from alexnet_jax.errors import UserError
 
 DIRECTORY, DAMAGED = "checkpoints", "damaged"
+LATE_SECONDS = 0.3  # until the last read of a load that failed has ended
 # The words of the system in what several libraries wrap around them.
 _WHY = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system")
 # Orbax logs each error several times, with tracebacks, before it raises it; users are told once, in a line.
@@ -84,7 +89,8 @@ class Checkpoints:
                 about = _read_about(directory / str(step))
                 if found is None:
                     self._refuse_other_shapes(about["shapes"], shapes(abstract_state), step)
-                    state = ocp.load(str(directory / str(step)), abstract_state)
+                    with _one_error():
+                        state = ocp.load(str(directory / str(step)), abstract_state)
                     _compare(about["fingerprints"]["state"], fingerprint(state))
                     found, self.saved_step = (state, about["record"]), step
             except Exception as error:  # as many kinds as there are kinds of damage
@@ -213,6 +219,29 @@ def shapes(state: Any) -> dict[str, list[int]]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): list(x.shape) for path, x in leaves}
 
 
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Keeps quiet the reads that a failed load leaves behind, which print dozens of tracebacks.
+
+    They come from threads outside Python, so that only the descriptor itself stops them.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except Exception:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of each again when it is collected
+        time.sleep(LATE_SECONDS)
+        raise
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
 def _is_no_damage(error: Exception) -> bool:
     """Whether what failed is not the checkpoint: setting it aside would lose it for nothing."""
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
@@ -233,7 +262,8 @@ def _load_params(path: pathlib.Path, sharding: jax.sharding.Sharding) -> Any:
     wanted["params"] = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved["params"]
     )
-    loaded: Any = ocp.load(str(path), wanted)
+    with _one_error():
+        loaded: Any = ocp.load(str(path), wanted)
     return loaded["params"]
 
 

@@ -1,6 +1,7 @@
 """Each kind of damage to each file of a checkpoint: the weights saved, those before, or an error."""
 
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from alexnet_jax import checkpoint
 from alexnet_jax import train as training
 from alexnet_jax.errors import UserError
+from tests.faults import runs
 
 
 def truncate(path):
@@ -61,6 +63,11 @@ FILES = (
 # Without these there are no weights; the others are orbax's own notes, of which it needs some and not others.
 WEIGHTS = ("_CHECKPOINT_METADATA", "state/_METADATA", "state/d/*", "state/manifest.ocdbt")
 NEWEST, BEFORE = 12, 9
+
+
+@pytest.fixture(autouse=True)
+def no_wait(monkeypatch):
+    monkeypatch.setattr(checkpoint, "LATE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -171,6 +178,17 @@ def test_a_run_goes_on_from_the_one_before_to_the_same_bits(run, config, whole, 
     assert training.train(config(), run) == "done"
     assert f"warning: checkpoint {NEWEST} is damaged" in capsys.readouterr().err
     assert outcome(run) == whole[1]
+
+
+def test_a_process_says_it_in_one_line(images, tmp_path):
+    arguments = runs.command(images, tmp_path / "run", **{"run.total_steps": 20})
+    assert runs.run(arguments)[0] == 0
+    flip_a_bit(next((tmp_path / "run/checkpoints/20").glob("state/d/*")))
+    code, said = runs.run(arguments)
+    assert code == 0
+    assert said.startswith("warning: checkpoint 20 is damaged")
+    assert "Traceback" not in said and "Error: " not in said
+    assert re.search(r"^steps +13 to 20", said, re.M)
 
 
 def test_what_is_no_damage_sets_nothing_aside(run, abstract_state, monkeypatch):
