@@ -10,6 +10,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 import dataclasses
 import json
 import pathlib
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -63,6 +64,13 @@ def test(overrides: dict[str, object]) -> int:
     from alexnet_jax import evaluate
 
     workdir = pathlib.Path(cli.required("workdir", FLAGS.workdir, "the run to test"))
+    if any(
+        word.startswith(("--config=", "-config=")) or word in ("--config", "-config") for word in sys.argv
+    ):
+        print(
+            f"note: a run is tested by its own config, {workdir}/config.json, not by --config",
+            file=sys.stderr,
+        )
     result, step = evaluate.evaluate_workdir(configs.of_workdir(workdir, overrides), workdir)
     values = {"step": step, **dataclasses.asdict(result)}
     print(
