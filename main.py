@@ -64,9 +64,7 @@ def test(overrides: dict[str, object]) -> int:
     from alexnet_jax import evaluate
 
     workdir = pathlib.Path(cli.required("workdir", FLAGS.workdir, "the run to test"))
-    if any(
-        word.startswith(("--config=", "-config=")) or word in ("--config", "-config") for word in sys.argv
-    ):
+    if cli.config_path(sys.argv) is not None:
         print(
             f"note: a run is tested by its own config, {workdir}/config.json, not by --config",
             file=sys.stderr,

@@ -116,7 +116,8 @@ class Checkpoints:
         if self.saved_step == step:
             return
         self._best.step = best_step
-        prints = {"state": fingerprint(state), "params": fingerprint(state.params)}
+        whole, params = _state_and_params(state)
+        prints = {"state": _hexadecimal(whole), "params": _hexadecimal(params)}
         about = {"record": record, "fingerprints": prints, "shapes": shapes(state), **self._about}
         with self._save_errors():
             self._orbax().save_async(step, state, force=True, overwrite=True, custom_metadata=_signed(about))
@@ -272,7 +273,17 @@ def _load_params(path: pathlib.Path, sharding: jax.sharding.Sharding) -> Any:
 
 def fingerprint(tree: Any) -> str:
     """A number that changes with any bit of any array of `tree`, the same on any mesh, as hexadecimal."""
-    return "".join(f"{int(word):08x}" for word in _fingerprint(tree))
+    return _hexadecimal(_fingerprint(tree))
+
+
+def _hexadecimal(words: Array) -> str:
+    return "".join(f"{int(word):08x}" for word in words)
+
+
+@jax.jit
+def _state_and_params(state: Any) -> tuple[Array, Array]:
+    # In one program, which scrambles the parameters once for both.
+    return _fingerprint(state), _fingerprint(state.params)
 
 
 @jax.jit

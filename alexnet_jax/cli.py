@@ -39,7 +39,7 @@ def run(main: Callable[[], int], define_flags: Callable[[], None], default_confi
         if {"--help", "-h", "-help", "--helpshort", "--helpfull"} & set(argv):
             print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
             return 0
-        if _config_path(argv) is None:
+        if config_path(argv) is None:
             argv = [argv[0], f"--config={default_config}", *argv[1:]]
         parse_flags(argv)
         return main()
@@ -107,7 +107,7 @@ def parse_flags(argv: list[str]) -> None:
       UserError: a flag or a config key is unknown, a value is of the wrong type, a config file is missing or
         broken, or there are words that are no flags.
     """
-    path = _config_path(argv) or ""
+    path = config_path(argv) or ""
     file = pathlib.Path(path.split(":", 1)[0])
     if not file.is_file():
         what = "is a directory" if path and file.is_dir() else "no such file"
@@ -142,7 +142,7 @@ def parse_flags(argv: list[str]) -> None:
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 
 
-def _config_path(argv: list[str]) -> str | None:
+def config_path(argv: list[str]) -> str | None:
     """What the last `--config` names, after = or as the next word."""
     path = None
     for word, following in itertools.zip_longest(argv, argv[1:]):

@@ -405,6 +405,15 @@ class Dense(nn.Module):
         return [x @ kernel[i] + biases[i] for i, x in enumerate(xs)]
 
 
+# BVLC's bvlc_alexnet: groups instead of columns, norms across them, images of 227 x 227.
+_CAFFE: dict[str, Any] = {
+    "lrn_k": 1.0,
+    "lrn_alpha": 1e-4 / 5,
+    "lrn_across_columns": True,
+    "sizes": "caffe",
+    "dropout_scaled": True,
+    "init_scheme": "caffe",
+}
 # What people mean by "AlexNet", as differences from the paper's words (the defaults above).
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -416,25 +425,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "lrn_alpha": 1e-4 / 5,  # the released code divides the scale by the window
         "init_scheme": "original",
     },
-    # BVLC's bvlc_alexnet: groups instead of columns, norms across them, images of 227 x 227.
-    "caffe": {
-        "lrn_k": 1.0,
-        "lrn_alpha": 1e-4 / 5,
-        "lrn_across_columns": True,
-        "sizes": "caffe",
-        "dropout_scaled": True,
-        "init_scheme": "caffe",
-    },
+    "caffe": _CAFFE,
     # BVLC's bvlc_reference_caffenet: the same with the norms after pooling.
     "caffenet": {
+        **_CAFFE,
         "layer1": "activation pool lrn",
         "layer2": "activation pool lrn",
-        "lrn_k": 1.0,
-        "lrn_alpha": 1e-4 / 5,
-        "lrn_across_columns": True,
-        "sizes": "caffe",
-        "dropout_scaled": True,
-        "init_scheme": "caffe",
         "hidden_bias": 1.0,  # its train_val.prototxt has the paper's 1; only bvlc_alexnet has 0.1
     },
     # torchvision's alexnet: the later "one weird trick" net (2014), one column, no norms.
@@ -449,8 +445,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "init_scheme": "torch",
     },
 }
-# Side of the images each variant was made for, in pixels.
-IMAGE_SIZES = {"paper": 224, "original": 224, "caffe": 227, "caffenet": 227, "torchvision": 224}
 
 
 def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: Any) -> AlexNet:

@@ -163,9 +163,8 @@ def make_train_step(
     """Compiles `train_step(state, batch) -> (state, metrics)`; the old state is given up (donated).
 
     Args:
-      view: `augment.training_views` with all but `images`, `key`, `example_ids` and `colour_on` filled in,
-        and `step` as a keyword.
-
+      view: what the net reads of a batch's images, `view(images, key, example_ids, step=...)`: a random view
+        of each (`build.build_view`), or what a trunk at rest made of it (`trunk.view`).
       log_every: steps over which metrics are averaged; the sums live in the state, so that a run that was
         interrupted between two lines of its log writes the same ones.
 

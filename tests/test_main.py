@@ -14,15 +14,12 @@ import numpy as np
 import pytest
 
 from alexnet_jax import checkpoint, logs
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A narrow net on the embedded images, with an evaluation on the way.
 TINY = [
-    "--config.data.batch_size=8",
-    "--config.data.stored_size=60",
-    "--config.data.image_size=55",
-    "--config.model.widths=(8,16,16,16,16,16)",
-    "--config.model.fc_widths=(32,32)",
+    *(f"--config.{key}={value}" for key, value in tiny.NET.items() if key != "augment.mean"),
     "--config.run.log_every_steps=5",
     "--config.run.eval_every_steps=20",
     "--config.run.save_every_steps=15",

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from alexnet_jax import UserError, create_model
-from alexnet_jax.model import IMAGE_SIZES, VARIANTS
+from alexnet_jax.model import VARIANTS
 from tests import reference
 from tests.reference import relative_error
+
+# Side of the images that each variant was made for, in pixels.
+IMAGE_SIZES = {"paper": 224, "original": 224, "caffe": 227, "caffenet": 227, "torchvision": 224}
 
 SMALL = {"num_classes": 10, "widths": (8, 12, 16, 16, 12, 12), "fc_widths": (24, 20)}
 

@@ -9,29 +9,19 @@ import numpy as np
 import pytest
 
 from alexnet_jax import build as building
-from alexnet_jax import checkpoint, columns, evaluate, logs, sources, steps
+from alexnet_jax import checkpoint, columns, evaluate, logs, steps
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.errors import UserError
 from alexnet_jax.preprocess import Preprocess
 from configs import default
-
-CLASSES = 10
+from tests import tiny as narrow
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """A folder of 60 training and 30 test images out of the embedded set, as PNG files."""
-    root = tmp_path_factory.mktemp("images")
-    for split, per_class in (("train", 6), ("test", 3)):
-        source = sources.open_source("embedded", split)
-        encoded, labels = source.read(np.arange(400))
-        for label in range(CLASSES):
-            folder = root / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for i in np.flatnonzero(labels == label)[:per_class]:
-                (folder / f"{i:04d}.png").write_bytes(encoded[i])
-    return root
+    return narrow.make_images(tmp_path_factory.mktemp("images"), train=6, test=3)
 
 
 @pytest.fixture
@@ -41,12 +31,7 @@ def tiny(images):
     def make(**overrides):
         base = {
             "data.source": f"folder:{images}",
-            "data.batch_size": 8,
-            "data.stored_size": 60,
-            "data.image_size": 55,
-            "model.widths": (8, 16, 16, 16, 16, 16),
-            "model.fc_widths": (32, 32),
-            "augment.mean": "colour",
+            **narrow.NET,
             "run.total_steps": 12,
             "run.log_every_steps": 4,
             "run.eval_every_steps": 6,
@@ -363,7 +348,7 @@ def _batch():
     generator = np.random.default_rng(0)
     return {
         "image": generator.integers(0, 256, (8, 60, 60, 3), dtype=np.uint8),
-        "label": generator.integers(0, CLASSES, 8).astype(np.int32),
+        "label": generator.integers(0, narrow.CLASSES, 8).astype(np.int32),
         "weight": np.ones(8, np.float32),
     }
 

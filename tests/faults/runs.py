@@ -7,23 +7,16 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-
-from alexnet_jax import sources
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
-CLASSES, TRAIN, TEST = 10, 100, 200  # images: an epoch is twelve and a half batches
+TRAIN, TEST = 100, 200  # images: an epoch is twelve and a half batches
 STEPS = 60
 
 # What happens when: a line of the log each 5 steps, a save each 10, a test each 13, which is after the end
 # of an epoch and in the middle of everything else.
 TINY = {
-    "data.batch_size": 8,
-    "data.stored_size": 60,
-    "data.image_size": 55,
-    "model.widths": (8, 16, 16, 16, 16, 16),
-    "model.fc_widths": (32, 32),
-    "augment.mean": "colour",
+    **tiny.NET,
     "run.total_steps": STEPS,
     "run.log_every_steps": 5,
     "run.eval_every_epochs": 1.0,
@@ -32,15 +25,8 @@ TINY = {
 
 
 def make_images(root: pathlib.Path) -> pathlib.Path:
-    """A folder of some embedded images, with which a process starts sooner than with all of them."""
-    for split, count in (("train", TRAIN), ("test", TEST)):
-        encoded, labels = sources.open_source("embedded", split).read(np.arange(2000))
-        for label in range(CLASSES):
-            folder = root / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for i in np.flatnonzero(labels == label)[: count // CLASSES]:
-                (folder / f"{i:05d}.png").write_bytes(encoded[i])
-    return root
+    """The images of these runs."""
+    return tiny.make_images(root, train=TRAIN // tiny.CLASSES, test=TEST // tiny.CLASSES)
 
 
 def command(images: pathlib.Path, workdir: pathlib.Path, **overrides: object) -> list[str]:
