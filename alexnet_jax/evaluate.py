@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import Mesh, NamedSharding
 
-from alexnet_jax import checkpoint, columns, input_pipeline, pretrained, sources, steps
+from alexnet_jax import checkpoint, columns, input_pipeline, pretrained, progress, sources, steps
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import AlexNet
@@ -87,7 +86,7 @@ def make_evaluator(
             host_count=jax.process_count(),
         )
         count = -(-len(source) // config.data.batch_size)
-        bar = tqdm.tqdm(total=count, unit="batch", desc="test", disable=None if show_progress else True)
+        bar = progress.bar(count, "batch", "test", disable=not show_progress)
         sums: steps.Metrics | None = None
         with bar:
             for _, batch in on_device(batches, mesh):

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import tqdm
 
+from alexnet_jax import progress
 from alexnet_jax.classes import readable_names
 from alexnet_jax.errors import UserError
 from alexnet_jax.statistics import Statistics
@@ -161,11 +161,14 @@ def _index_train(
         found = sorted(members(file, tar.start, tar.start + tar.size, path), key=lambda member: member.name)
         return np.array([(m.start, m.size) for m in found], np.int64).reshape(-1, 2)
 
-    with ThreadPoolExecutor(8) as pool:  # most of it is waiting for the disk
-        indexed = pool.map(index, synset_tars)
-        tables = list(
-            tqdm.tqdm(indexed, f"Indexing {path.name}", len(synset_tars), disable=None, leave=False)
-        )
+    tables = []
+    with (
+        ThreadPoolExecutor(8) as pool,  # most of it is waiting for the disk
+        progress.bar(len(synset_tars), "tar", f"indexing {path.name}", leave=False) as bar,
+    ):
+        for table in pool.map(index, synset_tars):
+            tables.append(table)
+            bar.update()
     places = np.concatenate(tables)
     labels = np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables])
     return places[:, 0].copy(), places[:, 1].copy(), labels

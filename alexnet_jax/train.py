@@ -446,7 +446,11 @@ def finish(
             f"on {last['examples']:,} images ({last['views']} view{'s' if last['views'] > 1 else ''}); "
             f"best top-1 error {record.best_top1_error:.2f} %"
         )
+    log.say(f"files      {run.workdir}: metrics.jsonl, status.json, checkpoints/, net.json")
     log.say(f"curves     tensorboard --logdir={run.workdir}")
+    if status == "done":
+        log.say(f"use it     python -m alexnet_jax.predict IMAGE --weights={run.workdir}")
+        log.say(f"train on   the same command with --workdir={run.workdir} and a larger run.total_epochs")
     if status == "interrupted":
         log.say(f"go on      the same command with --workdir={run.workdir}")
 
