@@ -4,14 +4,14 @@
 
 Shows the five likeliest classes, what conv1 and conv5 answer, and the images of the gallery that the net
 finds most alike. The gallery is a folder of images; for a run, its own test images if none is given. Needs
-gradio: pip install ".[demo]" in a checkout. Only this machine can open the page, unless --host says otherwise.
+gradio: pip install ".[demo]" in a checkout. Only this machine can open the page, if --host says nothing else.
 """
 
 import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -94,14 +94,16 @@ def _point_layer(loaded: Pretrained) -> str:
 
 def why_not(data: bytes) -> str:
     """What is wrong with a picture that cannot be decoded, in a line."""
+    too_large = (
+        f"the picture has more than {images.MAX_PIXELS // 10**6} million pixels, the most that is decoded; "
+        "make it smaller"
+    )
     try:
         with Image.open(io.BytesIO(data)) as image:
-            pixels = image.width * image.height
-            if pixels > images.MAX_PIXELS:
-                return (
-                    f"{image.width:,} x {image.height:,} pixels are too many: at most "
-                    f"{images.MAX_PIXELS // 10**6} million are taken; make the picture smaller"
-                )
+            if image.width * image.height > images.MAX_PIXELS:
+                return too_large
+    except Image.DecompressionBombError:
+        return too_large
     except Exception:  # Pillow raises nearly everything on what is no image
         return "not a picture in a format that is known here; JPEG, PNG, WebP, GIF, BMP and TIFF are"
     return "the picture is damaged or cut short"
@@ -114,11 +116,11 @@ def maps_picture(maps: np.ndarray) -> np.ndarray:
     """
     _, width, channels = maps.shape
     across = next(n for n in range(max(1, round((2 * channels) ** 0.5)), 0, -1) if channels % n == 0)
-    answers = np.maximum(maps, 0)
+    answers = np.sqrt(np.maximum(maps, 0))  # the root, so that faint answers show
     grey = np.round(255 * answers / max(float(answers.max()), 1e-12)).astype(np.uint8)
     zoom = max(1, _PICTURE // (across * (width + 1)))
     grey = grey.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    grey = np.pad(grey, ((0, zoom), (0, zoom), (0, 0)), constant_values=64)
+    grey = np.pad(grey, ((0, 2), (0, 2), (0, 0)), constant_values=96)
     rows = grey.reshape(*grey.shape[:2], -1, across).transpose(2, 0, 3, 1)  # [rows, h, across, w]
     return rows.reshape(rows.shape[0] * rows.shape[1], -1)
 
@@ -130,7 +132,7 @@ def make_gallery(loaded: Pretrained, folder: pathlib.Path | None) -> Gallery | N
       UserError: there is no image in the folder.
     """
     if folder is not None:
-        items: Iterator[tuple[str, Any]] = ((name, name) for name in _spread(image_files.find([folder])))
+        items: list[tuple[str, Any]] = [(name, name) for name in _spread(image_files.find([folder]))]
     elif (loaded.path / configs.FILE_NAME).exists():
         items = _test_images(loaded.path)
     else:
@@ -146,7 +148,7 @@ def make_gallery(loaded: Pretrained, folder: pathlib.Path | None) -> Gallery | N
             squares.extend(waiting)
             waiting.clear()
 
-    with progress.bar(None, "image", "gallery") as bar:
+    with progress.bar(len(items), "image", "gallery") as bar:
         for name, data in items:
             encoded = pathlib.Path(data).read_bytes() if isinstance(data, str) else data
             square = loaded.preprocess.decode(encoded)
@@ -168,12 +170,11 @@ def _spread(names: list[str]) -> list[str]:
     return [names[place] for place in places]
 
 
-def _test_images(workdir: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+def _test_images(workdir: pathlib.Path) -> list[tuple[str, bytes]]:
     source = evaluate.open_source(configs.of_workdir(workdir), "test")
     indices = np.linspace(0, len(source) - 1, min(len(source), GALLERY_IMAGES)).astype(int)
     encoded, labels = source.read(indices)
-    for data, label in zip(encoded, labels, strict=True):
-        yield source.class_names[label], data
+    return [(source.class_names[label], data) for data, label in zip(encoded, labels, strict=True)]
 
 
 def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
@@ -199,6 +200,7 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
         pictures = answer.conv1, answer.conv5, answer.similar
         return note, answer.seen, answer.classes or None, *pictures
 
+    picture: dict[str, Any] = {"interactive": False, "buttons": ["fullscreen"]}
     with gr.Blocks(analytics_enabled=False, title="AlexNet (2012)") as blocks:
         gr.Markdown(
             f"# AlexNet (2012)\nDrop a picture: `{loaded.path.name}` says what is in it, "
@@ -208,12 +210,17 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
             with gr.Column(scale=1):
                 upload = gr.File(label="picture", type="filepath", height=140, elem_id="upload")
                 message = gr.Markdown(elem_id="message")
-                seen = gr.Image(label="what the net is given", interactive=False, height=260)
+                seen = gr.Image(label="what the net is given", height=260, **picture)
             classes = gr.Label(label="the likeliest five, ten views", num_top_classes=5, scale=2)
         with gr.Row():
-            conv1 = gr.Image(label="conv1: edges and colours", interactive=False, elem_id="conv1")
-            conv5 = gr.Image(label="conv5: parts of things", interactive=False, elem_id="conv5")
-        similar = gr.Gallery(label=f"most alike to the net ({where})", columns=SIMILAR, height=180)
+            with gr.Column():
+                gr.Markdown("**conv1**, edges and colours: the first column's maps, then the second's")
+                conv1 = gr.Image(show_label=False, elem_id="conv1", **picture)
+            with gr.Column():
+                gr.Markdown("**conv5**, parts of things: white where a filter finds its own")
+                conv5 = gr.Image(show_label=False, elem_id="conv5", **picture)
+        gr.Markdown(f"**Most alike** to the last hidden layer ({where})")
+        similar = gr.Gallery(show_label=False, columns=SIMILAR, height=220, buttons=["fullscreen"])
         outputs = [message, seen, classes, conv1, conv5, similar]
         upload.change(show, upload, outputs, api_visibility="private")
     return blocks

@@ -38,12 +38,13 @@ def bar(total: int | None, unit: str, what: str = "", **options: object) -> tqdm
     if sys.stderr.isatty():
         kind: dict[str, object] = {"file": sys.stderr, "dynamic_ncols": True}
     else:
-        shown = "{n_fmt}/{total_fmt} {unit}, {rate_fmt}, left {remaining}"
+        counted = "{n_fmt}" if total is None else "{n_fmt}/{total_fmt}"
+        left = "" if total is None else ", left {remaining}"
         kind = {
             "file": _Lines(sys.stderr),
             "mininterval": LINE_SECONDS,
             "maxinterval": 2 * LINE_SECONDS,
             "delay": LINE_SECONDS,
-            "bar_format": "{desc}" + shown,
+            "bar_format": "{desc}" + counted + " {unit}, {rate_fmt}" + left,
         }
     return tqdm.tqdm(desc=f"{what}: " if what else None, total=total, unit=unit, **{**kind, **options})  # type: ignore[arg-type]
