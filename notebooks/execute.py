@@ -1,6 +1,6 @@
 """Runs the notebook from top to bottom, small, and says how long it took; CI does this on the CPU.
 
-    python notebooks/execute.py [--out=EXECUTED.ipynb]
+    python -m notebooks.execute [--out=EXECUTED.ipynb]
 
 What the form fields hold can be given in the environment (EPOCHS, WEIGHTS, ...). Trained weights cannot be
 fetched everywhere, so convolutions with random weights stand in for them. Needs nbclient and ipykernel.
@@ -13,7 +13,7 @@ import tempfile
 import time
 
 NOTEBOOK = pathlib.Path(__file__).parent / "alexnet_colab.ipynb"
-SMALL = {"EPOCHS": "0.2", "FINETUNE_EPOCHS": "1", "SWEEP_STEPS": "4", "BATCH_SIZE": "16"}
+SMALL = {"EPOCHS": "0.04", "FINETUNE_EPOCHS": "1", "SWEEP_STEPS": "3", "BATCH_SIZE": "16"}
 
 
 def random_convolutions(path: pathlib.Path) -> None:
