@@ -11,6 +11,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -86,7 +87,7 @@ def run_main(words: list[str]) -> None:
     given = dict(word[2:].partition("=")[::2] for word in words)
     said = {key.removeprefix("config."): given.pop(key) for key in [*given] if key.startswith("config.")}
     path, mode = given.pop("config", "configs/default.py"), given.pop("mode", "train")
-    workdir = pathlib.Path(given.pop("workdir", "runs/fresh"))
+    workdir = pathlib.Path(given.pop("workdir", f"runs/fresh-{time.time_ns()}"))
     assert set(given) <= {"json"}
     values = {key: literal(value) for key, value in said.items()}
     if mode == "eval":
