@@ -2,9 +2,10 @@
 
 import ast
 import pathlib
-import sys
+from collections.abc import Sequence
 
 import alexnet_jax
+from alexnet_jax import cli
 
 _PACKAGE = pathlib.Path(__file__).parent
 
@@ -19,7 +20,8 @@ def commands() -> dict[str, str]:
     return found
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    cli.Parser("alexnet_jax", __doc__).parse_args(argv)
     listed = {
         "python main.py": "Trains and tests; in a checkout of the project, beside configs/.",
         **commands(),
@@ -32,4 +34,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.command(main)

@@ -10,7 +10,7 @@ COMMANDS = ("prepare", "predict", "features", "nearest", "probe", "export", "dem
 
 
 def test_the_package_lists_its_commands(capsys):
-    assert __main__.main() == 0
+    assert __main__.main([]) == 0
     said = capsys.readouterr().out
     assert __version__ in said and "python main.py" in said
     assert set(__main__.commands()) == {f"python -m alexnet_jax.{name}" for name in COMMANDS}

@@ -130,7 +130,8 @@ def test_commands_run(guide, desk, monkeypatch, capsys):
             with pytest.raises(SystemExit):
                 importlib.import_module(words[2]).main([*words[3:], "--help"])
         elif words[1] == "-m":
-            assert importlib.import_module(words[2]).main(words[3:]) == 0, command
+            name = "alexnet_jax.__main__" if words[2] == "alexnet_jax" else words[2]
+            assert importlib.import_module(name).main(words[3:]) == 0, command
         else:
             raise AssertionError(f"{guide.name}: {command}: neither main.py nor a module")
 
