@@ -3,8 +3,8 @@
 The paper says no more of it than its four layers; the authors' code has the net with which they began on
 CIFAR-10, `layers-cifar/layers-18pct.cfg`, and this is it: three convolutions of 5 x 5 windows with 32, 32
 and 64 filters, each followed by 3 x 3 pooling at stride 2 (max, mean, mean), and one fully connected layer;
-where there are norms, one after each of the first two poolings. Only the rate, the initial weights and the
-scale of the pixels are ours (`initial_weights`, `_inputs`).
+where there are norms, one after each of the first two poolings. It begins as theirs did, or at a scale of
+today (`STARTS`).
 """
 
 import dataclasses
@@ -33,7 +33,21 @@ SIDE, CLASSES = 32, 10
 WIDTHS = (32, 32, 64)
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 LOGS_PER_EPOCH = 4
-_PIXEL_SCALE = 64.0  # grey levels; about the standard deviation, so that inputs are of about 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Grey levels minus the mean are divided by `scale`; `deviations` are those of the layers' first weights,
+    None for 1 / sqrt(inputs of a unit)."""
+
+    scale: float
+    deviations: tuple[float, float, float, float] | None
+
+
+STARTS = {
+    "authors": Start(1.0, (0.0001, 0.01, 0.01, 0.01)),  # initW of layers-18pct.cfg
+    "unit": Start(64.0, None),  # inputs, and what each layer makes of them, of about 1
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +66,8 @@ class Settings:
     """One run; its name is made of them.
 
     Attributes:
-      rate: of the weights; the biases have twice as much, as in the paper's net.
+      start: of `STARTS`.
+      rate: of the weights; the biases have twice as much, as in the authors' file.
       epochs: at most.
       stop_at: ends the run when the training error of the last whole epoch is so low, in %.
       drop_at: the epoch from which on the rate is a tenth; None for never.
@@ -60,6 +75,7 @@ class Settings:
 
     activation: str
     norm: bool
+    start: str
     rate: float
     seed: int
     epochs: float
@@ -69,7 +85,7 @@ class Settings:
     @property
     def name(self) -> str:
         norm = "-lrn" if self.norm else ""
-        return f"{self.activation}{norm}-rate{self.rate:g}-seed{self.seed}-{self.epochs:g}epochs"
+        return f"{self.activation}{norm}-{self.start}-rate{self.rate:g}-seed{self.seed}-{self.epochs:g}epochs"
 
 
 def load(source: str, per_class: int | None) -> Images:
@@ -84,19 +100,17 @@ def load(source: str, per_class: int | None) -> Images:
     return Images(*arrays, mean=arrays[0].mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
-def initial_weights(key: Array) -> dict[str, dict[str, Array]]:
-    """Weights of standard deviation 1 / sqrt(inputs of a unit), whatever the activation; biases of 0."""
+def initial_weights(key: Array, start: Start) -> dict[str, dict[str, Array]]:
+    """Weights drawn from a normal distribution, the same for each activation; biases of 0."""
     shapes, inputs = {}, 3
     for number, width in enumerate(WIDTHS, 1):
         shapes[f"conv{number}"], inputs = (5, 5, inputs, width), width
     shapes["fc4"] = ((SIDE // 8) ** 2 * inputs, CLASSES)
     keys = jax.random.split(key, len(shapes))
+    deviations = start.deviations or [1 / math.sqrt(math.prod(shape[:-1])) for shape in shapes.values()]
     return {
-        name: {
-            "kernel": jax.random.normal(k, shape) / math.sqrt(math.prod(shape[:-1])),
-            "bias": jnp.zeros(shape[-1]),
-        }
-        for (name, shape), k in zip(shapes.items(), keys, strict=True)
+        name: {"kernel": deviation * jax.random.normal(k, shape), "bias": jnp.zeros(shape[-1])}
+        for (name, shape), deviation, k in zip(shapes.items(), deviations, keys, strict=True)
     }
 
 
@@ -150,7 +164,7 @@ def _train(settings: Settings, images: Images) -> list[dict[str, float]]:
     drops = () if settings.drop_at is None else (round(settings.drop_at * count / BATCH_SIZE),)
     rates = [optimizer.steps(factor * settings.rate, 0.1, drops) for factor in (1, 2)]
     update = optimizer.sgd_2012(optimizer.Rates(*rates), weight_decay=0.0)
-    params = initial_weights(jax.random.key(settings.seed))
+    params = initial_weights(jax.random.key(settings.seed), STARTS[settings.start])
     state, step_function = update.init(params), make_step(settings, update, images.mean)
     history: list[dict[str, float]] = []
     sums = jnp.zeros(2)
@@ -183,7 +197,7 @@ def make_step(
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
     def step_function(params: Any, state: Any, sums: Array, step: Array, images: Array, labels: Array) -> Any:
-        x, ones = _inputs(images, mean), jnp.ones(len(labels))
+        x, ones = _inputs(images, mean, settings), jnp.ones(len(labels))
 
         def loss_of(params: Any) -> tuple[Array, Array]:
             scores = logits(params, x, settings.activation, settings.norm)
@@ -202,7 +216,7 @@ def test(settings: Settings, params: Any, images: Images) -> float:
 
     @jax.jit
     def mistakes(params: Any, images_: Array, labels: Array) -> Array:
-        scores = logits(params, _inputs(images_, images.mean), settings.activation, settings.norm)
+        scores = logits(params, _inputs(images_, images.mean, settings), settings.activation, settings.norm)
         return jnp.sum(steps.wrong(scores, labels, 1))
 
     parts = range(0, len(images.test), 500)
@@ -210,8 +224,8 @@ def test(settings: Settings, params: Any, images: Images) -> float:
     return 100.0 * float(sum(map(float, wrong))) / len(images.test)
 
 
-def _inputs(images: Array, mean: np.ndarray) -> Array:
-    return (images.astype(jnp.float32) - mean) / _PIXEL_SCALE
+def _inputs(images: Array, mean: np.ndarray, settings: Settings) -> Array:
+    return (images.astype(jnp.float32) - mean) / STARTS[settings.start].scale
 
 
 def epochs_until(history: list[dict[str, float]], error: float) -> float | None:
