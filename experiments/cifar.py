@@ -85,10 +85,10 @@ class Settings:
     @property
     def name(self) -> str:
         norm = "-lrn" if self.norm else ""
-        ends = "".join(
-            f"-{word}{at:g}" for word, at in (("stop", self.stop_at), ("drop", self.drop_at)) if at
-        )
-        return f"{self.activation}{norm}-{self.start}-rate{self.rate:g}-seed{self.seed}-{self.epochs:g}epochs{ends}"
+        marks = {"stop": self.stop_at, "drop": self.drop_at}
+        ends = "".join(f"-{word}{at:g}" for word, at in marks.items() if at)
+        which = f"{self.activation}{norm}-{self.start}"
+        return f"{which}-rate{self.rate:g}-seed{self.seed}-{self.epochs:g}epochs{ends}"
 
 
 def load(source: str, per_class: int | None) -> Images:

@@ -4,8 +4,8 @@
 
 Section 3.1: a four-layer convolutional net reaches 25 % training error about six times sooner with ReLUs,
 "learning rates for each network chosen independently to make training as fast as possible", without any
-regularisation. Here each activation tries a few rates for a few epochs with seed 0, and goes on with the rate of
-the lowest training error, with all seeds, until the training error over a whole epoch is 25 %.
+regularisation. Here each activation tries a few rates for a few epochs with seed 0, and is trained at the
+rate of the lowest training error, with all seeds, until the training error over a whole epoch is 25 %.
 
 Runs that were made before, below --runs, are not made again.
 """
@@ -87,8 +87,8 @@ def compare(args: argparse.Namespace, images: cifar.Images) -> tuple[dict[str, A
 def table(found: dict[str, Any], args: argparse.Namespace) -> str:
     """What was found, as Markdown."""
     lines = [
-        f"| activation | rates tried (training error in % after {args.search_epochs:g} epochs, seed 0) | rate | "
-        f"epochs to {TARGET:g} % | seconds | test error there, % |",
+        f"| activation | training error in % after {args.search_epochs:g} epochs by rate (seed 0) | rate | "
+        f"epochs to {TARGET:g} % by seed | seconds | test error there, % |",
         "|---|---|---|---|---|---|",
     ]
     for activation, (label, _, _) in STYLES.items():

@@ -1,4 +1,4 @@
-"""Makes the pages of the records: each one's README.md, the index experiments/README.md, and the results in README.md.
+"""Makes the pages of the records: the README.md of each, of experiments/, and the project's results.
 
     python -m experiments.index [--check]
 
@@ -22,8 +22,8 @@ def index(directory: pathlib.Path) -> str:
         "# Experiments",
         "",
         "Each is a directory of its own: what was changed in what and why, the command, the result with its",
-        "spread, and a verdict. Records are never edited; failures stay. `python -m experiments.index` makes this",
-        "page.",
+        "spread, and a verdict. Records are never edited; failures stay. `python -m experiments.index` makes",
+        "this page.",
         "",
         *_table(directory, ""),
     ]

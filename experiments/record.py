@@ -1,10 +1,11 @@
 """The records under experiments/NNN-name: what each must hold, and its page.
 
 `record.json` says what was done, `verdict.md` what it shows, `table.md` the figures; the README.md of a record
-is made of these, and of the pictures beside them (`python -m experiments.index`). A record is never edited: a
-second try is a record of its own, with the first as its parent.
+is made of these, and of the pictures beside them (`python -m experiments.index`). A record is never edited:
+a second try is a record of its own, with the first as its parent.
 """
 
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -45,7 +46,7 @@ def find(directory: pathlib.Path = DIRECTORY) -> list[pathlib.Path]:
       UserError: two have one number.
     """
     found = sorted(path for path in directory.glob("[0-9][0-9][0-9]-*") if path.is_dir())
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in itertools.pairwise(found):
         if one.name[:3] == other.name[:3]:
             raise UserError(f"{other}: {one.name} has that number, too; give it the next one that is free")
     return found

@@ -237,9 +237,9 @@ def markdown(results: dict[str, Any], made: Sequence[Line]) -> str:
             "",
         ]
     said += [
-        "Mean and standard deviation over the runs; differences to the parent in points of %, paired by seed, "
-        "with the half width of their 95 % interval by the spread that all rows share and, in brackets, by the "
-        "row's own runs.",
+        "Mean and standard deviation over the runs; differences to the parent in points of %, paired by "
+        "seed, with the half width of their 95 % interval by the spread that all rows share and, in "
+        "brackets, by the row's own runs.",
         "",
     ]
     if spread:
