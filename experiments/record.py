@@ -1,7 +1,7 @@
 """The records under experiments/NNN-name: what each must hold, and its page.
 
-`record.json` says what was done, `verdict.md` what it shows, `table.md` the figures; the README.md of a record
-is made of these, and of the pictures beside them (`python -m experiments.index`). A record is never edited:
+`record.json` says what was done, `verdict.md` what it shows, `table.md` the figures; a record's README.md
+is made of these and the pictures beside them (`python -m experiments.index`). A record is never edited:
 a second try is a record of its own, with the first as its parent.
 """
 

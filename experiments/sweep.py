@@ -9,10 +9,16 @@ A sweep is a Python file that holds
     SEEDS = (0, 1, 2)
     ROWS = {"without norms": {"model.norm": False}}  and, row by row, what is changed in the parent;
 
-and, if it likes, PAPER = {"without norms": (1.4, 1.2)}, what the paper reports of a row (points of % of top-1
-and top-5 error above its parent), START = {"fine-tuned": "pre-trained"}, rows that begin with the weights
-of another row's run of the same seed, and ENSEMBLES = {"5 nets": {"parent": (0, 1, 2, 3, 4)}}, rows and seeds
-whose predictions are averaged. A row that has "config" among its changes is made of that config.
+and, if it likes,
+
+    AGAINST = {"b": "a"}                             rows that are compared with another row than the parent,
+    PAPER = {"without norms": (1.4, 1.2)}            what the paper reports of a row: points of % of top-1 and
+                                                     top-5 error above the net that it is compared with,
+    START = {"fine-tuned": "pre-trained"}            rows that begin with the weights of another row's run of
+                                                     the same seed,
+    ENSEMBLES = {"3 nets": {"parent": (0, 1, 2)}}    rows and seeds whose predictions are averaged.
+
+A row that has "config" among its changes is made of that config.
 
 Each run is `python main.py` with a workdir of its own below --runs. Given again, the command skips the runs
 that are done, goes on with those that were interrupted and tries again those that failed; a run that fails
@@ -60,6 +66,7 @@ class Sweep:
     parent: dict[str, Any]
     seeds: tuple[int, ...]
     rows: dict[str, dict[str, Any]]
+    against: dict[str, str]
     paper: dict[str, tuple[float, float]]
     start: dict[str, str]
     ensembles: dict[str, dict[str, tuple[int, ...]]]
@@ -122,7 +129,7 @@ def read(path: str | pathlib.Path) -> Sweep:
     """
     path = pathlib.Path(path)
     module = _execute(path, "a sweep")
-    known = {"CONFIG", "PARENT", "SEEDS", "ROWS", "PAPER", "START", "ENSEMBLES"}
+    known = {"CONFIG", "PARENT", "SEEDS", "ROWS", "AGAINST", "PAPER", "START", "ENSEMBLES"}
     given = {name: value for name, value in vars(module).items() if name.isupper()}
     if unknown := sorted(set(given) - known):
         raise UserError(
@@ -132,8 +139,9 @@ def read(path: str | pathlib.Path) -> Sweep:
         if not isinstance(given.get(name), kind) or not given[name]:
             raise UserError(f"{path}: {name} must be a {kind.__name__} and not empty")
     rows = {PARENT: {}, **given["ROWS"]}
-    for name in ("PAPER", "START"):
-        if unknown := sorted(set(given.get(name, {})) - set(rows)):
+    for name in ("AGAINST", "PAPER", "START"):
+        named = set(given.get(name, {})) | (set() if name == "PAPER" else set(given.get(name, {}).values()))
+        if unknown := sorted(named - set(rows)):
             raise UserError(f"{path}: {name} has {unknown[0]!r}, which is no row")
     for row, other in given.get("START", {}).items():
         if other not in list(rows)[: list(rows).index(row)]:
@@ -149,6 +157,7 @@ def read(path: str | pathlib.Path) -> Sweep:
         parent=given.get("PARENT", {}),
         seeds=given["SEEDS"],
         rows=rows,
+        against=given.get("AGAINST", {}),
         paper=given.get("PAPER", {}),
         start=given.get("START", {}),
         ensembles=given.get("ENSEMBLES", {}),
@@ -229,27 +238,39 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
         if run not in to_do:
             finished[run.workdir].set()
     processes: set[subprocess.Popen[bytes]] = set()
-    bar = tqdm.tqdm(total=len(runs), initial=len(runs) - len(to_do), unit="run", smoothing=0)
+    bar = tqdm.tqdm(total=len(runs), initial=len(runs) - len(to_do), unit="run", smoothing=0, disable=None)
+    started, before = time.monotonic(), len(runs) - len(to_do)
 
     def execute(run: Run) -> None:
         try:
             if run.after is not None:
                 finished[run.after.workdir].wait()
                 if run.after.status()["status"] != "done":
-                    bar.write(f"{run.row}, seed {run.seed}: left out, for {run.after.workdir} is not done")
+                    say(run, f"left out, for {run.after.workdir} is not done")
                     return
             _wait_for_others(run.workdir)
             if run.status()["status"] not in ENDS:
                 _execute_run(run, processes)
-            bar.write(f"{run.row}, seed {run.seed}: {_outcome(run)}")
         finally:
             finished[run.workdir].set()
+        say(run, _outcome(run))
 
-    def show(last: bool = False) -> None:
-        ended = [run for run in runs if finished[run.workdir].is_set()]
+    def done() -> float:
         under_way = [run.share_done() for run in to_do if not finished[run.workdir].is_set()]
-        bar.n = round(len(ended) + sum(under_way), 2)
-        bar.refresh()
+        return len(runs) - len(under_way) + sum(under_way)
+
+    def show() -> None:
+        if not bar.disable:
+            bar.n = round(done(), 2)
+            bar.refresh()
+
+    def say(run: Run, what: str) -> None:
+        """A line a run; without a terminal, and so without a bar, with the time left."""
+        left = ""
+        if bar.disable and (now := done()) > before:
+            seconds = (time.monotonic() - started) * (len(runs) - now) / (now - before)
+            left = f"  ({now:.1f} of {len(runs)} runs, left {tqdm.tqdm.format_interval(seconds)})"
+        tqdm.tqdm.write(f"{run.row}, seed {run.seed}: {what}{left}", file=sys.stderr)
 
     with bar, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(execute, run) for run in to_do]

@@ -53,7 +53,9 @@ def gather(sweep: Sweep, runs: Sequence[Run]) -> dict[str, Any]:
     rows = []
     for row, changes in sweep.rows.items():
         its = [_run(run) for run in runs if run.row == row]
-        rows.append({"row": row, "changes": _json(changes), "paper": sweep.paper.get(row), "runs": its})
+        against = None if row == PARENT else sweep.against.get(row, PARENT)
+        told = {"row": row, "changes": _json(changes), "against": against, "paper": sweep.paper.get(row)}
+        rows.append({**told, "runs": its})
     done = [run for run in runs if run.status()["status"] == "done"]
     return {
         "title": sweep.title,
@@ -166,15 +168,17 @@ def lines(results: dict[str, Any]) -> list[Line]:
     """The lines of the table, the parent first."""
     rows = results["rows"]
     spreads = [shared_spread(rows, name) for name in ERRORS]
-    parent = next(row for row in rows if row["row"] == PARENT)
+    by_name = {row["row"]: row for row in rows}
     made = []
     for row in rows:
-        tables = [errors_by_seed(row, name) for name in ERRORS]
+        tables, other = [errors_by_seed(row, name) for name in ERRORS], by_name.get(row["against"])
         count = len(tables[0])
         ends = [run["status"] for run in row["runs"] if not run["eval"]]
         notes = ", ".join(f"{ends.count(end)} {end}" for end in sorted(set(ends)))
         first, second = (
-            None if row is parent else difference(table, errors_by_seed(parent, name), _for(row, spread))
+            None
+            if other is None
+            else difference(table, errors_by_seed(other, name), _shared_by(row, other, spread))
             for table, name, spread in zip(tables, ERRORS, spreads, strict=True)
         )
         values = [list(table.values()) for table in tables]
@@ -196,9 +200,9 @@ def lines(results: dict[str, Any]) -> list[Line]:
     return made
 
 
-def _for(row: dict[str, Any], spread: Spread | None) -> Spread | None:
-    """The spread, if the row and the parent share it."""
-    return spread if spread is not None and {row["row"], PARENT} <= set(spread.rows) else None
+def _shared_by(row: dict[str, Any], other: dict[str, Any], spread: Spread | None) -> Spread | None:
+    """The spread, if both rows share it."""
+    return spread if spread is not None and {row["row"], other["row"]} <= set(spread.rows) else None
 
 
 # --- Markdown, CSV, plots ---------------------------------------------------------------------------------
@@ -276,7 +280,10 @@ def markdown(results: dict[str, Any], made: Sequence[Line]) -> str:
         f"The parent is {results['config']} with {_changes(results['parent'])}. The rows change in it:",
         "",
     ]
-    said += [f"- {line.row}: {_changes(line.changes)}" for line in made if line.row != PARENT]
+    for row, line in zip(results["rows"], made, strict=True):
+        if line.row != PARENT:
+            against = "" if row["against"] == PARENT else f" (compared with {row['against']})"
+            said.append(f"- {line.row}: {_changes(line.changes)}{against}")
     return "\n".join(said) + "\n"
 
 
