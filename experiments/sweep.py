@@ -14,15 +14,17 @@ and, if it likes,
     AGAINST = {"b": "a"}                             rows that are compared with another row than the parent,
     PAPER = {"without norms": (1.4, 1.2)}            what the paper reports of a row: points of % of top-1 and
                                                      top-5 error above the net that it is compared with,
+    ONLY = {"a": (0, 1)}                             rows that have fewer seeds than the others,
     START = {"fine-tuned": "pre-trained"}            rows that begin with the weights of another row's run of
                                                      the same seed,
     ENSEMBLES = {"3 nets": {"parent": (0, 1, 2)}}    rows and seeds whose predictions are averaged.
 
 A row that has "config" among its changes is made of that config.
 
-Each run is `python main.py` with a workdir of its own below --runs. Given again, the command skips the runs
-that are done, goes on with those that were interrupted and tries again those that failed; a run that fails
-or diverges does not keep the others from running. What --out holds is made of the workdirs alone.
+Each run is what `python main.py` does, in a process and a workdir of its own below --runs. Given again, the
+command skips the runs that are done, goes on with those that were interrupted and tries again those that
+failed; a run that fails or diverges does not keep the others from running. What --out holds is made of the
+workdirs alone.
 """
 
 import argparse
@@ -32,11 +34,10 @@ import fcntl
 import functools
 import importlib.util
 import json
+import multiprocessing
 import os
 import pathlib
 import re
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -68,6 +69,7 @@ class Sweep:
     rows: dict[str, dict[str, Any]]
     against: dict[str, str]
     paper: dict[str, tuple[float, float]]
+    only: dict[str, tuple[int, ...]]
     start: dict[str, str]
     ensembles: dict[str, dict[str, tuple[int, ...]]]
 
@@ -83,17 +85,6 @@ class Run:
     overrides: dict[str, Any]
     config: configs.Config
     after: "Run | None" = None
-
-    @property
-    def command(self) -> list[str]:
-        flags = [f"--config.{key}={value}" for key, value in self.overrides.items()]
-        return [
-            sys.executable,
-            "main.py",
-            f"--config={self.config_path}",
-            f"--workdir={self.workdir.resolve()}",
-            *flags,
-        ]
 
     def status(self) -> dict[str, Any]:
         """Its `status.json`, `{"status": "not begun"}` where there is none."""
@@ -129,7 +120,7 @@ def read(path: str | pathlib.Path) -> Sweep:
     """
     path = pathlib.Path(path)
     module = _execute(path, "a sweep")
-    known = {"CONFIG", "PARENT", "SEEDS", "ROWS", "AGAINST", "PAPER", "START", "ENSEMBLES"}
+    known = {"CONFIG", "PARENT", "SEEDS", "ROWS", "AGAINST", "PAPER", "ONLY", "START", "ENSEMBLES"}
     given = {name: value for name, value in vars(module).items() if name.isupper()}
     if unknown := sorted(set(given) - known):
         raise UserError(
@@ -139,8 +130,11 @@ def read(path: str | pathlib.Path) -> Sweep:
         if not isinstance(given.get(name), kind) or not given[name]:
             raise UserError(f"{path}: {name} must be a {kind.__name__} and not empty")
     rows = {PARENT: {}, **given["ROWS"]}
-    for name in ("AGAINST", "PAPER", "START"):
-        named = set(given.get(name, {})) | (set() if name == "PAPER" else set(given.get(name, {}).values()))
+    for name in ("AGAINST", "PAPER", "ONLY", "START"):
+        named = {
+            *given.get(name, {}),
+            *(given.get(name, {}).values() if name in ("AGAINST", "START") else ()),
+        }
         if unknown := sorted(named - set(rows)):
             raise UserError(f"{path}: {name} has {unknown[0]!r}, which is no row")
     for row, other in given.get("START", {}).items():
@@ -148,7 +142,7 @@ def read(path: str | pathlib.Path) -> Sweep:
             raise UserError(f"{path}: START: {row!r} must come after {other!r}, with whose weights it starts")
     for name, members in given.get("ENSEMBLES", {}).items():
         for row, seeds in members.items():
-            if row not in rows or not set(seeds) <= set(given["SEEDS"]):
+            if row not in rows or not set(seeds) <= set(given.get("ONLY", {}).get(row, given["SEEDS"])):
                 raise UserError(f"{path}: ENSEMBLES: {name!r} has runs of {row!r} that the sweep has not")
     return Sweep(
         path=path,
@@ -159,6 +153,7 @@ def read(path: str | pathlib.Path) -> Sweep:
         rows=rows,
         against=given.get("AGAINST", {}),
         paper=given.get("PAPER", {}),
+        only=given.get("ONLY", {}),
         start=given.get("START", {}),
         ensembles=given.get("ENSEMBLES", {}),
     )
@@ -188,13 +183,17 @@ def plan(sweep: Sweep, runs: pathlib.Path, rows: Sequence[str] | None = None) ->
     # Seed by seed, so that a sweep that is cut short has whole comparisons.
     for seed in sweep.seeds:
         for row, changes in sweep.rows.items():
+            if seed not in sweep.only.get(row, sweep.seeds):
+                continue
             if rows and row not in rows and row not in (sweep.start.get(r) for r in rows):
                 continue
             changes = {**sweep.parent, **changes}
             config_path = changes.pop("config", sweep.config)
             overrides = {"run.seed": seed, **changes}
             after = planned.get((sweep.start.get(row, ""), seed))
-            if after is not None:
+            if row in sweep.start:
+                if after is None:
+                    raise UserError(f"{sweep.path}: START: {row!r} has seed {seed}, {sweep.start[row]!r} not")
                 overrides["init.path"] = str(after.workdir.resolve())
             try:
                 config = configs.resolve(_config(config_path), overrides)
@@ -237,7 +236,10 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
     for run in runs:
         if run not in to_do:
             finished[run.workdir].set()
-    processes: set[subprocess.Popen[bytes]] = set()
+    # Runs that differ only in a seed share their programs.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(runs[0].workdir.parent.resolve() / ".compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    processes: set[Any] = set()
     bar = tqdm.tqdm(total=len(runs), initial=len(runs) - len(to_do), unit="run", smoothing=0, disable=None)
     started, before = time.monotonic(), len(runs) - len(to_do)
 
@@ -284,32 +286,41 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
             for future in futures:
                 future.cancel()
             for process in list(processes):
-                process.send_signal(signal.SIGTERM)  # it saves and stops; the same command goes on
+                process.terminate()  # it saves and stops; the same command goes on
             raise
 
 
-def _execute_run(run: Run, processes: set[subprocess.Popen[bytes]]) -> None:
+def _execute_run(run: Run, processes: set[Any]) -> None:
     run.workdir.mkdir(parents=True, exist_ok=True)
-    # Runs that differ only in a seed share their programs.
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(run.workdir.parent.resolve() / ".compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
     started = time.monotonic()
-    with open(run.workdir / LOG, "ab") as log:
-        process = subprocess.Popen(
-            run.command,
-            cwd=ROOT,
-            env={**cache, **os.environ},
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-        )
-        processes.add(process)
-        code = process.wait()
-        processes.discard(process)
+    process = _processes().Process(target=train_here, args=(run.config.to_json(), str(run.workdir)))
+    process.start()
+    processes.add(process)
+    process.join()
+    processes.discard(process)
     with open(run.workdir / "sweep.jsonl", "a") as file:
-        file.write(json.dumps({"exit_code": code, "seconds": round(time.monotonic() - started, 1)}) + "\n")
+        told = {"exit_code": process.exitcode, "seconds": round(time.monotonic() - started, 1)}
+        file.write(json.dumps(told) + "\n")
+
+
+@functools.cache
+def _processes() -> Any:
+    """Makes processes from one that has the libraries loaded, which takes longer than many a small run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["alexnet_jax.train", "alexnet_jax.tensorflow_host", "tensorflow_datasets"]
+    )
+    return context
+
+
+def train_here(config: str, directory: str) -> None:
+    """What `main.py` does, in this process, with all that it says in `sweep.log`."""
+    log = os.open(pathlib.Path(directory) / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    from alexnet_jax.train import train
+
+    cli.command(lambda: cli.EXIT_CODES[train(configs.resolve(json.loads(config)), directory)])
 
 
 def _wait_for_others(directory: pathlib.Path) -> None:
