@@ -98,7 +98,10 @@ def load(source: str, per_class: int | None) -> Images:
         opened = sources.open_source(source, split)
         encoded, labels = opened.read(np.arange(len(opened)))
         kept = np.sort(np.concatenate([np.flatnonzero(labels == k)[:limit] for k in range(CLASSES)]))
-        images = [decode_square(encoded[i], SIDE) for i in tqdm.tqdm(kept, f"reading {split}", unit="image")]
+        images = [
+            decode_square(encoded[i], SIDE)
+            for i in tqdm.tqdm(kept, f"reading {split}", unit="image", disable=None)
+        ]
         arrays += [np.stack([image for image in images if image is not None]), labels[kept]]
     return Images(*arrays, mean=arrays[0].mean(axis=0, dtype=np.float64).astype(np.float32))
 

@@ -86,6 +86,7 @@ def narrowed(config, images):
         "model.fc_widths": tuple(width // 128 for width in net.fc_widths),
         "init.path": None,
         "mesh.data": 1,
+        "run.eval_views": 1,
         "run.total_steps": 2,
         "run.log_every_steps": 1,
         "run.eval_every_steps": 2,
