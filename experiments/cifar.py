@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -174,7 +175,8 @@ def _train(settings: Settings, images: Images) -> list[dict[str, float]]:
     state, step_function = update.init(params), make_step(settings, update, images.mean)
     history: list[dict[str, float]] = []
     sums = jnp.zeros(2)
-    with tqdm.tqdm(total=total, desc=settings.name, unit="step") as bar:
+    started = time.monotonic()
+    with tqdm.tqdm(total=total, desc=settings.name, unit="step", disable=None) as bar:
         for step in range(total):
             index = input_pipeline.batch_indices(step, count, BATCH_SIZE, settings.seed)
             batch = images.train[index], images.train_labels[index]
@@ -190,6 +192,10 @@ def _train(settings: Settings, images: Images) -> list[dict[str, float]]:
                 last = [h["train_error"] for h in history[-LOGS_PER_EPOCH:]]
                 line["epoch_error"] = float(np.mean(last))
             bar.set_postfix_str(f"training error {error:.1f} %")
+            if bar.disable and len(history) % LOGS_PER_EPOCH == 0:  # no terminal: a line an epoch
+                left = (time.monotonic() - started) * (total - step - 1) / (step + 1)
+                said = f"epoch {line['epoch']:.2f} of {settings.epochs:g}  training error {error:.1f} %"
+                print(f"{settings.name}  {said}  left {tqdm.tqdm.format_interval(left)}", file=sys.stderr)
             if not math.isfinite(loss) or line.get("epoch_error", 100.0) <= (settings.stop_at or -1.0):
                 break
     history[-1]["test_error"] = test(settings, params, images)

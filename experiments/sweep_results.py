@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from alexnet_jax import checkpoint, logs
+from alexnet_jax import checkpoint, evaluate, logs, predictions, pretrained
 from alexnet_jax.files import replacing
 from experiments import plots
 from experiments.sweep import PARENT, Run, Sweep
@@ -64,6 +64,7 @@ def gather(sweep: Sweep, runs: Sequence[Run]) -> dict[str, Any]:
         "parent": _json(sweep.parent),
         "seeds": list(sweep.seeds),
         "rows": rows,
+        "ensembles": [_ensemble(name, members, runs) for name, members in sweep.ensembles.items()],
         "about": checkpoint.about(done[0].workdir) if done else {},
     }
 
@@ -83,6 +84,33 @@ def _run(run: Run) -> dict[str, Any]:
         "eval": evaluation,
         "curve": curve,
     }
+
+
+def _ensemble(name: str, members: dict[str, Sequence[int]], runs: Sequence[Run]) -> dict[str, Any]:
+    """Errors of the averaged predictions, centre and ten views, and the means of the members' own."""
+    its = [run for run in runs if run.seed in members.get(run.row, ())]
+    told: dict[str, Any] = {"ensemble": name, "members": [[run.row, run.seed] for run in its], "views": {}}
+    if any(run.status()["status"] != "done" for run in its):
+        return told
+    for views in (1, 10):
+        said = [_predictions(run, views) for run in its]
+        alone = [dataclasses.asdict(errors) for one in said if (errors := predictions.errors(one))]
+        together = predictions.errors(predictions.average(said))
+        assert together is not None  # a run is tested on images with labels
+        told["views"][str(views)] = {
+            "together": dataclasses.asdict(together),
+            "alone": {key: float(np.mean([errors[key] for errors in alone])) for key in ERRORS},
+        }
+    return told
+
+
+def _predictions(run: Run, views: int) -> predictions.Predictions:
+    """A run's predictions of its test images, kept in its workdir."""
+    path = run.workdir / f"predictions-{views}.npz"
+    if not path.exists():
+        source = evaluate.open_source(run.config, "test")
+        predictions.save(path, predictions.predict(pretrained.read(run.workdir), source, views=views))
+    return predictions.load(path)
 
 
 def _json(values: dict[str, Any]) -> dict[str, Any]:
@@ -275,6 +303,8 @@ def markdown(results: dict[str, Any], made: Sequence[Line]) -> str:
             first.verdict if first else "",
         ]
         said.append(f"| {' | '.join(cells)} |")
+    if results["ensembles"]:
+        said += ["", *ensembles(results["ensembles"])]
     said += [
         "",
         f"The parent is {results['config']} with {_changes(results['parent'])}. The rows change in it:",
@@ -285,6 +315,28 @@ def markdown(results: dict[str, Any], made: Sequence[Line]) -> str:
             against = "" if row["against"] == PARENT else f" (compared with {row['against']})"
             said.append(f"- {line.row}: {_changes(line.changes)}{against}")
     return "\n".join(said) + "\n"
+
+
+def ensembles(its: Sequence[dict[str, Any]]) -> list[str]:
+    """Averaged predictions against their members' own errors: the lines of a table."""
+    made = [
+        "| ensemble | views | members alone, mean top-1 error | together | gain | top-5: alone | together |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in its:
+        for views, told in one["views"].items():
+            alone, together = told["alone"], told["together"]
+            gain = alone["top1_error"] - together["top1_error"]
+            cells = [
+                one["ensemble"],
+                views,
+                *(f"{v:.2f}" for v in (alone["top1_error"], together["top1_error"])),
+            ]
+            cells += [f"{gain:.2f}", f"{alone['top5_error']:.2f}", f"{together['top5_error']:.2f}"]
+            made.append(f"| {' | '.join(cells)} |")
+        if not one["views"]:
+            made.append(f"| {one['ensemble']} | | a member is not done | | | | |")
+    return made
 
 
 def _mean(line: Line, index: int) -> str:
