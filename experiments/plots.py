@@ -21,20 +21,29 @@ matplotlib.rcParams.update(
     }
 )
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402, F401  (for those who draw)
 
 PARENT_COLOUR, ROW_COLOUR, PAPER_COLOUR = "0.6", "C0", "C1"
 
 
 @contextlib.contextmanager
-def figure(path: pathlib.Path, *arguments: Any, **options: Any) -> Iterator[tuple[Any, Any]]:
-    """Figure and axes of `plt.subplots`, written to `path` (by its ending) in the end."""
-    picture, axes = plt.subplots(*arguments, layout="constrained", **options)
-    yield picture, axes
+def canvas(path: pathlib.Path, size: tuple[float, float]) -> Iterator[Any]:
+    """An empty figure of so many inches, written to `path` (by its ending) in the end."""
+    picture = plt.figure(figsize=size, layout="constrained")
+    yield picture
     kind = path.suffix.lstrip(".")
-    metadata = {"Date": None} if kind == "svg" else None
     with replacing(path) as temporary:
-        picture.savefig(temporary, format=kind, metadata=metadata, dpi=120)
+        picture.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None, dpi=120)
     plt.close(picture)
+
+
+@contextlib.contextmanager
+def figure(
+    path: pathlib.Path, rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any
+) -> Iterator[tuple[Any, Any]]:
+    """The same with axes, as of `plt.subplots`."""
+    with canvas(path, figsize) as picture:
+        yield picture, picture.subplots(rows, columns, **options)
 
 
 def differences(path: pathlib.Path, lines: Sequence[Any]) -> None:
@@ -90,3 +99,24 @@ def _mean_curve(row: dict[str, Any]) -> tuple[list[float], list[float]]:
     longest = max(len(run["curve"]) for run in row["runs"])
     whole = np.array([run["curve"] for run in row["runs"] if len(run["curve"]) == longest])
     return whole[:, :, 0].mean(axis=0).tolist(), whole[:, :, 1].mean(axis=0).tolist()
+
+
+def curves(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Training loss and test error by epoch, a colour a run.
+
+    Args:
+      runs: the lines of each run's metrics, by its name.
+    """
+    with figure(path, 1, 2, figsize=(8, 3)) as (_, (left, right)):
+        for number, (name, metrics) in enumerate(runs.items()):
+            for axes, key in ((left, "train/loss"), (right, "eval/top1_error")):
+                points = [(line["epoch"], line[key]) for line in metrics if key in line]
+                if points:
+                    marker = "o" if key.startswith("eval") else None
+                    axes.plot(
+                        *zip(*points, strict=True), color=f"C{number % 10}", marker=marker, ms=3, label=name
+                    )
+        left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+        right.set(xlabel="epoch", ylabel="top-1 test error, %", ylim=(0, None))
+        if len(runs) > 1:
+            left.legend(frameon=False, fontsize=8)

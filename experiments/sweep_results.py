@@ -294,11 +294,11 @@ def markdown(results: dict[str, Any], made: Sequence[Line]) -> str:
         cells = [
             line.row,
             f"{line.runs}" + (f" ({line.notes})" if line.notes else ""),
-            _mean(line, 0),
-            _difference(first),
+            mean_cell(line, 0),
+            difference_cell(first),
             f"{line.paper[0]:+.1f}" if line.paper else "",
-            _mean(line, 1),
-            _difference(second),
+            mean_cell(line, 1),
+            difference_cell(second),
             f"{line.paper[1]:+.1f}" if line.paper else "",
             first.verdict if first else "",
         ]
@@ -307,13 +307,13 @@ def markdown(results: dict[str, Any], made: Sequence[Line]) -> str:
         said += ["", *ensembles(results["ensembles"])]
     said += [
         "",
-        f"The parent is {results['config']} with {_changes(results['parent'])}. The rows change in it:",
+        f"The parent is {results['config']} with {changes_text(results['parent'])}. The rows change in it:",
         "",
     ]
     for row, line in zip(results["rows"], made, strict=True):
         if line.row != PARENT:
             against = "" if row["against"] == PARENT else f" (compared with {row['against']})"
-            said.append(f"- {line.row}: {_changes(line.changes)}{against}")
+            said.append(f"- {line.row}: {changes_text(line.changes)}{against}")
     return "\n".join(said) + "\n"
 
 
@@ -339,14 +339,14 @@ def ensembles(its: Sequence[dict[str, Any]]) -> list[str]:
     return made
 
 
-def _mean(line: Line, index: int) -> str:
+def mean_cell(line: Line, index: int) -> str:
     if line.means is None:
         return ""
     deviation = line.deviations[index]
     return f"{line.means[index]:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
 
 
-def _difference(value: Difference | None) -> str:
+def difference_cell(value: Difference | None) -> str:
     if value is None:
         return ""
     pooled = f" ± {value.pooled:.2f}" if value.pooled is not None else ""
@@ -354,7 +354,7 @@ def _difference(value: Difference | None) -> str:
     return f"{value.mean:+.2f}{pooled}{own}"
 
 
-def _changes(changes: dict[str, Any]) -> str:
+def changes_text(changes: dict[str, Any]) -> str:
     return ", ".join(f"`{key}={_value(value)}`" for key, value in changes.items()) or "nothing changed"
 
 
