@@ -3,8 +3,8 @@
     python -m experiments.report runs/a runs/b --out=report.html
     python -m experiments.report runs/ablations --out=report.html --figure4=embedded
 
-Each WHAT is a run's workdir or a directory that `python -m experiments.sweep` wrote its tables to. Pictures lie
-in the file itself, and nothing is fetched.
+Each WHAT is a run's workdir or a directory that `python -m experiments.sweep` wrote its tables to. Pictures
+lie in the file itself, and nothing is fetched.
 """
 
 import base64

@@ -65,7 +65,7 @@ def test_colourfulness_is_the_share_of_energy_beside_grey():
 
 
 def test_figure_4_finds_the_image_itself_where_it_is_among_the_others(run, images, tmp_path):
-    """Nearest images by the last hidden layer: the training image that a test image is a copy of comes first."""
+    """By the last hidden layer, what is nearest to a copy of a training image is that image."""
     copy = tmp_path / "images"
     shutil.copytree(images, copy)
     for folder in (copy / "test").iterdir():
@@ -107,9 +107,8 @@ def page(run, images, tmp_path_factory):
     config["optimizer"]["momentum"] = 0.8
     (other / configs.FILE_NAME).write_text(json.dumps(config))
     file = folder / "small.py"
-    file.write_text(
-        '"""A <small> sweep."""\nCONFIG = "configs/default.py"\nSEEDS = (0,)\nROWS = {"a & b": {"model.norm": False}}\n'
-    )
+    rows = 'SEEDS = (0,)\nROWS = {"a & b": {"model.norm": False}}'
+    file.write_text(f'"""A <small> sweep."""\nCONFIG = "configs/default.py"\n{rows}\n')
     # Its runs are those above, by other names.
     for name, seed in (("parent", 0), ("a-b", 0)):
         shutil.copytree(run, folder / "runs" / f"{name}-{seed}")
