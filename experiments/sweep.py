@@ -127,8 +127,8 @@ def read(path: str | pathlib.Path) -> Sweep:
             f"{path}: {unknown[0]} means nothing in a sweep; known are {', '.join(sorted(known))}"
         )
     for name, kind in (("CONFIG", str), ("SEEDS", tuple), ("ROWS", dict)):
-        if not isinstance(given.get(name), kind) or not given[name]:
-            raise UserError(f"{path}: {name} must be a {kind.__name__} and not empty")
+        if not isinstance(given.get(name), kind) or not (given[name] or name == "ROWS"):
+            raise UserError(f"{path}: {name} must be a {kind.__name__}, and not an empty one")
     rows = {PARENT: {}, **given["ROWS"]}
     for name in ("AGAINST", "PAPER", "ONLY", "START"):
         named = {

@@ -70,7 +70,7 @@ def test_the_runs_of_a_sweep(images, tmp_path):
         ({"a": {}}, 'START = {"parent": "a"}', "'parent' must come after 'a'"),
         ({"a": {}}, 'START = {"a": "parent"}\nONLY = {"parent": (0,)}', "'a' has seed 1, 'parent' not"),
         ({"a": {}}, 'ENSEMBLES = {"e": {"a": (7,)}}', "'e' has runs of 'a'"),
-        ({}, "", "ROWS must be a dict"),
+        ((), "", "ROWS must be a dict"),
         ({"a": {}}, "1 / 0", "broken .ZeroDivisionError"),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_mistake_in_a_sweep_s_file_is_one_line_that_names_it(images, tmp_path,
 
 
 def test_the_sweeps_of_the_repository_are_sound(tmp_path):
-    for name in ("ablations", "table2"):
+    for name in ("ablations", "ensembles", "table2"):
         planned = sweep.plan(sweep.read(ROOT / "experiments" / f"{name}.py"), tmp_path)
         assert len({run.workdir for run in planned}) == len(planned)
     ablations = sweep.read(ROOT / "experiments" / "ablations.py")
