@@ -234,7 +234,7 @@ def numbers(kit: pathlib.Path) -> dict[str, int]:
       UserError: there is no `meta.mat`.
     """
     loose = [kit] if kit.name == "meta.mat" else sorted(kit.rglob("meta.mat"))
-    packed = sorted(kit.glob("*kit*.t*gz")) if kit.is_dir() else [kit]
+    packed = [kit] if kit.is_file() else sorted(kit.glob("*kit*.t*gz"))
     try:
         meta = loose[0].read_bytes() if loose else _packed_file(packed[0], r"meta\.mat") if packed else None
     except (OSError, tarfile.TarError) as error:

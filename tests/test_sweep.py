@@ -183,7 +183,7 @@ def command(file, runs):
 
 def test_a_sweep_that_is_killed_and_started_again_gives_the_same_table(images, tmp_path):
     rows = {"no norm": {"model.norm": False}, "broken": {"data.source": "folder:/nowhere"}}
-    more = 'ENSEMBLES = {"both": {"parent": (0, 1)}}\n'
+    more = 'ONLY = {"no norm": (0,), "broken": (0,)}\nENSEMBLES = {"both": {"parent": (0, 1)}}\n'
     file = write(tmp_path / "small.py", images, rows, more=more)
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -207,13 +207,13 @@ def test_a_sweep_that_is_killed_and_started_again_gives_the_same_table(images, t
     for name in ("table.md", "table.csv", "results.json", "differences.svg", "curves.svg"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
     results = json.loads((whole / "results.json").read_text())
-    assert [run["status"] for run in results["rows"][2]["runs"]] == ["not begun"] * 2
+    assert [run["status"] for run in results["rows"][2]["runs"]] == ["not begun"]
     # A finished sweep runs nothing and says the same.
     before = (whole / "parent-0" / "metrics.jsonl").stat().st_mtime_ns
     assert sweep.main([str(file), f"--runs={whole}", "--table"]) == 0
     assert (whole / "parent-0" / "metrics.jsonl").stat().st_mtime_ns == before
     assert (whole / "table.md").read_bytes() == (parts / "table.md").read_bytes()
     # Another sweep does not go on in these workdirs.
-    write(file, images, {**rows, "no norm": {"model.norm": False, "optimizer.momentum": 0.8}})
+    write(file, images, {**rows, "no norm": {"model.norm": False, "optimizer.momentum": 0.8}}, more=more)
     with pytest.raises(UserError, match=r"no-norm-0: holds a run of another config \(optimizer.momentum"):
         sweep.main([str(file), f"--runs={whole}"])
