@@ -166,7 +166,7 @@ def train(settings: Settings, images: Images, runs: pathlib.Path) -> list[dict[s
 
 def _train(settings: Settings, images: Images) -> list[dict[str, float]]:
     count = len(images.train)
-    every = round(count / BATCH_SIZE / LOGS_PER_EPOCH)
+    every = max(1, round(count / BATCH_SIZE / LOGS_PER_EPOCH))
     total = math.ceil(settings.epochs * LOGS_PER_EPOCH) * every
     drops = () if settings.drop_at is None else (round(settings.drop_at * count / BATCH_SIZE),)
     rates = [optimizer.steps(factor * settings.rate, 0.1, drops) for factor in (1, 2)]
