@@ -165,8 +165,8 @@ def errors(predictions: Predictions) -> Errors | None:
     scores = jnp.asarray(predictions.probabilities[judged])
     own = predictions.probabilities[judged, predictions.labels[judged]].astype(np.float64)
     return Errors(
-        top1_error=100.0 * float(jnp.mean(steps.wrong(scores, labels, 1))),
-        top5_error=100.0 * float(jnp.mean(steps.wrong(scores, labels, 5))),
+        top1_error=100.0 * float(jnp.sum(steps.wrong(scores, labels, 1))) / judged.sum().item(),
+        top5_error=100.0 * float(jnp.sum(steps.wrong(scores, labels, 5))) / judged.sum().item(),
         loss=float(np.mean(-np.log(np.maximum(own, np.finfo(np.float32).tiny)))),
         examples=int(judged.sum()),
         bad_images=int(predictions.bad.sum()),
