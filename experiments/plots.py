@@ -70,13 +70,13 @@ def differences(path: pathlib.Path, lines: Sequence[Any]) -> None:
             )
         axes.set_yticks(places, [line.row for line in rows])
         axes.set(xlabel="top-1 error above the parent's, points of %", ylim=(-0.7, len(rows) - 0.3))
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
 def small_curves(path: pathlib.Path, results: dict[str, Any]) -> None:
     """Top-1 error by epoch, a panel a row, the parent's mean in grey in each."""
     rows = [row for row in results["rows"] if any(run["curve"] for run in row["runs"])]
-    across = min(5, len(rows))
+    across = min(4, len(rows))
     down = -(-len(rows) // across)
     size = (2 * across + 0.5, 1.6 * down + 0.5)
     with figure(path, down, across, figsize=size, sharex=True, sharey=True, squeeze=False) as (picture, axes):

@@ -25,10 +25,11 @@ from experiments import figure4, plots, record, sweep_results
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 0 1rem 3rem; max-width: 60rem; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 0 1rem 3rem; max-width: 64rem; }
 h1 { font-size: 1.5rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { padding: 0.25rem 0.6rem; text-align: left; border-bottom: 1px solid #8884; white-space: nowrap; }
+th:first-child, td:first-child { position: sticky; left: 0; background: Canvas; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 img { max-width: 100%; height: auto; background: white; }
@@ -162,29 +163,15 @@ def of_sweep(results: dict[str, Any], temporary: pathlib.Path) -> list[str]:
     made = sweep_results.lines(results)
     rows = []
     for line in made:
-        first, second = line.differences
+        first = line.differences[0]
+        told = f"{line.paper[0]:+.1f}" if line.paper else ""
+        verdict = first.verdict if first else ""
+        difference = sweep_results.difference_cell(first)
+        errors = [sweep_results.mean_cell(line, index) for index in (0, 1)]
         rows.append(
-            [
-                line.row,
-                f"{line.runs} of {line.planned}",
-                sweep_results.mean_cell(line, 0),
-                sweep_results.difference_cell(first),
-                f"{line.paper[0]:+.1f}" if line.paper else "",
-                sweep_results.mean_cell(line, 1),
-                sweep_results.difference_cell(second),
-                first.verdict if first else "",
-            ]
+            [line.row, errors[0], difference, told, verdict, errors[1], f"{line.runs} of {line.planned}"]
         )
-    header = [
-        "row",
-        "runs",
-        "top-1 error, %",
-        "difference",
-        "paper",
-        "top-5 error, %",
-        "difference",
-        "top-1 is",
-    ]
+    header = ["row", "top-1 error, %", "difference", "paper", "top-1 is", "top-5 error, %", "runs"]
     parts = [section("Table", table(header, rows))]
     if any(line.differences[0] for line in made):
         plots.differences(temporary / "differences.svg", made)
@@ -195,7 +182,10 @@ def of_sweep(results: dict[str, Any], temporary: pathlib.Path) -> list[str]:
         plots.small_curves(temporary / "small.svg", results)
         caption = "Test error by epoch: each row's runs, and the parent's mean in grey."
         parts.append(section("Learning curves", picture(temporary / "small.svg", caption)))
-    changes = [[line.row, sweep_results.changes_text(line.changes)] for line in made]
+    changes = [
+        [line.row, ", ".join(f"{key}={_value(value)}" for key, value in line.changes.items())]
+        for line in made
+    ]
     parts.append(section("What the rows change", table(["row", "changes"], changes)))
     return parts
 

@@ -307,13 +307,13 @@ def markdown(results: dict[str, Any], made: Sequence[Line]) -> str:
         said += ["", *ensembles(results["ensembles"])]
     said += [
         "",
-        f"The parent is {results['config']} with {changes_text(results['parent'])}. The rows change in it:",
+        f"The parent is {results['config']} with {_changes(results['parent'])}. The rows change in it:",
         "",
     ]
     for row, line in zip(results["rows"], made, strict=True):
         if line.row != PARENT:
             against = "" if row["against"] == PARENT else f" (compared with {row['against']})"
-            said.append(f"- {line.row}: {changes_text(line.changes)}{against}")
+            said.append(f"- {line.row}: {_changes(line.changes)}{against}")
     return "\n".join(said) + "\n"
 
 
@@ -354,7 +354,7 @@ def difference_cell(value: Difference | None) -> str:
     return f"{value.mean:+.2f}{pooled}{own}"
 
 
-def changes_text(changes: dict[str, Any]) -> str:
+def _changes(changes: dict[str, Any]) -> str:
     return ", ".join(f"`{key}={_value(value)}`" for key, value in changes.items()) or "nothing changed"
 
 
