@@ -38,6 +38,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import signal
 import sys
 import threading
 import time
@@ -285,6 +286,8 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
         except BaseException:
             for future in futures:
                 future.cancel()
+            for event in finished.values():  # nobody waits for a run that will not come
+                event.set()
             for process in list(processes):
                 process.terminate()  # it saves and stops; the same command goes on
             raise
@@ -356,6 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--jobs={args.jobs}: must be 1 or more")
     from experiments import sweep_results  # what it needs is imported where it is used
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the runs save and stop, too
     sweep = read(args.sweep)
     directory = args.runs or pathlib.Path("runs") / args.sweep.stem
     if not args.table:
