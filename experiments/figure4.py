@@ -71,6 +71,11 @@ def spread_over_classes(source: sources.Source, count: int, seed: int) -> np.nda
     return np.array(order[:count])
 
 
+def same_class(near: np.ndarray, own: np.ndarray) -> float:
+    """Share of the labels `[Q, k]` of what is nearest that are the image's own label `[Q]`."""
+    return float(np.mean(near == own[:, None]))
+
+
 def draw(
     path: pathlib.Path,
     shown: Shown,
@@ -138,6 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--queries", type=int, default=5, help="how many of them are looked for")
     parser.add_argument("--k", type=int, default=6, help="nearest images each")
     parser.add_argument("--among", type=int, default=12_000, help="training images to look among, at most")
+    parser.add_argument(
+        "--measure", type=int, default=200, help="test images over which it is counted whose class is near"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images")
     args = parser.parse_args(argv)
     loaded = pretrained.read(args.weights, partial=True)
@@ -148,12 +156,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not loaded.missing:
         said = predict.predictor(loaded, BARS, 1)(shown.images)
         said = np.asarray(said[0]), np.asarray(said[1])
-    queries, _ = points(test, chosen[: args.queries], loaded, args.layer)
+    measured = spread_over_classes(test, max(args.measure, args.queries), args.seed)
+    queries, asked = points(test, measured, loaded, args.layer)
     others, kept = points(train, np.arange(min(len(train), args.among)), loaded, args.layer)
     found, _ = nearest.nearest(queries, others, args.k)
-    near = np.stack([decode(train, kept[row], loaded).images for row in found])
+    near = np.stack([decode(train, kept[row], loaded).images for row in found[: args.queries]])
     draw(args.out, shown, test.class_names, said, near)
-    print(f"{args.out}: {len(shown.images)} images, {len(found)} looked for among {len(kept):,}")
+    of, labels = test.read(asked)[1], train.read(kept)[1]
+    share, chance = same_class(labels[found], of), np.mean(labels == of[:, None])
+    print(
+        f"{args.out}: of the {args.k} images nearest by {args.layer} among {len(kept):,}, "
+        f"{100 * share:.1f} % are of the image's own class ({len(of)} test images; "
+        f"of all {100 * chance:.1f} % are)"
+    )
     return 0
 
 

@@ -86,6 +86,7 @@ def test_figure_4_finds_the_image_itself_where_it_is_among_the_others(run, image
     np.testing.assert_allclose(distances[:, 0], 0, atol=1e-3)
     for query, row in zip(chosen, found, strict=True):
         assert train.read(kept[row[:1]])[0] == test.read(np.array([query]))[0]
+    assert figure4.same_class(np.array([[1, 2], [3, 3]]), np.array([2, 3])) == 0.75
     for name in ("figure.png", "figure.svg"):
         figure4.main([f"--weights={run}", f"--source=folder:{copy}", f"--out={tmp_path / name}", "--k=2"])
     with Image.open(tmp_path / "figure.png") as opened:
