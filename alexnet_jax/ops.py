@@ -63,7 +63,7 @@ def _convolve_backward(stride, edges, residuals, g):
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
-IMAGES_AT_A_TIME = 4  # of which the maps of one layer lie in a core's cache
+CACHED_BYTES = 4 * 2**20  # of maps that a product finds still in the cache after the one before
 
 
 def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int, edges: Edges) -> Array:
@@ -86,8 +86,8 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
     depth = stride * stride * inputs
 
     # All maps in whole squares, all groups of images full; zeros add nothing.
-    zero, some = jnp.zeros((), x.dtype), min(IMAGES_AT_A_TIME, batch)
-    more = -batch % some
+    groups = min(-(-(x.nbytes + g.nbytes) // CACHED_BYTES), batch)
+    zero, more = jnp.zeros((), x.dtype), -batch % groups
     padding = [(0, more, 0)]
     for count, square, size, (before, _) in zip((rows, columns), squares, x.shape[1:3], edges, strict=True):
         padding.append((before, (count - 1 + square) * stride - size - before, 0))
@@ -108,7 +108,7 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
         return total + jnp.stack(products), None
 
     total = jnp.zeros((squares[0] * squares[1], outputs, depth), g.dtype)
-    x, g = (a.reshape(-1, some, *a.shape[1:]) for a in (x, g))
+    x, g = (a.reshape(groups, -1, *a.shape[1:]) for a in (x, g))
     total, _ = lax.scan(add, total, (x, g))
 
     total = total.reshape(*squares, outputs, stride, stride, inputs).transpose(0, 3, 1, 4, 5, 2)
