@@ -23,6 +23,7 @@ matplotlib.rcParams.update(
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402, F401  (for those who draw)
 
+FARTHEST = 25.0  # points of %: a difference beyond is written, for drawn it would press the others together
 PARENT_COLOUR, ROW_COLOUR, PAPER_COLOUR = "0.6", "C0", "C1"
 
 
@@ -47,22 +48,27 @@ def figure(
 
 
 def differences(path: pathlib.Path, lines: Sequence[Any]) -> None:
-    """A row a line: its difference to the parent in top-1 error, its interval, and the paper's beside it."""
+    """A row a line: its difference in top-1 error, the wider of its intervals, and the paper's beside it."""
     rows = [line for line in lines if line.differences[0] is not None]
     with figure(path, figsize=(7, 1 + 0.28 * len(rows))) as (_, axes):
         places = np.arange(len(rows))[::-1]
         values = [line.differences[0] for line in rows]
+        near = [abs(value.mean) <= FARTHEST for value in values]
         axes.axvline(0, color="0.8", zorder=0)
         axes.errorbar(
-            [value.mean for value in values],
-            places,
-            xerr=[value.pooled or 0.0 for value in values],
+            [value.mean for value, drawn in zip(values, near, strict=True) if drawn],
+            places[near],
+            xerr=[value.half or 0.0 for value, drawn in zip(values, near, strict=True) if drawn],
             fmt="o",
             color=ROW_COLOUR,
             markersize=4,
             capsize=2,
             label="here, with 95 % interval",
         )
+        for value, place, drawn in zip(values, places, near, strict=True):
+            if not drawn:
+                where = {"x": 0.99, "y": place, "s": f"{value.mean:+.1f}", "ha": "right", "va": "center"}
+                axes.text(**where, transform=axes.get_yaxis_transform(), color=ROW_COLOUR)
         told = [(line.paper[0], place) for line, place in zip(rows, places, strict=True) if line.paper]
         if told:
             axes.scatter(

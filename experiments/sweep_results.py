@@ -3,9 +3,8 @@
 A difference is taken seed by seed: a row and the parent with the same seed see the same images in the same
 order (and, where the net has the same shapes, begin with the same weights). Its 95 % interval is Student's,
 once by the row's own seeds, of which there are few, and once by a spread that all rows share: what is left of
-the errors when each row's and each seed's mean is taken away. Where a row's own spread is far beyond the
-others', as of a net that stays at chance with some seeds, that row has no part in it. The verdict goes by the
-shared spread where there is one.
+the errors when each row's and each seed's mean is taken away. A row whose own spread is of another size, as
+of a net that stays at chance with some seeds or with all, has no part in it. A verdict needs both intervals.
 """
 
 import csv
@@ -25,7 +24,9 @@ from experiments import plots
 from experiments.sweep import PARENT, Run, Sweep
 
 LEVEL = 0.95
-WILD = 5.0  # a row's standard deviation, as a multiple of the median row's, beyond which it stands alone
+APART = (
+    5.0  # a row's standard deviation, in medians of all rows, beyond which (or below 1 / that) it is alone
+)
 ERRORS = ("top1_error", "top5_error")
 
 
@@ -41,9 +42,13 @@ class Difference:
     pooled: float | None
 
     @property
+    def half(self) -> float | None:
+        """Of the wider of the intervals."""
+        return max((half for half in (self.own, self.pooled) if half is not None), default=None)
+
+    @property
     def verdict(self) -> str:
-        half = self.own if self.pooled is None else self.pooled
-        if half is None or abs(self.mean) <= half:
+        if self.half is None or abs(self.mean) <= self.half:
             return "not decided"
         return "worse" if self.mean > 0 else "better"
 
@@ -142,8 +147,8 @@ def shared_spread(rows: Sequence[dict[str, Any]], name: str) -> Spread | None:
     if len(seeds) < 2 or not tables:
         return None
     deviations = {row: np.std([table[seed] for seed in seeds], ddof=1) for row, table in tables.items()}
-    limit = WILD * np.median(list(deviations.values()))
-    tame = [row for row, deviation in deviations.items() if deviation <= limit]
+    usual = np.median(list(deviations.values()))
+    tame = [row for row, its in deviations.items() if usual / APART <= its <= usual * APART]
     if len(tame) < 2:
         return None
     whole = np.array([[tables[row][seed] for seed in seeds] for row in tame])
@@ -280,9 +285,9 @@ def markdown(results: dict[str, Any], made: Sequence[Line]) -> str:
         ]
         said += [
             f"The shared spread is {spread.deviation:.2f} points ({spread.freedom} degrees of freedom)"
-            + (f", without {', '.join(apart)}, whose own are far larger" if apart else "")
-            + ". Each verdict is for one comparison: of twenty rows without any effect, one would be called "
-            "worse or better.",
+            + (f", without {', '.join(apart)}, whose own are of another size" if apart else "")
+            + ". A verdict needs both intervals, and is for one comparison: of twenty rows without any "
+            "effect, up to one would be called worse or better.",
             "",
         ]
     said += [

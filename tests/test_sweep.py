@@ -142,7 +142,9 @@ def test_a_row_that_sometimes_learns_nothing_does_not_widen_the_others_intervals
     found = sweep_results.shared_spread([*tame, wild], "top1_error")
     assert found.rows == ("0", "1", "2", "3")
     assert found.deviation == pytest.approx(0, abs=1e-6)
-    # A row with a seed missing has no part in it, either.
+    # Nor does one that never learns anything narrow them, nor does one with a seed missing count.
+    chance = row_of("chance", [90, 90, 90])
+    assert sweep_results.shared_spread([*tame, wild, chance], "top1_error") == found
     short = row_of("short", [20, 21])
     assert sweep_results.shared_spread([*tame, short], "top1_error").rows == found.rows
 
