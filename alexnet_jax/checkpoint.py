@@ -214,6 +214,20 @@ def exist(workdir: pathlib.Path) -> bool:
     return bool(_steps(workdir / DIRECTORY))
 
 
+def about(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """What the newest checkpoint of a run tells besides: its `config`, `versions` and `device`.
+
+    Raises:
+      UserError: there is no checkpoint, or the newest is damaged.
+    """
+    directory = pathlib.Path(workdir).resolve() / DIRECTORY
+    try:
+        told = _read_about(directory / str(_steps(directory)[-1]))
+    except Exception as error:
+        raise UserError(f"{directory}: no checkpoint to be read ({_one_line(error)})") from error
+    return {key: told[key] for key in ("config", "versions", "device")}
+
+
 def shapes(state: Any) -> dict[str, list[int]]:
     """The shape of each array of a tree, by its path in it."""
     leaves = jax.tree.leaves_with_path(state)

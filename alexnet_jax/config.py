@@ -331,7 +331,7 @@ def _check_values(config: Config) -> None:
         f"each must be at least 0 and at most {MAX_EPOCHS:,.0f}",
     )
     net = build_model(config, num_classes=2)
-    layers = [layer for layer in model.LAYERS if layer != "conv6" or net.conv6]
+    layers = [layer for layer in model.LAYERS if layer not in net.without and (layer != "conv6" or net.conv6)]
     require(
         all(layer in layers for layer, _, _ in opt.layer_rates),
         "optimizer.layer_rates",

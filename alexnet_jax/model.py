@@ -25,6 +25,7 @@ Array = jax.Array
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8")
 FOLLOWERS = ("activation", "lrn", "map_norm", "pool")
+REMOVABLE = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 PLAIN_POOLING_PADDING = (1, 0)  # of conv2 and conv5 in layers-147.cfg
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh}
 
@@ -55,6 +56,9 @@ class AlexNet(nn.Module):
         paddings, 1 at conv2 and 0 at conv5, beside which `padding` may ask for no others.
       padding: of conv1 to conv5.
       sizes: `2012`, output sizes rounded up; `caffe`, up for pooling only; `torch`, down.
+      without: middle layers to leave out (section 7: "the depth really is important"), of `conv2` to `fc7`;
+        of what follows such a layer only the pooling stays, and where the columns would have talked before
+        it, they talk before the next.
       conv6: a sixth convolution on the pooled maps, before which the columns talk (section 7.2 and run 146).
       dropout: share of fc6's and fc7's outputs dropped in training.
       dropout_before: drops the inputs of fc6 and fc7 instead (torchvision).
@@ -87,6 +91,7 @@ class AlexNet(nn.Module):
     overlapping_pooling: bool = True
     padding: tuple[int, ...] = (0, 2, 1, 1, 1)
     sizes: str = "2012"
+    without: tuple[str, ...] = ()
     conv6: bool = False
     dropout: float = 0.5
     dropout_before: bool = False
@@ -146,6 +151,8 @@ class AlexNet(nn.Module):
         def convolve(
             name: str, xs: list[Array], width: int, window: int, padding: int, stride: int = 1
         ) -> list[Array]:
+            if name in self.without:
+                return xs
             layer = Convolution(
                 features=width // self.columns,
                 window=window,
@@ -158,15 +165,19 @@ class AlexNet(nn.Module):
             return keep(name, layer(self._talk(name, xs)))
 
         def follow(number: int, order: str, xs: list[Array]) -> list[Array]:
-            for step in order.split():
+            for step in self._steps(number, order):
                 xs = keep(f"{step}{number}", self._follow(step, number, xs))
             return xs
 
         def connect(name: str, xs: list[Array], width: int) -> list[Array]:
+            if name in self.without:
+                return xs
             layer = Dense(width // self.columns, self._initialisers(name), name=name)
             return keep(name, layer(self._talk(name, xs)))
 
         def drop(number: int, xs: list[Array]) -> list[Array]:
+            if f"fc{number}" in self.without:
+                return xs
             return keep(f"dropout{number}", self._drop(xs, train, example_ids))
 
         # The shapes are those of one column of the paper's net, for images of 224 x 224.
@@ -220,7 +231,8 @@ class AlexNet(nn.Module):
         for number, padding in enumerate(self._paddings(), 1):
             window, stride = {1: (11, 4), 2: (5, 1)}.get(number, (3, 1))
             ceil = self.sizes == "2012"
-            yield f"conv{number}", {"window": window, "stride": stride, "padding": padding, "ceil": ceil}
+            if f"conv{number}" not in self.without:
+                yield f"conv{number}", {"window": window, "stride": stride, "padding": padding, "ceil": ceil}
             if "pool" in orders[number - 1].split():
                 window = 3 if self.overlapping_pooling else 2
                 yield f"pool{number}", {"window": window, "stride": 2, "ceil": self.sizes != "torch"}
@@ -247,7 +259,19 @@ class AlexNet(nn.Module):
             )
 
     def _talk(self, name: str, xs: list[Array]) -> list[Array]:
-        return exchange(xs, self.column_axis) if name in self.talk else xs
+        return exchange(xs, self.column_axis) if self.talks(name) else xs
+
+    def talks(self, name: str) -> bool:
+        """Whether the columns talk before a layer, or would have before one left out just before it."""
+        layers = [layer for layer in LAYERS if layer != "conv6" or self.conv6]
+        before = reversed(layers[: layers.index(name)])
+        left_out = itertools.takewhile(lambda layer: layer in self.without, before)
+        return not {name, *left_out}.isdisjoint(self.talk)
+
+    def _steps(self, number: int, order: str) -> list[str]:
+        """What follows the layer of that number."""
+        left_out = not {f"conv{number}", f"fc{number}"}.isdisjoint(self.without)
+        return [step for step in order.split() if step == "pool" or not left_out]
 
     def _follow(self, step: str, number: int, xs: list[Array]) -> list[Array]:
         if step == "activation":
@@ -305,7 +329,7 @@ class AlexNet(nn.Module):
         An odd number of classes leaves the last output of the last column unused.
         """
         share = -(-self.num_classes // self.columns)
-        if "fc8" in self.talk:
+        if self.talks("fc8"):
             layer = Dense(share, self._initialisers("fc8"), name="fc8")
             return exchange(layer(self._talk("fc8", xs)), self.column_axis)[0][:, : self.num_classes]
         layer = Dense(share * self.columns, self._initialisers("fc8"), bias_features=share, name="fc8")
@@ -506,6 +530,7 @@ def _check(model: AlexNet) -> None:
     )
     talkers = LAYERS[1:]  # before conv1 there is nothing to tell: every column sees the image
     require(set(model.talk) <= set(talkers), "talk", f"choose from {', '.join(talkers)}")
+    require(set(model.without) <= set(REMOVABLE), "without", f"choose from {', '.join(REMOVABLE)}")
     require(model.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
     require(model.init_scheme in INITS, "init_scheme", f"choose one of {', '.join(INITS)}")
     require(model.sizes in ("2012", "caffe", "torch"), "sizes", "choose one of 2012, caffe, torch")

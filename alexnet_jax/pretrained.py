@@ -155,6 +155,10 @@ def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, 
         raise UserError(
             "model.conv6=True: AlexNet as others know it has no sixth convolution to write or read"
         )
+    if model.without:
+        raise UserError(
+            f"model.without={model.without}: AlexNet as others know it has every layer to write or read"
+        )
     if model.columns > 1 and not set(_DENSE) <= set(model.talk):
         raise UserError(
             f"model.talk={model.talk}: fully connected layers whose columns do not talk have no counterpart "

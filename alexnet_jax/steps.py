@@ -219,13 +219,13 @@ def _percent(values: Array, weights: Array) -> Array:
     return 100.0 * jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
-def make_eval_step(
+def log_probabilities_of(
     model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
-) -> Callable[[Any, Batch], Metrics]:
-    """Compiles `eval_step(params, batch)`: sums over the examples with weight.
+) -> Callable[[Any, Array], Array]:
+    """Gives `log_probabilities(params, images)`: uint8 `[B, S, S, 3]` to `[B, num_classes]`.
 
-    `loss`, `top1_wrong`, `top5_wrong` and `examples`; with 10 views the softmax outputs of the views are
-    averaged before they are judged (section 4.1), with 1 the central patch alone is seen.
+    With 10 views these are the logs of the mean of the views' softmax outputs (section 4.1), with 1 the
+    central patch alone is seen.
     """
 
     def no_view(images: Array, key: Array, example_ids: Array) -> Array:
@@ -244,6 +244,18 @@ def make_eval_step(
         # The log of the mean probability, without leaving logs: a small one would become 0 and its loss
         # infinite.
         return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
+
+    return log_probabilities
+
+
+def make_eval_step(
+    model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
+) -> Callable[[Any, Batch], Metrics]:
+    """Compiles `eval_step(params, batch)`: sums over the examples with weight.
+
+    `loss`, `top1_wrong`, `top5_wrong` and `examples`, by the probabilities of `log_probabilities_of`.
+    """
+    log_probabilities = log_probabilities_of(model, mesh, preprocess, views)
 
     def eval_step(params: Any, batch: Batch) -> Metrics:
         scores = log_probabilities(params, batch["image"])

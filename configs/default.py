@@ -44,6 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
         "overlapping_pooling": placeholder(bool),  # False: 2 x 2, as in run 147 (72 pixels at least)
         "padding": placeholder(tuple),  # of conv1 to conv5, in places
         "sizes": placeholder(str),  # how outputs are rounded: 2012, caffe, torch
+        "without": placeholder(tuple),  # section 7: middle layers left out, as ("conv3",)
         "conv6": placeholder(bool),  # section 7.2: a sixth convolution
         "dropout": placeholder(float),  # share dropped of fc6's and fc7's outputs
         "dropout_before": placeholder(bool),  # of their inputs instead
