@@ -253,7 +253,11 @@ class AlexNet(nn.Module):
             )
 
     def _talk(self, name: str, xs: list[Array]) -> list[Array]:
-        return exchange(xs, self.column_axis) if name in self.talk else xs
+        return self._exchange(name, xs) if name in self.talk else xs
+
+    def _exchange(self, name: str, xs: list[Array]) -> list[Array]:
+        with jax.named_scope(f"exchange_{name}"):  # by which reports name it
+            return exchange(xs, self.column_axis)
 
     def _follow(self, step: str, number: int, xs: list[Array]) -> list[Array]:
         if step == "activation":
@@ -267,7 +271,7 @@ class AlexNet(nn.Module):
             return [self._map_norm(x) for x in xs]
         if not self.lrn_across_columns:
             return [self._lrn(x) for x in xs]
-        whole = self._lrn(exchange(xs, self.column_axis)[0])
+        whole = self._lrn(self._exchange(f"norm{number}", xs)[0])
         return [self._own(whole, i, xs[i].shape[-1]) for i in range(len(xs))]
 
     def _lrn(self, x: Array) -> Array:
@@ -322,7 +326,7 @@ class AlexNet(nn.Module):
         share = -(-self.num_classes // self.columns)
         if "fc8" in self.talk:
             layer = Dense(share, self._initialisers("fc8"), out_dtype="float32", name="fc8")
-            return exchange(layer(self._talk("fc8", xs)), self.column_axis)[0][:, : self.num_classes]
+            return self._exchange("logits", layer(self._talk("fc8", xs)))[0][:, : self.num_classes]
         layer = Dense(
             share * self.columns,
             self._initialisers("fc8"),
@@ -333,7 +337,8 @@ class AlexNet(nn.Module):
         votes = layer(xs, bias_places=[self._column(i) * share for i in range(len(xs))])
         logits = sum(votes[1:], votes[0])
         if self.column_axis is not None:
-            logits = jax.lax.psum(logits, self.column_axis)
+            with jax.named_scope("exchange_logits"):
+                logits = jax.lax.psum(logits, self.column_axis)
         return logits[:, : self.num_classes]
 
     def _initialisers(self, name: str) -> "Initialisers":
