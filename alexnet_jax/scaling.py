@@ -1,6 +1,6 @@
 """What a mesh costs: what its devices tell each other in a step, what each holds, and how long it may take.
 
-python -m alexnet_jax.scaling --config=configs/imagenet2012.py --data=4 --column=2 --config.data.batch_size=512
+python -m alexnet_jax.scaling --config=configs/imagenet2012.py --data=2 --column=2
 
 Compiles the training step for that mesh on pretended devices of this machine's CPU, and reads the collectives
 out of the compiled program. Other meshes are reckoned from the program as written. Needs no accelerator.
@@ -121,7 +121,7 @@ class Step:
         return [*(one for one in found if one.axis != columns.DATA), fused]
 
     def cost(self, found: list[Collective], data: int, column: int, batch_size: int, at: Machine) -> Cost:
-        """Seconds of a step, by the usual reckoning: each device sends its share to its neighbour in a ring."""
+        """Seconds of a step, if the devices of an axis are a ring, in which each sends to the next."""
 
         def talk(axis: str, count: int, speed: float) -> float:
             sent = sum(
@@ -211,8 +211,8 @@ def as_text(values: dict[str, Any]) -> str:
     """The report for people."""
     mesh, at, memory = values["mesh"], values["machine"], values["bytes_a_device"]
     lines = [
-        f"mesh        {mesh['data']} x {mesh['column']} (data x column), {values['batch_size']} images a step, "
-        f"{values['batch_size'] // mesh['data']} a row of devices, {values['compute_dtype']}",
+        f"mesh        {mesh['data']} x {mesh['column']} (data x column), {values['batch_size']} images a "
+        f"step, {values['batch_size'] // mesh['data']} a row of devices, {values['compute_dtype']}",
         "",
         "collectives of the step, compiled for this machine's CPU (which sends bfloat16 as float32):",
         *_table(
@@ -304,7 +304,7 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Of which config; --config.KEY=VALUE overrides a key.")
     flags.DEFINE_integer("data", 1, "Rows of devices, among which the batch is split.", lower_bound=1)
     flags.DEFINE_integer("column", 1, "Devices of a row, among which the columns are.", lower_bound=1)
-    # About what one A100 sustains in float32 (TF32) on this net, its NVLink, and a 100 Gbit/s network.
+    # An example, not a measurement: a GPU with fast links to its neighbour, on a network of 100 Gbit/s.
     flags.DEFINE_float("device_tflops", 40.0, "10**12 operations a second of a device.", lower_bound=1e-9)
     flags.DEFINE_float("column_gbytes", 200.0, "10**9 bytes a second between columns.", lower_bound=1e-9)
     flags.DEFINE_float("data_gbytes", 12.5, "10**9 bytes a second along data.", lower_bound=1e-9)
@@ -316,8 +316,8 @@ def main() -> int:
     devices = FLAGS.data * FLAGS.column
     if devices > MOST_COMPILED:
         raise UserError(
-            f"--data={FLAGS.data} --column={FLAGS.column}: {devices} devices are more than the {MOST_COMPILED} "
-            "that are pretended here; more are reckoned on paper from any smaller mesh"
+            f"--data={FLAGS.data} --column={FLAGS.column}: {devices} devices are more than the "
+            f"{MOST_COMPILED} that are pretended here; more are reckoned on paper from any smaller mesh"
         )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
