@@ -78,6 +78,8 @@ def on_mesh(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Ca
     Replication is not tracked (`check_vma=False`): what a function returns without a mesh axis in its
     spec must be equal along that axis, as logits are after the last exchange.
     """
+    if mesh.size == 1:  # the device's part is the whole; an all-reduce with itself would copy all gradients
+        return function
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 

@@ -432,10 +432,10 @@ class Dense(nn.Module):
                 for b, place in zip(biases, bias_places, strict=True)
             ]
         dtype = self.out_dtype or xs[0].dtype
-        return [
-            jnp.matmul(x, kernel[i].astype(x.dtype), preferred_element_type=dtype) + biases[i].astype(dtype)
-            for i, x in enumerate(xs)
-        ]
+        # One product with a batch of columns: a slice of the kernel for each would be a copy of it.
+        kernel = kernel.astype(xs[0].dtype)
+        ys = jnp.einsum("cbi,cio->cbo", jnp.stack(xs), kernel, preferred_element_type=dtype)
+        return [y + b.astype(dtype) for y, b in zip(ys, biases, strict=True)]
 
 
 # BVLC's bvlc_alexnet: groups instead of columns, norms across them, images of 227 x 227.

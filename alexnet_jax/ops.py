@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
+Edges = tuple[tuple[int, int], ...]  # padding before and after the rows and the columns of the maps
 
 
 def output_size(size: int, *, window: int, stride: int, padding: int = 0, ceil: bool = True) -> int:
@@ -29,13 +30,92 @@ def _edges(size: int, *, window: int, stride: int, padding: int, ceil: bool) -> 
 
 def convolution(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0, ceil: bool = True) -> Array:
     """Convolves `x` `[B, H, W, I]` with `kernel` `[h, w, I, O]` (no flipping): `[B, H', W', O]`."""
-    edges = [
+    edges = tuple(
         _edges(size, window=window, stride=stride, padding=padding, ceil=ceil)
         for size, window in zip(x.shape[1:3], kernel.shape[:2], strict=True)
-    ]
+    )
+    return _convolve(x, kernel, stride, edges)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: Array, kernel: Array, stride: int, edges: Edges) -> Array:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), edges, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _convolve_forward(x, kernel, stride, edges):
+    return _convolve(x, kernel, stride, edges), (x, kernel)
+
+
+def _convolve_backward(stride, edges, residuals, g):
+    x, kernel = residuals
+    plain = functools.partial(_convolve.fun, stride=stride, edges=edges)
+    (of_x,) = jax.vjp(lambda x: plain(x, kernel), x)[1](g)
+    of_kernel = lax.platform_dependent(
+        x,
+        g,
+        cpu=functools.partial(_kernel_gradient, window=kernel.shape[:2], stride=stride, edges=edges),
+        default=lambda x, g: jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](g)[0],
+    )
+    return of_x, of_kernel
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+CACHED_BYTES = 4 * 2**20  # of maps that a product finds still in the cache after the one before
+
+
+def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int, edges: Edges) -> Array:
+    """The gradient of a convolution's kernel on a CPU: one matrix product for each place in the window.
+
+    XLA's own is a convolution whose windows are as large as the maps, up to five times slower. A window at
+    `stride` s is one at stride 1 over squares of s x s places taken as channels, which makes of conv1's 121
+    thin products 9 of a good size. It goes a few images at a time, so that what one product has read is still
+    in the cache for the next; and `g`, which all products share, comes first, as what is on the left of a
+    product has to be transposed.
+
+    Args:
+      x: the inputs `[B, H, W, I]`; g: the gradient of the outputs `[B, H', W', O]`.
+
+    Returns:
+      `[h, w, I, O]`.
+    """
+    (batch, rows, columns, outputs), inputs = g.shape, x.shape[3]
+    squares = [-(-size // stride) for size in window]  # the window's height and width in squares
+    depth = stride * stride * inputs
+
+    # All maps in whole squares, all groups of images full; zeros add nothing.
+    groups = min(-(-(x.nbytes + g.nbytes) // CACHED_BYTES), batch)
+    zero, more = jnp.zeros((), x.dtype), -batch % groups
+    padding = [(0, more, 0)]
+    for count, square, size, (before, _) in zip((rows, columns), squares, x.shape[1:3], edges, strict=True):
+        padding.append((before, (count - 1 + square) * stride - size - before, 0))
+    x = lax.pad(x, zero, [*padding, (0, 0, 0)])
+    g = lax.pad(g, zero, [(0, more, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0)])
+
+    def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
+        x, g = group
+        images, height, width, _ = x.shape
+        x = x.reshape(images, height // stride, stride, width // stride, stride, inputs)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(images, height // stride, width // stride, depth)
+        g = lax.optimization_barrier(g.reshape(-1, outputs).T)  # else XLA would transpose each x instead
+        products = [
+            jnp.matmul(
+                g, x[:, i : i + rows, j : j + columns].reshape(-1, depth), preferred_element_type=jnp.float32
+            )
+            for i in range(squares[0])
+            for j in range(squares[1])
+        ]
+        return total + jnp.stack(products), None
+
+    total = jnp.zeros((squares[0] * squares[1], outputs, depth))  # float32 for bfloat16, too
+    x, g = (a.reshape(groups, -1, *a.shape[1:]) for a in (x, g))
+    total, _ = lax.scan(add, total, (x, g))
+
+    total = total.reshape(*squares, outputs, stride, stride, inputs).transpose(0, 3, 1, 4, 5, 2)
+    total = total.reshape(squares[0] * stride, squares[1] * stride, inputs, outputs)
+    return total[: window[0], : window[1]].astype(g.dtype)
 
 
 def _window_sum(x: Array, size: int, axis: int) -> Array:
@@ -111,7 +191,6 @@ def within_map_norm(x: Array, *, k: float, alpha: float, beta: float, size: int)
     return _normalise(x, k, alpha, beta, size, (1, 2))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool(x: Array, window: int, stride: int, ceil: bool = True) -> Array:
     """Maximum over `window` x `window` places every `stride`, overlapping if stride < window (section 3.4).
 
@@ -120,48 +199,54 @@ def max_pool(x: Array, window: int, stride: int, ceil: bool = True) -> Array:
     Args:
       x: `[B, H, W, C]`.
     """
-    edges = [_edges(size, window=window, stride=stride, padding=0, ceil=ceil) for size in x.shape[1:3]]
+    edges = tuple(_edges(size, window=window, stride=stride, padding=0, ceil=ceil) for size in x.shape[1:3])
+    return _max_pool(x, window, stride, edges)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x: Array, window: int, stride: int, edges: Edges) -> Array:
+    return functools.reduce(jnp.maximum, _places(x, window, stride, edges))
+
+
+def _places(x: Array, window: int, stride: int, edges: Edges) -> list[Array]:
+    """What the windows see at each of their places, in row-major order, each `[B, H', W', C]`.
+
+    Shifted maps in the plain language of arrays: XLA's own windows, and still more their gradient
+    (`select_and_scatter`), are several times slower on a CPU.
+    """
     lowest = jnp.array(-jnp.inf, x.dtype)
-    return lax.reduce_window(
-        x, lowest, lax.max, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), *edges, (0, 0))
-    )
+    x = lax.pad(x, lowest, [(0, 0, 0), *((*edge, 0) for edge in edges), (0, 0, 0)])
+    batch, height, width, channels = x.shape
+    reach = height - window + 1, width - window + 1
+    return [
+        lax.slice(x, (0, i, j, 0), (batch, i + reach[0], j + reach[1], channels), (1, stride, stride, 1))
+        for i in range(window)
+        for j in range(window)
+    ]
 
 
-def _max_pool_forward(x, window, stride, ceil):
-    y = max_pool(x, window, stride, ceil)
-    return y, (x, y)
+def _max_pool_forward(x, window, stride, edges):
+    # All that is kept is where in its window each maximum was first found: a byte.
+    first, *others = _places(x, window, stride, edges)
+    y, found = first, jnp.zeros(first.shape, jnp.uint8)
+    for place, here in enumerate(others, 1):
+        found = jnp.where(here > y, jnp.uint8(place), found)
+        y = jnp.maximum(here, y)
+    return y, found
 
 
-def _max_pool_backward(window, stride, ceil, residuals, g):
-    # One shifted comparison per place in the window; XLA's own select-and-scatter is four times slower
-    # on a CPU. `lax.pad` with interior padding puts each part back where its places lie.
-    x, y = residuals
-    (_, height, width, _), (_, rows, columns, _) = x.shape, y.shape
-    reach = [(n - 1) * stride + window for n in (rows, columns)]
-    low, zero = jnp.array(-jnp.inf, x.dtype), jnp.zeros((), g.dtype)
-    padded = lax.pad(x, low, [(0, 0, 0), (0, reach[0] - height, 0), (0, reach[1] - width, 0), (0, 0, 0)])
-    taken = jnp.zeros(y.shape, bool)
-    total = jnp.zeros(padded.shape, g.dtype)
-    for i in range(window):
-        for j in range(window):
-            last = (i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1)
-            here = lax.slice(padded, (0, i, j, 0), (x.shape[0], *last, x.shape[3]), (1, stride, stride, 1))
-            first = (here == y) & ~taken
-            taken |= first
-            total += lax.pad(
-                jnp.where(first, g, zero),
-                zero,
-                [
-                    (0, 0, 0),
-                    (i, reach[0] - last[0], stride - 1),
-                    (j, reach[1] - last[1], stride - 1),
-                    (0, 0, 0),
-                ],
-            )
-    # Crops what hung over the edge, or restores what no window saw.
-    return (
-        lax.pad(total, zero, [(0, 0, 0), (0, height - reach[0], 0), (0, width - reach[1], 0), (0, 0, 0)]),
-    )
+def _max_pool_backward(window, stride, edges, found, g):
+    # `lax.pad` with `stride - 1` between the places puts each part back where it was found; its negative
+    # padding crops what hung over the edge.
+    zero = jnp.zeros((), g.dtype)
+    total = None
+    for place in range(window * window):
+        spread = []
+        for offset, (_, beyond) in zip(divmod(place, window), edges, strict=True):
+            spread.append((offset, window - 1 - offset - beyond, stride - 1))
+        part = lax.pad(jnp.where(found == place, g, zero), zero, [(0, 0, 0), *spread, (0, 0, 0)])
+        total = part if total is None else total + part
+    return (total,)
 
 
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
