@@ -180,12 +180,13 @@ def open_batches(run: Run, params: Any, start_step: int) -> Iterator[input_pipel
         path = run.workdir / trunk.FILE_NAME
         records = trunk.pooled_maps(path, run.model, params, run.preprocess, run.source)
         return trunk.batches(records, data.batch_size, seed, start_step)
+    share, shares = columns.share(run.mesh)
     return input_pipeline.train_batches(
         run.source,
         batch_size=data.batch_size,
         image_size=data.stored_size,
         seed=seed,
         start_step=start_step,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
+        host_index=share,
+        host_count=shares,
     )

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -74,14 +75,17 @@ def command(main: Callable[[], int]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         _leave(FAULT)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception:
+        traceback.print_exc()
+        _leave(FAULT)
 
 
 def _leave(code: int) -> NoReturn:
-    """Exits, and at once: after a save that failed, orbax's threads wait minutes for what never comes."""
+    """Exits, and at once: after a failure orbax's threads, or the job's, wait for what never comes."""
     others = (t for t in threading.enumerate() if t is not threading.main_thread())
     if all(thread.daemon for thread in others):
         sys.exit(code)

@@ -229,12 +229,21 @@ def build_model(config: Config, num_classes: int) -> model.AlexNet:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Lines `key: old -> new` for each key that differs and may not change when a run goes on."""
-    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
     fixed = _LENGTH if new.optimizer.schedule == "exponential" else ()
+    return [
+        line
+        for line in all_differences(old, new)
+        if (key := line.split(":")[0]) not in MAY_CHANGE or key in fixed
+    ]
+
+
+def all_differences(old: Config, new: Config) -> list[str]:
+    """Lines `key: old -> new` for each key that differs."""
+    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in after
-        if before.get(key) != after.get(key) and (key not in MAY_CHANGE or key in fixed)
+        if before.get(key) != after.get(key)
     ]
 
 

@@ -453,7 +453,7 @@ def _read_workdir(path: pathlib.Path) -> Pretrained:
 
 
 # What may differ between a net and the weights it starts from: none of it changes what the trunk computes.
-_FREE = {"num_classes", "dropout", "init_scheme", "hidden_bias"}
+_FREE = {"num_classes", "dropout", "init_scheme", "hidden_bias", "compute_dtype"}
 
 
 def start_from(

@@ -268,7 +268,7 @@ def make_eval_step(
             "examples": jnp.sum(weights),
         }
 
-    return jax.jit(eval_step)
+    return jax.jit(eval_step, out_shardings=NamedSharding(mesh, columns.EVERYWHERE))
 
 
 @jax.jit

@@ -51,6 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
         "dropout_scaled": placeholder(bool),  # scaled in training instead of at test time
         "init_scheme": placeholder(str),  # paper (0.01 everywhere: slow at first), original, caffe, he, torch
         "hidden_bias": placeholder(float),  # first bias of conv2, 4, 5, 6, fc6 and fc7; 1 in the paper
+        "compute_dtype": placeholder(str),  # float32, or bfloat16 with float32 parameters
     }
     config.augment = {
         "crop": True,  # section 4.1
