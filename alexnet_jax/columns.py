@@ -18,6 +18,7 @@ from alexnet_jax.errors import UserError
 DATA, COLUMN = "data", "column"
 
 BATCH = P(DATA)  # examples lie along the data axis, the same for both columns
+PART = P(None, DATA)  # the same of a batch cut into parts, `[parts, B / parts, ...]`
 PARAMETERS = P(COLUMN)  # the leading axis of every parameter
 EVERYWHERE = P()
 

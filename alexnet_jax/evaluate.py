@@ -62,13 +62,18 @@ def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBa
         yield ahead
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises `UserError` where the batch does not split over the mesh."""
+def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
+    """Raises `UserError` where the batch does not split over the mesh, or its share into micro-batches."""
     parts = mesh.shape[columns.DATA]
     if batch_size % parts:
         raise UserError(
             f"data.batch_size={batch_size}: does not divide over the {parts} devices of mesh.data; "
             f"use a multiple, such as {-(-batch_size // parts) * parts}"
+        )
+    if batch_size // parts % micro_batches:
+        raise UserError(
+            f"data.micro_batches={micro_batches}: does not divide the {batch_size // parts} images of a "
+            "batch that each device of mesh.data has"
         )
 
 

@@ -155,6 +155,7 @@ def report(config: configs.Config, num_classes: int, data: int, column: int, at:
     mesh = columns.make_mesh(data, column)
     data, column = mesh.shape[columns.DATA], mesh.shape[columns.COLUMN]
     evaluate.check_batch_size(batch_size, mesh)
+    steps.check_columns(step.model, mesh)
     found, memory = step.compiled(mesh, batch_size)
     total, own = held(step.arguments(mesh, batch_size)[0], column)
     written = step.written(data, column, batch_size)

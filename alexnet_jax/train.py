@@ -28,6 +28,7 @@ from alexnet_jax import (
     interrupt,
     logs,
     pretrained,
+    profile,
     steps,
 )
 from alexnet_jax import config as configs
@@ -179,11 +180,13 @@ def loop(
         state = evaluate_and_log(run, log, state, record, step, stop)
     batches = TrainingBatches(run, log, open_batches(run, state.params, step))
     meter = Meter(run, log)
+    recording = profile.Profile(run.workdir, run.config.run.profile_steps, log.say)
     while step < run.total_steps and not record.plateau.finished and not stop.wanted():
         state, metrics = run.train_step(state, next(batches))
         step += 1
         log.advance()
         meter.after_step(step, metrics, batches)
+        recording.after_step(metrics)
 
         if run.evaluates_at(step) and not stop.wanted():
             meter.flush()
@@ -193,6 +196,7 @@ def loop(
             meter.flush()
             save(run, log, checkpoints, state, record, step)
             meter.restart()
+    recording.close()
     meter.flush()
     save(run, log, checkpoints, state, record, step, last=True)
     interrupted = step < run.total_steps and not record.plateau.finished

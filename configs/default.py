@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
         "data_dir": placeholder(str),  # where TFDS looks; None for ~/tensorflow_datasets
         "num_classes": placeholder(int),  # None for what the source has
         "batch_size": 64,  # images a step; the paper's 128 would leave too few steps of so few images
+        "micro_batches": 1,  # parts of a batch that are computed one after another, to save memory
         "stored_size": 73,  # pixels; 256 for 224 in the paper
         "image_size": 64,  # pixels
         "max_bad_fraction": 0.01,  # of the images seen; beyond, the run stops
@@ -88,6 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
         "total_steps": placeholder(int),  # of each pair _steps and _epochs one is set
         "total_epochs": 5.0,  # about as much as five minutes allow
         "log_every_steps": 20,  # metrics are means over so many steps
+        "profile_steps": 0,  # so many steps are recorded for TensorBoard or Perfetto
         "eval_every_steps": placeholder(int),
         "eval_every_epochs": 1.0,  # on all test images
         "eval_views": 1,  # 1: central patch; 10: four corners, centre, and their mirrors

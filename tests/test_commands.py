@@ -6,14 +6,14 @@ import pytest
 
 from alexnet_jax import __main__, __version__, progress
 
-COMMANDS = ("prepare", "predict", "features", "nearest", "probe", "export", "demo")
+COMMANDS = ("prepare", "predict", "features", "nearest", "probe", "export", "demo", "ensemble")
 
 
 def test_the_package_lists_its_commands(capsys):
     assert __main__.main([]) == 0
     said = capsys.readouterr().out
     assert __version__ in said and "python main.py" in said
-    assert set(__main__.commands()) == {f"python -m alexnet_jax.{name}" for name in COMMANDS}
+    assert set(__main__.commands()) == {f"python -m alexnet_jax.{name}" for name in (*COMMANDS, "scaling")}
     for command, line in __main__.commands().items():
         assert line.endswith(".") and f"{command} " in said and line in said
 

@@ -32,6 +32,8 @@ def test_leaves_import_no_one_but_errors():
         "columns",
         "statistics",
         "memory",
+        "compiled",
+        "profile",
         "typed",
         "distributed",
     )
@@ -39,7 +41,7 @@ def test_leaves_import_no_one_but_errors():
         assert arrows()[leaf] <= {"errors"}, leaf
     assert arrows()["checkpoint"] <= {"errors", "distributed"}
     assert arrows()["collectives"] <= {"columns"}
-    assert arrows()["cli"] <= {"errors", "memory"}
+    assert arrows()["cli"] <= {"errors", "memory", "compiled"}
 
 
 def test_there_is_no_circle():
