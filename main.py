@@ -15,7 +15,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax import cli
+from alexnet_jax import cli, distributed
 from alexnet_jax import config as configs
 
 FLAGS = flags.FLAGS
@@ -36,6 +36,16 @@ def define_flags() -> None:
         ["train", "eval", "summary"],
         "Train, test WORKDIR's last checkpoint, or describe the net.",
     )
+    flags.DEFINE_string(
+        "coordinator_address", None, "With several processes: where process 0 is, as host:port."
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "How many processes; by default what the launcher says, 1 for a run by itself."
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "This process's number, from 0; by default what the launcher says."
+    )
+    flags.DEFINE_integer("start_timeout_seconds", 300, "How long the processes wait for each other.")
     flags.DEFINE_bool("json", False, "With --mode=eval or --mode=summary: print JSON.")
     flags.register_validator("workdir", lambda path: path != "", "name a directory, or leave the flag out")
     flags.register_multi_flags_validator(
@@ -47,10 +57,12 @@ def define_flags() -> None:
 
 def main() -> int:
     overrides = config_flags.get_override_values(FLAGS["config"])
-    if FLAGS.mode == "eval":
-        return test(overrides)
-    config = configs.resolve(FLAGS.config, overrides)
-    return train(config) if FLAGS.mode == "train" else summarise(config)
+    config = None if FLAGS.mode == "eval" else configs.resolve(FLAGS.config, overrides)
+    if config is not None and FLAGS.mode == "summary":
+        return summarise(config)
+    place = distributed.find(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+    with distributed.job(place, FLAGS.start_timeout_seconds):
+        return test(overrides) if config is None else train(config)
 
 
 def train(config: configs.Config) -> int:
@@ -71,6 +83,8 @@ def test(overrides: dict[str, object]) -> int:
         )
     result, step = evaluate.evaluate_workdir(configs.of_workdir(workdir, overrides), workdir)
     values = {"step": step, **dataclasses.asdict(result)}
+    if not distributed.is_first():
+        return 0
     print(
         json.dumps(values) if FLAGS.json else "\n".join(f"{key:12} {value}" for key, value in values.items())
     )

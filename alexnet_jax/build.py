@@ -55,7 +55,7 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
     """Opens the data and finds out that the parts fit; compiles and writes nothing yet."""
     data, run = config.data, config.run
     mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
-    evaluate.check_batch_size(data.batch_size, mesh)
+    evaluate.check_batch_size(data.batch_size, mesh, data.micro_batches)
     source, test_source = (evaluate.open_source(config, split) for split in ("train", "test"))
     statistics = evaluate.statistics_of(source)
     model = configs.build_model(config, source.num_classes)
@@ -81,7 +81,13 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
         source=source,
         model=model,
         train_step=steps.make_train_step(
-            trained, optimizer, mesh, view, seed=run.seed, log_every=run.log_every_steps
+            trained,
+            optimizer,
+            mesh,
+            view,
+            seed=run.seed,
+            log_every=run.log_every_steps,
+            micro_batches=data.micro_batches,
         ),
         evaluate=evaluate.make_evaluator(config, model, mesh, test_source, preprocess),
         init_state=init_state,
@@ -180,12 +186,13 @@ def open_batches(run: Run, params: Any, start_step: int) -> Iterator[input_pipel
         path = run.workdir / trunk.FILE_NAME
         records = trunk.pooled_maps(path, run.model, params, run.preprocess, run.source)
         return trunk.batches(records, data.batch_size, seed, start_step)
+    share, shares = columns.share(run.mesh)
     return input_pipeline.train_batches(
         run.source,
         batch_size=data.batch_size,
         image_size=data.stored_size,
         seed=seed,
         start_step=start_step,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
+        host_index=share,
+        host_count=shares,
     )

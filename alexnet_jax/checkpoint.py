@@ -7,6 +7,7 @@ fingerprints, is set aside, and the one before is used.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -21,8 +22,10 @@ from typing import Any
 import absl.logging
 import jax
 import jax.numpy as jnp
+from absl import flags
 from orbax.checkpoint import v1 as ocp
 
+from alexnet_jax import distributed
 from alexnet_jax.errors import UserError
 
 DIRECTORY, DAMAGED = "checkpoints", "damaged"
@@ -82,16 +85,20 @@ class Checkpoints:
         """
         self.wait()
         directory = self._workdir / DIRECTORY
-        steps = _steps(directory)
+        steps = _steps_for_all(directory)
         found = None
+
+        def load(step: int) -> tuple[Any, dict[str, Any]]:
+            about = _read_about(directory / str(step))
+            if found is not None:
+                return None, about
+            self._refuse_other_shapes(about["shapes"], shapes(abstract_state), step)
+            return _load(directory / str(step), abstract_state), about
+
         for step in reversed(steps):
             try:
-                about = _read_about(directory / str(step))
-                if found is None:
-                    self._refuse_other_shapes(about["shapes"], shapes(abstract_state), step)
-                    with _one_error():
-                        state = ocp.load(str(directory / str(step)), abstract_state)
-                    _compare(about["fingerprints"]["state"], fingerprint(state))
+                state, about = _checked(functools.partial(load, step), "state")
+                if state is not None:
                     found, self.saved_step = (state, about["record"]), step
             except Exception as error:  # as many kinds as there are kinds of damage
                 if _is_no_damage(error):
@@ -132,11 +139,15 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and lets go; whether the last save succeeded is for `wait` to say."""
         if self._open is not None:
-            with contextlib.suppress(SaveError), self._save_errors():
+            with contextlib.suppress(Exception):
                 self._open.close()
 
     def _orbax(self) -> ocp.training.Checkpointer:
         if self._open is None:
+            if (barrier := "experimental_orbax_use_distributed_barrier") in flags.FLAGS:
+                flags.FLAGS[
+                    barrier
+                ].value = True  # the runtime's, which need no devices and do not last for ever
             self._open = ocp.training.Checkpointer(
                 str(self._workdir / DIRECTORY), preservation_policy=self._policy, cleanup_tmp_directories=True
             )
@@ -153,6 +164,8 @@ class Checkpoints:
             )
 
     def _set_aside(self, step: int, error: Exception) -> None:
+        if not distributed.is_first():
+            return
         damaged = self._workdir / DAMAGED
         damaged.mkdir(exist_ok=True)
         target = next(t for n in range(1000) if not (t := damaged / f"{step}.{n}").exists())
@@ -161,14 +174,18 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _save_errors(self) -> Iterator[None]:
-        """Turns whatever a failed write raises into `SaveError`."""
+        """Turns whatever a failed write raises into `SaveError`, in all processes alike."""
+        error = None
         try:
             yield
-        except Exception as error:
+        except Exception as caught:
+            error = caught
+        if not distributed.all_of(error is None):
             self._open = None  # orbax's own view of the directory is in doubt
-            self.saved_step = max(_steps(self._workdir / DIRECTORY), default=None)
+            self.saved_step = max(_steps_for_all(self._workdir / DIRECTORY), default=None)
             known = _WHY.search(str(error))
-            raise SaveError(known.group() if known else _one_line(error)) from error
+            why = "another process could not" if error is None else _one_line(error)
+            raise SaveError(known.group() if known else why) from error
 
 
 class _Best:
@@ -193,12 +210,14 @@ def restore_params(
     directory = pathlib.Path(workdir).resolve() / DIRECTORY
     if not directory.is_dir():
         raise UserError(f"{directory}: not there; give the workdir of a run that has saved a checkpoint")
-    steps = _steps(directory)
+    steps = _steps_for_all(directory)
+
+    def load(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
+        return _load_params(path, sharding), _read_about(path)
+
     for step in reversed(steps):
         try:
-            params = _load_params(directory / str(step), sharding)
-            _compare(_read_about(directory / str(step))["fingerprints"]["params"], fingerprint(params))
-            return params, step
+            return _checked(functools.partial(load, directory / str(step)), "params")[0], step
         except Exception as error:
             if _is_no_damage(error):
                 raise
@@ -212,6 +231,20 @@ def restore_params(
 def exist(workdir: pathlib.Path) -> bool:
     """Whether a run has saved a checkpoint."""
     return bool(_steps(workdir / DIRECTORY))
+
+
+def about(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """What the newest checkpoint of a run tells besides: its `config`, `versions` and `device`.
+
+    Raises:
+      UserError: there is no checkpoint, or the newest is damaged.
+    """
+    directory = pathlib.Path(workdir).resolve() / DIRECTORY
+    try:
+        told = _read_about(directory / str(_steps(directory)[-1]))
+    except Exception as error:
+        raise UserError(f"{directory}: no checkpoint to be read ({_one_line(error)})") from error
+    return {key: told[key] for key in ("config", "versions", "device")}
 
 
 def shapes(state: Any) -> dict[str, list[int]]:
@@ -258,14 +291,56 @@ def _steps(directory: pathlib.Path) -> list[int]:
 
 
 def _load_params(path: pathlib.Path, sharding: jax.sharding.Sharding) -> Any:
-    saved: Any = ocp.metadata(str(path)).metadata
+    with _by_itself():
+        saved: Any = ocp.metadata(str(path)).metadata
     wanted = {key: jax.tree.map(lambda _: ocp.PLACEHOLDER, value) for key, value in saved.items()}
     wanted["params"] = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved["params"]
     )
-    with _one_error():
-        loaded: Any = ocp.load(str(path), wanted)
-    return loaded["params"]
+    return _load(path, wanted)["params"]
+
+
+def _load(path: pathlib.Path, wanted: Any) -> Any:
+    with _one_error(), _by_itself():
+        return ocp.load(str(path), wanted)
+
+
+def _checked(load: Callable[[], tuple[Any, dict[str, Any]]], part: str) -> tuple[Any, dict[str, Any]]:
+    """The arrays (None for none) and the metadata that `load` gives, if whole: in all processes, or in none.
+
+    Raises:
+      Exception: of any kind, where it is damaged.
+    """
+    loaded, error = None, None
+    try:
+        loaded = load()
+    except Exception as caught:
+        if _is_no_damage(caught):
+            raise
+        error = caught
+    if not distributed.all_of(error is None):  # asked before what all must do together
+        raise error or ValueError("another process could not read it")
+    assert loaded is not None
+    arrays, about = loaded
+    if arrays is not None:
+        _compare(about["fingerprints"][part], fingerprint(arrays))
+    return arrays, about
+
+
+def _steps_for_all(directory: pathlib.Path) -> list[int]:
+    """The checkpoints' steps as process 0 sees them."""
+    return json.loads(distributed.from_first(json.dumps(_steps(directory))))
+
+
+def _by_itself() -> contextlib.AbstractContextManager[Any]:
+    """Has orbax read without waiting for other processes, which may have failed to."""
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=None, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    return ocp.Context(multiprocessing_options=options)
 
 
 # --- What was saved is what is read -----------------------------------------------------------------------
@@ -277,7 +352,7 @@ def fingerprint(tree: Any) -> str:
 
 
 def _hexadecimal(words: Array) -> str:
-    return "".join(f"{int(word):08x}" for word in words)
+    return "".join(f"{int(word):08x}" for word in jax.device_get(words))
 
 
 @jax.jit
@@ -320,7 +395,8 @@ def _signed(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_about(path: pathlib.Path) -> dict[str, Any]:
-    about: Any = ocp.metadata(str(path)).custom_metadata
+    with _by_itself():
+        about: Any = ocp.metadata(str(path)).custom_metadata
     crc = about.pop("crc32")
     if zlib.crc32(_canonical(about)) != crc:
         raise ValueError("its metadata does not match its checksum")

@@ -10,12 +10,13 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import flags
 
-from alexnet_jax import memory
+from alexnet_jax import compiled, memory
 from alexnet_jax.errors import Fault, UserError
 
 EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75}
@@ -64,6 +65,7 @@ def command(main: Callable[[], int]) -> NoReturn:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # the shell's wish, for background jobs
             signal.signal(signal.SIGINT, signal.default_int_handler)
         memory.keep()
+        compiled.keep()
         if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8: out as they went in
             sys.stdout.reconfigure(errors="surrogateescape")
         _leave(main())
@@ -74,14 +76,17 @@ def command(main: Callable[[], int]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         _leave(FAULT)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception:
+        traceback.print_exc()
+        _leave(FAULT)
 
 
 def _leave(code: int) -> NoReturn:
-    """Exits, and at once: after a save that failed, orbax's threads wait minutes for what never comes."""
+    """Exits, and at once: after a failure orbax's threads, or the job's, wait for what never comes."""
     others = (t for t in threading.enumerate() if t is not threading.main_thread())
     if all(thread.daemon for thread in others):
         sys.exit(code)

@@ -18,6 +18,7 @@ from alexnet_jax.errors import UserError
 DATA, COLUMN = "data", "column"
 
 BATCH = P(DATA)  # examples lie along the data axis, the same for both columns
+PART = P(None, DATA)  # the same of a batch cut into parts, `[parts, B / parts, ...]`
 PARAMETERS = P(COLUMN)  # the leading axis of every parameter
 EVERYWHERE = P()
 
@@ -29,6 +30,7 @@ def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = N
       UserError: the sizes do not multiply to at most the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
+    devices.sort(key=lambda device: (device.process_index, device.id))  # a process's lie side by side
     sizes = {"mesh.data": data, "mesh.column": column}
     for key, size in sizes.items():
         if size != -1 and size < 1:
@@ -44,8 +46,31 @@ def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = N
             f"mesh.data={data} times mesh.column={column} needs {data * column} devices, "
             f"but there are {len(devices)}; lower one of them"
         )
+    if unused := {d.process_index for d in devices} - {d.process_index for d in devices[: data * column]}:
+        raise UserError(
+            f"mesh.data={data} times mesh.column={column} needs {data * column} devices, which leaves "
+            f"process {min(unused)} without any; use all {len(devices)}, as with mesh.data=-1, or start fewer"
+        )
     grid = np.asarray(devices[: data * column]).reshape(data, column)
     return Mesh(grid, (DATA, COLUMN), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def share(mesh: Mesh) -> tuple[int, int]:
+    """This process's slice of each batch: its number and of how many; processes of one row share theirs.
+
+    Raises:
+      UserError: a row of the mesh, the devices of all columns, lies partly in a process.
+    """
+    owners = np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
+    here = owners == jax.process_index()
+    rows = np.flatnonzero(here.any(axis=1))
+    own, total = len(rows), mesh.shape[DATA]
+    if total % own or rows[0] % own or here.any(axis=0).sum() * own != here.sum():
+        raise UserError(
+            f"mesh.column={mesh.shape[COLUMN]}: does not fit the {here.sum()} devices of a process; let "
+            "one be a multiple of the other"
+        )
+    return int(rows[0]) // own, total // own
 
 
 def on_mesh(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:

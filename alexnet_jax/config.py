@@ -28,6 +28,7 @@ class Data:
     data_dir: str | None  # where TFDS looks; None for its own default
     num_classes: int | None  # what the source must have; None for whatever it has
     batch_size: int  # images a step, over all devices
+    micro_batches: int  # into so many parts a batch is cut, computed one after another to save memory
     stored_size: int  # pixels: shorter side of the images on the host, whose central square is kept; to 4096
     image_size: int  # pixels: side of the patches that the net sees
     max_bad_fraction: float  # share of unreadable images at which a run stops
@@ -87,6 +88,7 @@ class Run:
     total_steps: int | None
     total_epochs: float | None
     log_every_steps: int
+    profile_steps: int  # so many steps are recorded in the workdir's profile/; 0 for none
     eval_every_steps: int | None
     eval_every_epochs: float | None
     eval_views: int  # 1: the central patch; 10: the paper's ten views
@@ -139,6 +141,7 @@ MAY_CHANGE = (
     "mesh.column",
     "run.total_steps",
     "run.total_epochs",
+    "run.profile_steps",
     "run.save_every_steps",
     "run.save_every_epochs",
     "run.save_every_minutes",
@@ -229,12 +232,21 @@ def build_model(config: Config, num_classes: int) -> model.AlexNet:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Lines `key: old -> new` for each key that differs and may not change when a run goes on."""
-    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
     fixed = _LENGTH if new.optimizer.schedule == "exponential" else ()
+    return [
+        line
+        for line in all_differences(old, new)
+        if (key := line.split(":")[0]) not in MAY_CHANGE or key in fixed
+    ]
+
+
+def all_differences(old: Config, new: Config) -> list[str]:
+    """Lines `key: old -> new` for each key that differs."""
+    before, after = _flat(dataclasses.asdict(old)), _flat(dataclasses.asdict(new))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in after
-        if before.get(key) != after.get(key) and (key not in MAY_CHANGE or key in fixed)
+        if before.get(key) != after.get(key)
     ]
 
 
@@ -294,6 +306,11 @@ def _check_values(config: Config) -> None:
     data, run, opt, aug = config.data, config.run, config.optimizer, config.augment
     require(data.num_classes is None or data.num_classes >= 1, "data.num_classes", "must be 1 or more")
     require(data.batch_size >= 1, "data.batch_size", "must be 1 or more")
+    require(
+        data.micro_batches >= 1 and data.batch_size % max(data.micro_batches, 1) == 0,
+        "data.micro_batches",
+        f"must be 1 or more and divide the {data.batch_size} images of a batch (data.batch_size)",
+    )
     require(data.image_size >= 1, "data.image_size", "must be 1 or more")
     require(
         data.stored_size >= data.image_size,
@@ -331,7 +348,7 @@ def _check_values(config: Config) -> None:
         f"each must be at least 0 and at most {MAX_EPOCHS:,.0f}",
     )
     net = build_model(config, num_classes=2)
-    layers = [layer for layer in model.LAYERS if layer != "conv6" or net.conv6]
+    layers = [layer for layer in model.LAYERS if layer not in net.without and (layer != "conv6" or net.conv6)]
     require(
         all(layer in layers for layer, _, _ in opt.layer_rates),
         "optimizer.layer_rates",

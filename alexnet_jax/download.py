@@ -4,12 +4,10 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import sys
 import urllib.error
 import urllib.request
 
-import tqdm
-
+from alexnet_jax import progress
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import replacing
 
@@ -75,13 +73,12 @@ def _download(published: Published, temporary: pathlib.Path, path: pathlib.Path)
         with (
             urllib.request.urlopen(published.url, timeout=_TIMEOUT_SECONDS) as response,
             open(temporary, "wb") as file,
-            tqdm.tqdm(
-                desc=published.file_name,
-                total=int(response.headers.get("Content-Length", 0)) or None,
-                unit="B",
+            progress.bar(
+                int(response.headers.get("Content-Length", 0)) or None,
+                "B",
+                published.file_name,
                 unit_scale=True,
                 unit_divisor=1024,
-                file=sys.stderr,
             ) as bar,
         ):
             while chunk := response.read(_CHUNK_BYTES):

@@ -8,10 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import Mesh, NamedSharding
 
-from alexnet_jax import checkpoint, columns, input_pipeline, pretrained, sources, steps
+from alexnet_jax import (
+    checkpoint,
+    columns,
+    distributed,
+    input_pipeline,
+    pretrained,
+    progress,
+    sources,
+    steps,
+)
 from alexnet_jax import config as configs
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import AlexNet
@@ -38,11 +46,13 @@ class Result:
 
 def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBatch, steps.Batch]]:
     """Each host batch and its arrays on the mesh, the next one already under way."""
-    sharding = steps.batch_sharding(mesh)
+    sharding, (_, shares) = steps.batch_sharding(mesh), columns.share(mesh)
     ahead = None
     for batch in batches:
         placed = {
-            key: jax.make_array_from_process_local_data(sharding, batch[key])
+            key: jax.make_array_from_process_local_data(
+                sharding, batch[key], (len(batch[key]) * shares, *batch[key].shape[1:])
+            )
             for key in ("image", "label", "weight")
         }
         if ahead is not None:
@@ -52,17 +62,19 @@ def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBa
         yield ahead
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises `UserError` where the batch does not split over the mesh and the processes."""
-    for parts, what in (
-        (mesh.shape[columns.DATA], "devices of mesh.data"),
-        (jax.process_count(), "processes"),
-    ):
-        if batch_size % parts:
-            raise UserError(
-                f"data.batch_size={batch_size}: does not divide over the {parts} {what}; "
-                f"use a multiple, such as {-(-batch_size // parts) * parts}"
-            )
+def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
+    """Raises `UserError` where the batch does not split over the mesh, or its share into micro-batches."""
+    parts = mesh.shape[columns.DATA]
+    if batch_size % parts:
+        raise UserError(
+            f"data.batch_size={batch_size}: does not divide over the {parts} devices of mesh.data; "
+            f"use a multiple, such as {-(-batch_size // parts) * parts}"
+        )
+    if batch_size // parts % micro_batches:
+        raise UserError(
+            f"data.micro_batches={micro_batches}: does not divide the {batch_size // parts} images of a "
+            "batch that each device of mesh.data has"
+        )
 
 
 def make_evaluator(
@@ -73,7 +85,7 @@ def make_evaluator(
     With `show_progress=True` there is a bar; the function `stop=` is asked at each batch whether to break
     off, and then the result is None.
     """
-    views = config.run.eval_views
+    views, (share, shares) = config.run.eval_views, columns.share(mesh)
     eval_step = steps.make_eval_step(model, mesh, preprocess, views)
 
     def evaluate(
@@ -83,11 +95,12 @@ def make_evaluator(
             source,
             batch_size=config.data.batch_size,
             image_size=config.data.stored_size,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
+            host_index=share,
+            host_count=shares,
         )
         count = -(-len(source) // config.data.batch_size)
-        bar = tqdm.tqdm(total=count, unit="batch", desc="test", disable=None if show_progress else True)
+        shown = show_progress and distributed.is_first()
+        bar = progress.bar(count, "batch", "test", disable=not shown)
         sums: steps.Metrics | None = None
         with bar:
             for _, batch in on_device(batches, mesh):

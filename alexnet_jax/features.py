@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from alexnet_jax import cli, image_files, pretrained
+from alexnet_jax import cli, image_files, pretrained, progress
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import replacing
 from alexnet_jax.pretrained import Pretrained
@@ -159,13 +159,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         bad.append(name)
         tqdm.tqdm.write(f"bad image, left out: {name}", file=sys.stderr)
 
-    def progress() -> Iterator[tuple[list[str], np.ndarray]]:
-        with tqdm.tqdm(total=len(names), unit="image", file=sys.stderr) as bar:
+    def groups() -> Iterator[tuple[list[str], np.ndarray]]:
+        with progress.bar(len(names), "image", args.layer) as bar:
             for group in extract(loaded, names, args.layer, on_bad):
                 yield group
                 bar.update(len(group[0]))
 
-    shape = write(args.out, progress(), args.layer)
+    shape = write(args.out, groups(), args.layer)
     print(
         f"{args.out}: {args.layer} of {shape[0]} images, {' x '.join(map(str, shape[1:]))} each; "
         f"{len(bad)} bad"

@@ -6,9 +6,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 MARGIN_FRACTION, MARGIN_SECONDS = 0.1, 60.0  # of a time limit, kept for the last save: the smaller of the two
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_TIME_LIMIT = 1  # the number of a reason that is no signal's; no process is sent SIGHUP here
 
 
 class Stop:
@@ -20,10 +22,15 @@ class Stop:
     Args:
       max_seconds: time limit from now on, or None; stopping is wanted a tenth of it (at most a minute)
         before, so that there is time to save.
+      agreed: of several processes, the largest of the numbers that they give; `distributed.Largest`. All then
+        must ask `wanted` alike, and all are told the same.
     """
 
-    def __init__(self, max_seconds: float | None = None):
+    def __init__(
+        self, max_seconds: float | None = None, agreed: Callable[[int], int] = lambda number: number
+    ):
         self.reason: str | None = None
+        self._own, self._agreed = 0, agreed
         self._deadline: float | None = None
         if max_seconds is not None:
             margin = min(MARGIN_FRACTION * max_seconds, MARGIN_SECONDS)
@@ -31,8 +38,11 @@ class Stop:
 
     def wanted(self) -> bool:
         """Whether to stop as soon as it is safe; `reason` then says why."""
-        if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
-            self.reason = "run.max_seconds"
+        if self.reason is None:
+            if self._own == 0 and self._deadline is not None and time.monotonic() >= self._deadline:
+                self._own = _TIME_LIMIT
+            if number := self._agreed(self._own):
+                self.reason = "run.max_seconds" if number == _TIME_LIMIT else signal.Signals(number).name
         return self.reason is not None
 
     def __enter__(self) -> "Stop":
@@ -59,9 +69,9 @@ class Stop:
             seen += 1
             if seen > 1:
                 os._exit(128 + number[0])  # as a shell says that a signal ended a process
-            self.reason = signal.Signals(number[0]).name
+            self._own = number[0]
             # No print: the main thread may be in the middle of one, or gone.
             with contextlib.suppress(OSError):
-                line = f"\n{self.reason}: saving, then stopping (again: at once)\n"
+                line = f"\n{signal.Signals(number[0]).name}: saving, then stopping (again: at once)\n"
                 os.write(sys.stderr.fileno(), line.encode())
         os.close(read)

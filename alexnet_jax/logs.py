@@ -29,6 +29,11 @@ def write_status(workdir: pathlib.Path, status: str, **fields: Any) -> None:
     write_atomically(workdir / STATUS, json.dumps({"status": status, **fields}, indent=2) + "\n")
 
 
+def write_failure(workdir: pathlib.Path, message: str) -> None:
+    """Writes the status of a run that failed, and why."""
+    write_status(workdir, "failed", message=message)
+
+
 def drop_metrics_after(workdir: pathlib.Path, step: int, *, evaluated: bool = True) -> None:
     """Forgets the metrics beyond a restored `step`, and a line that a crash left unfinished.
 
@@ -126,6 +131,10 @@ class RunLog:
         tqdm.tqdm.write(line, file=sys.stderr)
         sys.stderr.flush()
 
+    def say_own(self, line: str) -> None:
+        """Prints a line on what other processes do not know of."""
+        self.say(line)
+
     def close(self) -> None:
         """Flushes and closes all files."""
         self._bar.close()
@@ -148,6 +157,35 @@ class RunLog:
             return ""
         left = (self._total - step) * (time.monotonic() - start) / (step - first_step)
         return f"  left {tqdm.tqdm.format_interval(left)}"
+
+
+class NoLog:
+    """The log of a process that has none, for process 0 writes for all; it says only what it alone knows."""
+
+    def __init__(self, label: str):
+        self._label = label
+
+    def restart_clock(self, step: int) -> None:
+        del step
+
+    def advance(self) -> None: ...
+
+    def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        del step, epoch, values
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        del step, name, pixels
+
+    def sync(self) -> None: ...
+
+    def say(self, line: str) -> None:
+        del line
+
+    def say_own(self, line: str) -> None:
+        """Prints a line, and whose it is."""
+        print(f"{self._label}{line}", file=sys.stderr, flush=True)
+
+    def close(self) -> None: ...
 
 
 _LABELS = {

@@ -25,8 +25,10 @@ Array = jax.Array
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8")
 FOLLOWERS = ("activation", "lrn", "map_norm", "pool")
+REMOVABLE = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 PLAIN_POOLING_PADDING = (1, 0)  # of conv2 and conv5 in layers-147.cfg
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh}
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 # Standard deviation of each layer's initial weights, and the bias of conv2, conv4, conv5, conv6, fc6, fc7.
 INITS = ("paper", "original", "caffe", "he", "torch")
@@ -55,6 +57,9 @@ class AlexNet(nn.Module):
         paddings, 1 at conv2 and 0 at conv5, beside which `padding` may ask for no others.
       padding: of conv1 to conv5.
       sizes: `2012`, output sizes rounded up; `caffe`, up for pooling only; `torch`, down.
+      without: middle layers to leave out (section 7: "the depth really is important"), of `conv2` to `fc7`;
+        of what follows such a layer only the pooling stays, and where the columns would have talked before
+        it, they talk before the next.
       conv6: a sixth convolution on the pooled maps, before which the columns talk (section 7.2 and run 146).
       dropout: share of fc6's and fc7's outputs dropped in training.
       dropout_before: drops the inputs of fc6 and fc7 instead (torchvision).
@@ -63,6 +68,8 @@ class AlexNet(nn.Module):
       init_scheme: `paper` (std 0.01 everywhere), `original` (0.03 for conv3 to conv5), `caffe`, `he` or
         `torch`.
       hidden_bias: initial bias of conv2, conv4, conv5, conv6, fc6 and fc7; None for the one of `init_scheme`.
+      compute_dtype: `float32`, or `bfloat16` for activities, and for products of numbers so rounded.
+        Parameters and their gradients, the normalisations and the logits are float32 all the same.
       reads: `images`, or `pool5` for a net that is given what its convolutions made of them, the channels of
         all columns side by side.
       column_axis: inside `shard_map`, the mesh axis along which the columns lie.
@@ -87,12 +94,14 @@ class AlexNet(nn.Module):
     overlapping_pooling: bool = True
     padding: tuple[int, ...] = (0, 2, 1, 1, 1)
     sizes: str = "2012"
+    without: tuple[str, ...] = ()
     conv6: bool = False
     dropout: float = 0.5
     dropout_before: bool = False
     dropout_scaled: bool = False
     init_scheme: str = "paper"
     hidden_bias: float | None = None
+    compute_dtype: str = "float32"
     reads: str = "images"
     column_axis: str | None = None
     column_shards: int = 1
@@ -119,7 +128,7 @@ class AlexNet(nn.Module):
 
         Returns:
           Logits `[B, num_classes]` float32; or, with `capture`, logits and a dictionary of the named
-          activations `[B, ...]`, the channels of the columns held here side by side.
+          activations `[B, ...]` float32, the channels of the columns held here side by side.
 
         Raises:
           UserError: the images are not of that shape and type or too small for the net, or a captured name
@@ -140,12 +149,15 @@ class AlexNet(nn.Module):
         def keep(name: str, xs: list[Array]) -> list[Array]:
             names.append(name)
             if name in capture:
-                seen[name] = jnp.concatenate(xs, axis=-1) if len(xs) > 1 else xs[0]
+                whole = jnp.concatenate(xs, axis=-1) if len(xs) > 1 else xs[0]
+                seen[name] = whole.astype(jnp.float32)
             return xs
 
         def convolve(
             name: str, xs: list[Array], width: int, window: int, padding: int, stride: int = 1
         ) -> list[Array]:
+            if name in self.without:
+                return xs
             layer = Convolution(
                 features=width // self.columns,
                 window=window,
@@ -158,18 +170,23 @@ class AlexNet(nn.Module):
             return keep(name, layer(self._talk(name, xs)))
 
         def follow(number: int, order: str, xs: list[Array]) -> list[Array]:
-            for step in order.split():
+            for step in self._steps(number, order):
                 xs = keep(f"{step}{number}", self._follow(step, number, xs))
             return xs
 
         def connect(name: str, xs: list[Array], width: int) -> list[Array]:
+            if name in self.without:
+                return xs
             layer = Dense(width // self.columns, self._initialisers(name), name=name)
             return keep(name, layer(self._talk(name, xs)))
 
         def drop(number: int, xs: list[Array]) -> list[Array]:
+            if f"fc{number}" in self.without:
+                return xs
             return keep(f"dropout{number}", self._drop(xs, train, example_ids))
 
         # The shapes are those of one column of the paper's net, for images of 224 x 224.
+        images = images.astype(self.compute_dtype)
         xs = [images] * (self.columns // self.column_shards)  # [B, 224, 224, 3], both columns see the image
         if self.reads == "images":
             xs = convolve("conv1", xs, conv1, window=11, stride=4, padding=pad1)  # [B, 55, 55, 48]
@@ -196,7 +213,7 @@ class AlexNet(nn.Module):
         xs = follow(7, "activation", xs)
         if not self.dropout_before:
             xs = drop(7, xs)
-        logits = self._classify(xs).astype(jnp.float32)  # [B, 1000], sees both columns
+        logits = self._classify(xs)  # [B, 1000], sees both columns
 
         if not capture:
             return logits
@@ -220,7 +237,8 @@ class AlexNet(nn.Module):
         for number, padding in enumerate(self._paddings(), 1):
             window, stride = {1: (11, 4), 2: (5, 1)}.get(number, (3, 1))
             ceil = self.sizes == "2012"
-            yield f"conv{number}", {"window": window, "stride": stride, "padding": padding, "ceil": ceil}
+            if f"conv{number}" not in self.without:
+                yield f"conv{number}", {"window": window, "stride": stride, "padding": padding, "ceil": ceil}
             if "pool" in orders[number - 1].split():
                 window = 3 if self.overlapping_pooling else 2
                 yield f"pool{number}", {"window": window, "stride": 2, "ceil": self.sizes != "torch"}
@@ -247,7 +265,23 @@ class AlexNet(nn.Module):
             )
 
     def _talk(self, name: str, xs: list[Array]) -> list[Array]:
-        return exchange(xs, self.column_axis) if name in self.talk else xs
+        return self._exchange(name, xs) if self.talks(name) else xs
+
+    def _exchange(self, name: str, xs: list[Array]) -> list[Array]:
+        with jax.named_scope(f"exchange_{name}"):  # by which reports name it
+            return exchange(xs, self.column_axis)
+
+    def talks(self, name: str) -> bool:
+        """Whether the columns talk before a layer, or would have before one left out just before it."""
+        layers = [layer for layer in LAYERS if layer != "conv6" or self.conv6]
+        before = reversed(layers[: layers.index(name)])
+        left_out = itertools.takewhile(lambda layer: layer in self.without, before)
+        return not {name, *left_out}.isdisjoint(self.talk)
+
+    def _steps(self, number: int, order: str) -> list[str]:
+        """What follows the layer of that number."""
+        left_out = not {f"conv{number}", f"fc{number}"}.isdisjoint(self.without)
+        return [step for step in order.split() if step == "pool" or not left_out]
 
     def _follow(self, step: str, number: int, xs: list[Array]) -> list[Array]:
         if step == "activation":
@@ -258,17 +292,26 @@ class AlexNet(nn.Module):
         if not self.norm:
             return xs
         if step == "map_norm":
-            # layers-145.cfg: scale 0.001 over the 25 places of the window, power 0.75.
-            return [ops.within_map_norm(x, k=1.0, alpha=0.001 / 25, beta=0.75, size=5) for x in xs]
+            return [self._map_norm(x) for x in xs]
         if not self.lrn_across_columns:
             return [self._lrn(x) for x in xs]
-        whole = self._lrn(exchange(xs, self.column_axis)[0])
+        whole = self._lrn(self._exchange(f"norm{number}", xs)[0])
         return [self._own(whole, i, xs[i].shape[-1]) for i in range(len(xs))]
 
     def _lrn(self, x: Array) -> Array:
-        return ops.local_response_norm(
-            x, k=self.lrn_k, alpha=self.lrn_alpha, beta=self.lrn_beta, size=self.lrn_size
+        y = ops.local_response_norm(
+            x.astype(jnp.float32),  # sums of squares need the digits
+            k=self.lrn_k,
+            alpha=self.lrn_alpha,
+            beta=self.lrn_beta,
+            size=self.lrn_size,
         )
+        return y.astype(x.dtype)
+
+    def _map_norm(self, x: Array) -> Array:
+        # layers-145.cfg: scale 0.001 over the 25 places of the window, power 0.75.
+        y = ops.within_map_norm(x.astype(jnp.float32), k=1.0, alpha=0.001 / 25, beta=0.75, size=5)
+        return y.astype(x.dtype)
 
     def _own(self, whole: Array, index: int, width: int) -> Array:
         """The channels of the column `index` of those held here, out of the channels of all columns."""
@@ -305,14 +348,21 @@ class AlexNet(nn.Module):
         An odd number of classes leaves the last output of the last column unused.
         """
         share = -(-self.num_classes // self.columns)
-        if "fc8" in self.talk:
-            layer = Dense(share, self._initialisers("fc8"), name="fc8")
-            return exchange(layer(self._talk("fc8", xs)), self.column_axis)[0][:, : self.num_classes]
-        layer = Dense(share * self.columns, self._initialisers("fc8"), bias_features=share, name="fc8")
+        if self.talks("fc8"):
+            layer = Dense(share, self._initialisers("fc8"), out_dtype="float32", name="fc8")
+            return self._exchange("logits", layer(self._talk("fc8", xs)))[0][:, : self.num_classes]
+        layer = Dense(
+            share * self.columns,
+            self._initialisers("fc8"),
+            bias_features=share,
+            out_dtype="float32",
+            name="fc8",
+        )
         votes = layer(xs, bias_places=[self._column(i) * share for i in range(len(xs))])
         logits = sum(votes[1:], votes[0])
         if self.column_axis is not None:
-            logits = jax.lax.psum(logits, self.column_axis)
+            with jax.named_scope("exchange_logits"):
+                logits = jax.lax.psum(logits, self.column_axis)
         return logits[:, : self.num_classes]
 
     def _initialisers(self, name: str) -> "Initialisers":
@@ -372,9 +422,10 @@ class Convolution(nn.Module):
             ys = jnp.split(whole, len(xs), axis=-1)
         else:
             ys = [self._convolve(x, kernel[i]) for i, x in enumerate(xs)]
-        return [y + bias[i] for i, y in enumerate(ys)]
+        return [y + bias[i].astype(y.dtype) for i, y in enumerate(ys)]
 
     def _convolve(self, x: Array, kernel: Array) -> Array:
+        kernel = kernel.astype(x.dtype)
         return ops.convolution(x, kernel, stride=self.stride, padding=self.padding, ceil=self.ceil)
 
 
@@ -382,11 +433,13 @@ class Dense(nn.Module):
     """One fully connected layer a column; parameters `kernel` `[columns, I, O]` and `bias` `[columns, O]`.
 
     With `bias_features` each column has only that many biases, added at its place among the outputs.
+    `out_dtype` is that of the sums and what they give, by default the inputs' own.
     """
 
     features: int
     initialisers: Initialisers
     bias_features: int | None = None
+    out_dtype: str | None = None
 
     @nn.compact
     def __call__(self, xs: list[Array], bias_places: Sequence[Any] = ()) -> list[Array]:
@@ -402,9 +455,11 @@ class Dense(nn.Module):
                 jax.lax.dynamic_update_slice_in_dim(zeros, b, place, axis=0)
                 for b, place in zip(biases, bias_places, strict=True)
             ]
+        dtype = self.out_dtype or xs[0].dtype
         # One product with a batch of columns: a slice of the kernel for each would be a copy of it.
-        ys = jnp.einsum("cbi,cio->cbo", jnp.stack(xs), kernel)
-        return [y + b for y, b in zip(ys, biases, strict=True)]
+        kernel = kernel.astype(xs[0].dtype)
+        ys = jnp.einsum("cbi,cio->cbo", jnp.stack(xs), kernel, preferred_element_type=dtype)
+        return [y + b.astype(dtype) for y, b in zip(ys, biases, strict=True)]
 
 
 # BVLC's bvlc_alexnet: groups instead of columns, norms across them, images of 227 x 227.
@@ -506,9 +561,13 @@ def _check(model: AlexNet) -> None:
     )
     talkers = LAYERS[1:]  # before conv1 there is nothing to tell: every column sees the image
     require(set(model.talk) <= set(talkers), "talk", f"choose from {', '.join(talkers)}")
+    require(set(model.without) <= set(REMOVABLE), "without", f"choose from {', '.join(REMOVABLE)}")
     require(model.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
     require(model.init_scheme in INITS, "init_scheme", f"choose one of {', '.join(INITS)}")
     require(model.sizes in ("2012", "caffe", "torch"), "sizes", "choose one of 2012, caffe, torch")
+    require(
+        model.compute_dtype in COMPUTE_DTYPES, "compute_dtype", f"choose one of {', '.join(COMPUTE_DTYPES)}"
+    )
     require(model.reads in ("images", "pool5"), "reads", "choose images or pool5")
     require(0 <= model.dropout < 1, "dropout", "must be at least 0 and below 1")
     require(

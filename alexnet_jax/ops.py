@@ -37,11 +37,13 @@ def convolution(x: Array, kernel: Array, *, stride: int = 1, padding: int = 0, c
     return _convolve(x, kernel, stride, edges)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: Array, kernel: Array, stride: int, edges: Edges) -> Array:
+def _xla_convolution(x: Array, kernel: Array, stride: int, edges: Edges) -> Array:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), edges, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+_convolve = jax.custom_vjp(_xla_convolution, nondiff_argnums=(2, 3))
 
 
 def _convolve_forward(x, kernel, stride, edges):
@@ -50,7 +52,7 @@ def _convolve_forward(x, kernel, stride, edges):
 
 def _convolve_backward(stride, edges, residuals, g):
     x, kernel = residuals
-    plain = functools.partial(_convolve.fun, stride=stride, edges=edges)
+    plain = functools.partial(_xla_convolution, stride=stride, edges=edges)
     (of_x,) = jax.vjp(lambda x: plain(x, kernel), x)[1](g)
     of_kernel = lax.platform_dependent(
         x,
@@ -101,19 +103,21 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(images, height // stride, width // stride, depth)
         g = lax.optimization_barrier(g.reshape(-1, outputs).T)  # else XLA would transpose each x instead
         products = [
-            g @ x[:, i : i + rows, j : j + columns].reshape(-1, depth)
+            jnp.matmul(
+                g, x[:, i : i + rows, j : j + columns].reshape(-1, depth), preferred_element_type=jnp.float32
+            )
             for i in range(squares[0])
             for j in range(squares[1])
         ]
         return total + jnp.stack(products), None
 
-    total = jnp.zeros((squares[0] * squares[1], outputs, depth), g.dtype)
+    total = jnp.zeros((squares[0] * squares[1], outputs, depth))  # float32 for bfloat16, too
     x, g = (a.reshape(groups, -1, *a.shape[1:]) for a in (x, g))
     total, _ = lax.scan(add, total, (x, g))
 
     total = total.reshape(*squares, outputs, stride, stride, inputs).transpose(0, 3, 1, 4, 5, 2)
     total = total.reshape(squares[0] * stride, squares[1] * stride, inputs, outputs)
-    return total[: window[0], : window[1]]
+    return total[: window[0], : window[1]].astype(g.dtype)
 
 
 def _window_sum(x: Array, size: int, axis: int) -> Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from alexnet_jax import cli, image_files, pretrained
+from alexnet_jax import cli, image_files, pretrained, progress
 from alexnet_jax.errors import UserError
 from alexnet_jax.pretrained import Pretrained
 
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     good = bad = 0
     total = None if from_pipe else len(names)  # type: ignore[arg-type]
     # On a terminal the answers themselves are the progress.
-    with tqdm.tqdm(total=total, unit="image", file=sys.stderr, disable=sys.stdout.isatty() or None) as bar:
+    with progress.bar(total, "image", disable=sys.stdout.isatty()) as bar:
         for answer in predictions(loaded, names, topk=args.topk, views=args.views):
             bar.update()
             good, bad = good + ("error" not in answer), bad + ("error" in answer)

@@ -7,7 +7,6 @@ once. A run that was stopped, in whatever way, goes on where it was: shards are 
 `OUT.partial`, which becomes `OUT` when all are there and their counts were checked.
 """
 
-import argparse
 import dataclasses
 import io
 import json
@@ -17,12 +16,13 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import tqdm
 from PIL import Image
 
-from alexnet_jax import records, sources
+from alexnet_jax import cli, progress, records, sources
 from alexnet_jax.colour_sums import ColourSums
 from alexnet_jax.errors import UserError
 from alexnet_jax.images import decode_square
@@ -121,8 +121,7 @@ def prepare(
         shard for shard in shards if not (_report_path(partial, *shard).exists() and path(*shard).exists())
     ]
     total, left = (sum(len(settings.indices(*shard)) for shard in some) for some in (shards, to_do))
-    title = f"Preparing {out.name}"
-    with tqdm.tqdm(total=total, initial=total - left, unit=" images", desc=title, disable=None) as bar:
+    with progress.bar(total, "image", f"preparing {out.name}", initial=total - left) as bar:
         for split, shard in to_do:
             indices = settings.indices(split, shard)
             report = _write_shard(path(split, shard), opened[split], indices, image_size, quality, bar)
@@ -259,35 +258,35 @@ def _dataset_name(out: pathlib.Path) -> str:
     return name if name[:1].isalpha() else f"images_{name}".rstrip("_")
 
 
-def _flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m alexnet_jax.prepare",
-        description="Makes a directory of prepared records from any source, or goes on making it.",
-    )
+def _flags(argv: Sequence[str] | None) -> dict[str, Any]:
+    parser = cli.Parser("alexnet_jax.prepare", __doc__)
     parser.add_argument("--source", required=True, help="what to prepare, as data.source in a config")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="the directory to make")
     parser.add_argument("--data_dir", help="where TFDS keeps its data sets")
-    parser.add_argument("--splits", nargs="+", default=["train", "test"], choices=["train", "test"])
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        default=["train", "test"],
+        choices=["train", "test"],
+        help="which, by default both",
+    )
     parser.add_argument("--image_size", type=int, default=256, help="side of the squares in pixels (256)")
     parser.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100 (95)")
     parser.add_argument("--shard_examples", type=int, default=1250, help="images in a file (1250)")
-    return parser.parse_args()
+    return vars(parser.parse_args(argv))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs `prepare` from the command line and gives its exit code."""
-    given = vars(_flags())
+    given = _flags(argv)
     out = given["out"] = given["out"].expanduser()
     try:
         bad = prepare(**given)
-        for split in given["splits"]:
-            print(sources.open_source(f"prepared:{out}", split).description)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 75
+        return cli.EXIT_CODES["interrupted"]
+    for split in given["splits"]:
+        print(sources.open_source(f"prepared:{out}", split).description)
     if bad:
         print(f"{len(bad)} bad images were left out; {out / BAD_IMAGES_FILE} lists them. The first: {bad[0]}")
     print(f"To train on them: --config.data.source=prepared:{out}")
@@ -295,4 +294,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.command(main)

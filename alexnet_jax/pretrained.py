@@ -155,6 +155,10 @@ def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, 
         raise UserError(
             "model.conv6=True: AlexNet as others know it has no sixth convolution to write or read"
         )
+    if model.without:
+        raise UserError(
+            f"model.without={model.without}: AlexNet as others know it has every layer to write or read"
+        )
     if model.columns > 1 and not set(_DENSE) <= set(model.talk):
         raise UserError(
             f"model.talk={model.talk}: fully connected layers whose columns do not talk have no counterpart "
@@ -449,7 +453,7 @@ def _read_workdir(path: pathlib.Path) -> Pretrained:
 
 
 # What may differ between a net and the weights it starts from: none of it changes what the trunk computes.
-_FREE = {"num_classes", "dropout", "init_scheme", "hidden_bias"}
+_FREE = {"num_classes", "dropout", "init_scheme", "hidden_bias", "compute_dtype"}
 
 
 def start_from(

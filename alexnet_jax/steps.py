@@ -103,6 +103,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, columns.BATCH)
 
 
+def check_columns(model: AlexNet, mesh: Mesh) -> None:
+    """Raises `UserError` where the columns cannot be shared out evenly over the mesh's column axis."""
+    shards = mesh.shape[columns.COLUMN]
+    if model.columns % shards:
+        raise UserError(
+            f"mesh.column={shards}: the {model.columns} column(s) of the net do not lie evenly over it"
+        )
+
+
 def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, train: bool) -> Callable:
     """The net over the mesh, from stored images to logits.
 
@@ -116,11 +125,8 @@ def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, t
     Raises:
       UserError: the columns of the net cannot be shared out evenly over the mesh's column axis.
     """
+    check_columns(model, mesh)
     shards = mesh.shape[columns.COLUMN]
-    if model.columns % shards:
-        raise UserError(
-            f"mesh.column={shards}: the {model.columns} column(s) of the net do not lie evenly over it"
-        )
     local = model.clone(column_axis=columns.COLUMN if shards > 1 else None, column_shards=shards)
 
     def forward(params: Any, images: Array, key: Array, example_ids: Array) -> Any:
@@ -133,10 +139,15 @@ def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, t
     return columns.on_mesh(forward, mesh, specs, columns.BATCH)
 
 
-def cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
-    """Mean over the examples with weight of -log softmax at the label (section 3)."""
+def cross_entropy(logits: Array, labels: Array, weights: Array, examples: Array | None = None) -> Array:
+    """Mean over the examples with weight of -log softmax at the label (section 3).
+
+    Of a part of a batch, `examples` says by how many to divide: the weights of the whole.
+    """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+    if examples is None:
+        examples = jnp.maximum(jnp.sum(weights), 1.0)
+    return jnp.sum(losses * weights) / examples
 
 
 def wrong(scores: Array, labels: Array, k: int) -> Array:
@@ -159,12 +170,16 @@ def make_train_step(
     *,
     seed: int,
     log_every: int,
+    micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compiles `train_step(state, batch) -> (state, metrics)`; the old state is given up (donated).
 
     Args:
       view: what the net reads of a batch's images, `view(images, key, example_ids, step=...)`: a random view
         of each (`build.build_view`), or what a trunk at rest made of it (`trunk.view`).
+      micro_batches: parts of the batch that are computed one after another, with the gradient of the whole:
+        the activities of one part at a time are in memory, and one more set of gradients. Each part's
+        gradients are summed over the devices by themselves.
       log_every: steps over which metrics are averaged; the sums live in the state, so that a run that was
         interrupted between two lines of its log writes the same ones.
 
@@ -177,11 +192,21 @@ def make_train_step(
         example_ids = jnp.arange(batch["label"].shape[0])
         forward = forward_on_mesh(model, mesh, lambda *args: view(*args, step=state.step), train=True)
 
-        def loss_of(params: Any) -> tuple[Array, Array]:
-            logits = forward(params, batch["image"], key, example_ids)
-            return cross_entropy(logits, batch["label"], batch["weight"]), logits
+        examples = jnp.maximum(jnp.sum(batch["weight"]), 1.0)
 
-        (loss, logits), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        def loss_of(params: Any, part: Batch) -> tuple[Array, Array]:
+            logits = forward(params, part["image"], key, part["id"])
+            loss = cross_entropy(logits, part["label"], part["weight"], examples)
+            missed = jnp.sum(wrong(logits, part["label"], 1) * part["weight"])
+            return loss, 100.0 * missed / examples
+
+        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, top1_error), gradients = _sum_over_parts(
+            lambda part: gradient_of(state.params, part),
+            {**batch, "id": example_ids},
+            micro_batches,
+            mesh,
+        )
         updates, opt_state = optimizer.update(
             gradients,
             state.opt_state,
@@ -194,7 +219,7 @@ def make_train_step(
 
         now = {
             "loss": loss,
-            "top1_error": _percent(wrong(logits, batch["label"], 1), batch["weight"]),
+            "top1_error": top1_error,
             "steps": jnp.float32(1),
         }
         begin = state.step % log_every == 0
@@ -215,17 +240,35 @@ def make_train_step(
     )
 
 
-def _percent(values: Array, weights: Array) -> Array:
-    return 100.0 * jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+def _sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
+    """The sum of what `function` gives for each of so many parts of the batch, one after another.
+
+    Each device's examples are cut by themselves, so that none changes places.
+    """
+    if parts == 1:
+        return function(batch)
+    devices = mesh.shape[columns.DATA]
+
+    def cut(x: Array) -> Array:
+        x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, columns.PART))
+
+    cut_batch = jax.tree.map(cut, batch)
+    first, others = jax.tree.map(lambda x: x[0], cut_batch), jax.tree.map(lambda x: x[1:], cut_batch)
+
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    return jax.lax.scan(add, function(first), others)[0]
 
 
-def make_eval_step(
+def log_probabilities_of(
     model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
-) -> Callable[[Any, Batch], Metrics]:
-    """Compiles `eval_step(params, batch)`: sums over the examples with weight.
+) -> Callable[[Any, Array], Array]:
+    """Gives `log_probabilities(params, images)`: uint8 `[B, S, S, 3]` to `[B, num_classes]`.
 
-    `loss`, `top1_wrong`, `top5_wrong` and `examples`; with 10 views the softmax outputs of the views are
-    averaged before they are judged (section 4.1), with 1 the central patch alone is seen.
+    With 10 views these are the logs of the mean of the views' softmax outputs (section 4.1), with 1 the
+    central patch alone is seen.
     """
 
     def no_view(images: Array, key: Array, example_ids: Array) -> Array:
@@ -245,6 +288,18 @@ def make_eval_step(
         # infinite.
         return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
 
+    return log_probabilities
+
+
+def make_eval_step(
+    model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
+) -> Callable[[Any, Batch], Metrics]:
+    """Compiles `eval_step(params, batch)`: sums over the examples with weight.
+
+    `loss`, `top1_wrong`, `top5_wrong` and `examples`, by the probabilities of `log_probabilities_of`.
+    """
+    log_probabilities = log_probabilities_of(model, mesh, preprocess, views)
+
     def eval_step(params: Any, batch: Batch) -> Metrics:
         scores = log_probabilities(params, batch["image"])
         labels, weights = batch["label"], batch["weight"]
@@ -256,7 +311,7 @@ def make_eval_step(
             "examples": jnp.sum(weights),
         }
 
-    return jax.jit(eval_step)
+    return jax.jit(eval_step, out_shardings=NamedSharding(mesh, columns.EVERYWHERE))
 
 
 @jax.jit

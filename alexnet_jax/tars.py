@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import tqdm
 
+from alexnet_jax import progress
 from alexnet_jax.classes import readable_names
 from alexnet_jax.errors import UserError
 from alexnet_jax.statistics import Statistics
@@ -161,11 +161,14 @@ def _index_train(
         found = sorted(members(file, tar.start, tar.start + tar.size, path), key=lambda member: member.name)
         return np.array([(m.start, m.size) for m in found], np.int64).reshape(-1, 2)
 
-    with ThreadPoolExecutor(8) as pool:  # most of it is waiting for the disk
-        indexed = pool.map(index, synset_tars)
-        tables = list(
-            tqdm.tqdm(indexed, f"Indexing {path.name}", len(synset_tars), disable=None, leave=False)
-        )
+    tables = []
+    with (
+        ThreadPoolExecutor(8) as pool,  # most of it is waiting for the disk
+        progress.bar(len(synset_tars), "tar", f"indexing {path.name}", leave=False) as bar,
+    ):
+        for table in pool.map(index, synset_tars):
+            tables.append(table)
+            bar.update()
     places = np.concatenate(tables)
     labels = np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables])
     return places[:, 0].copy(), places[:, 1].copy(), labels
@@ -222,6 +225,29 @@ class _Kit:
         return {str(label + 1): label for label in range(len(self.ids))}
 
 
+def numbers(kit: pathlib.Path) -> dict[str, int]:
+    """The test server's number of each class, by WordNet id, out of a development kit's `meta.mat`.
+
+    The official numbers, 1 to 1000, do not follow the order of the ids, by which labels are counted.
+
+    Args:
+      kit: its tar.gz, its folder, the folder that either lies in, or `meta.mat` itself.
+
+    Raises:
+      UserError: there is no `meta.mat`.
+    """
+    loose = [kit] if kit.name == "meta.mat" else sorted(kit.rglob("meta.mat"))
+    packed = [kit] if kit.is_file() else sorted(kit.glob("*kit*.t*gz"))
+    try:
+        meta = loose[0].read_bytes() if loose else _packed_file(packed[0], r"meta\.mat") if packed else None
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"--devkit={kit}: cannot be read ({error})") from error
+    if meta is None:
+        raise UserError(f"--devkit={kit}: no meta.mat there; give the development kit, packed or not")
+    number, wordnet_id, _ = _synsets(meta)
+    return dict(zip(wordnet_id, number, strict=True))
+
+
 def _kit_file(directory: pathlib.Path, year: str, pattern: str) -> bytes | None:
     """The first file whose name matches: loose, in the kit's folder, or in its tar.gz."""
     # The kit of 2010 unpacks to devkit-1.0, that of 2012 to ILSVRC2012_devkit_t12.
@@ -231,11 +257,18 @@ def _kit_file(directory: pathlib.Path, year: str, pattern: str) -> bytes | None:
         if re.fullmatch(pattern, path.name) and path.is_file():
             return path.read_bytes()
     for kit in sorted(directory.glob(f"*{year}*kit*.t*gz")):
-        with tarfile.open(kit) as tar:
-            for member in tar:
-                if re.fullmatch(pattern, pathlib.PurePath(member.name).name):
-                    file = tar.extractfile(member)
-                    return file.read() if file else None
+        if (found := _packed_file(kit, pattern)) is not None:
+            return found
+    return None
+
+
+def _packed_file(kit: pathlib.Path, pattern: str) -> bytes | None:
+    """The first file in a tar.gz whose name matches."""
+    with tarfile.open(kit) as tar:
+        for member in tar:
+            if re.fullmatch(pattern, pathlib.PurePath(member.name).name):
+                file = tar.extractfile(member)
+                return file.read() if file else None
     return None
 
 

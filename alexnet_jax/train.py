@@ -17,15 +17,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from alexnet_jax import (
     checkpoint,
+    distributed,
     evaluate,
     faults,
     input_pipeline,
     interrupt,
     logs,
     pretrained,
+    profile,
     steps,
 )
 from alexnet_jax import config as configs
@@ -81,8 +84,11 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
       UserError: the config, the data or the directory is not as it must be.
       Fault: the disk is full, the directory is gone, or the memory does not suffice.
     """
-    with interrupt.Stop(config.run.max_seconds) as stop:
+    with interrupt.Stop(config.run.max_seconds, distributed.Largest()) as stop:
+        workdir = distributed.from_first(str(workdir))
+        refuse_other_configs(config)
         run = build(config, pathlib.Path(workdir))
+        distributed.barrier()  # all have looked at what is in the directory before one changes it
         try:
             with workdirs.opened(run.workdir, config):
                 return _train_and_tell(run, stop)
@@ -95,14 +101,16 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
 def _train_and_tell(run: Run, stop: interrupt.Stop) -> str:
     """Trains; how a run fails is told by its status, and in a line where the program is not to blame."""
     try:
-        pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
-        logs.write_status(run.workdir, "running")
+        if distributed.is_first():
+            pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
+            logs.write_status(run.workdir, "running")
+            distributed.on_death(functools.partial(logs.write_failure, run.workdir))
         return _train(run, stop)
     except BaseException as error:
         known = faults.explain(error, run.workdir)
         with contextlib.suppress(OSError):  # the disk may be what failed
-            message = str(known or f"{type(error).__name__}: {error}")
-            logs.write_status(run.workdir, "failed", message=message)
+            if distributed.is_first():
+                logs.write_failure(run.workdir, str(known or f"{type(error).__name__}: {error}"))
         if known is not None:
             raise known from error
         raise
@@ -119,7 +127,7 @@ def _train(run: Run, stop: interrupt.Stop) -> str:
         keep=settings.keep_checkpoints,
         keep_every_steps=run.keep_every,
         about=about(run),
-        say=print_line,
+        say=print_line if distributed.is_first() else lambda line: None,
     )
     rate_scale = None
     with contextlib.closing(checkpoints):
@@ -128,8 +136,7 @@ def _train(run: Run, stop: interrupt.Stop) -> str:
             if rate_scale is not None:
                 state = state.replace(rate_scale=jax.device_put(jnp.float32(rate_scale), state.step.sharding))
             first_step = int(state.step)
-            logs.drop_metrics_after(run.workdir, first_step, evaluated=record.evaluated_step == first_step)
-            log = logs.RunLog(run.workdir, first_step=first_step, total_steps=run.total_steps)
+            log = open_log(run, record, first_step)
             with contextlib.closing(log):
                 if rate_scale is None:
                     rate_scale = float(state.rate_scale)
@@ -148,9 +155,20 @@ def _train(run: Run, stop: interrupt.Stop) -> str:
                     log.say(f"{message}; going on from it at {rate_scale} times the rate")
 
 
+Log = logs.RunLog | logs.NoLog
+
+
+def open_log(run: Run, record: Record, first_step: int) -> Log:
+    """The log from a step on; what was written beyond it is forgotten."""
+    if not distributed.is_first():
+        return logs.NoLog(distributed.label())
+    logs.drop_metrics_after(run.workdir, first_step, evaluated=record.evaluated_step == first_step)
+    return logs.RunLog(run.workdir, first_step=first_step, total_steps=run.total_steps)
+
+
 def loop(
     run: Run,
-    log: logs.RunLog,
+    log: Log,
     checkpoints: checkpoint.Checkpoints,
     state: steps.TrainState,
     record: Record,
@@ -162,11 +180,13 @@ def loop(
         state = evaluate_and_log(run, log, state, record, step, stop)
     batches = TrainingBatches(run, log, open_batches(run, state.params, step))
     meter = Meter(run, log)
+    recording = profile.Profile(run.workdir, run.config.run.profile_steps, log.say)
     while step < run.total_steps and not record.plateau.finished and not stop.wanted():
         state, metrics = run.train_step(state, next(batches))
         step += 1
         log.advance()
         meter.after_step(step, metrics, batches)
+        recording.after_step(metrics)
 
         if run.evaluates_at(step) and not stop.wanted():
             meter.flush()
@@ -176,6 +196,7 @@ def loop(
             meter.flush()
             save(run, log, checkpoints, state, record, step)
             meter.restart()
+    recording.close()
     meter.flush()
     save(run, log, checkpoints, state, record, step, last=True)
     interrupted = step < run.total_steps and not record.plateau.finished
@@ -211,7 +232,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[step
 
 
 def evaluate_and_log(
-    run: Run, log: logs.RunLog, state: steps.TrainState, record: Record, step: int, stop: interrupt.Stop
+    run: Run, log: Log, state: steps.TrainState, record: Record, step: int, stop: interrupt.Stop
 ) -> steps.TrainState:
     """Tests the net, writes the result and lets the plateau rule lower the rate.
 
@@ -226,9 +247,8 @@ def evaluate_and_log(
         record.best_top1_error, record.best_step = result.top1_error, step
     values = {f"eval/{k}": v for k, v in record.evaluation.items()}
     log.metrics(step, run.epoch(step), {**values, "eval/seconds": time.monotonic() - started})
-    kernel = state.params["conv1"]["kernel"]
-    if kernel.is_fully_addressable:
-        log.image(step, "conv1", logs.filters_image(np.asarray(kernel)))
+    kernel: Any = multihost_utils.process_allgather(state.params["conv1"]["kernel"], tiled=True)
+    log.image(step, "conv1", logs.filters_image(np.asarray(kernel)))
     _write_status(run, "running", record, step)
     if run.config.optimizer.schedule != "plateau":
         return state
@@ -245,7 +265,7 @@ def evaluate_and_log(
 
 def save(
     run: Run,
-    log: logs.RunLog,
+    log: Log,
     checkpoints: checkpoint.Checkpoints,
     state: steps.TrainState,
     record: Record,
@@ -293,7 +313,7 @@ def last_good(checkpoints: checkpoint.Checkpoints) -> str:
 class TrainingBatches(Iterator[steps.Batch]):
     """Batches on the mesh; unreadable images are named, waits are timed."""
 
-    def __init__(self, run: Run, log: logs.RunLog, batches: Iterator[input_pipeline.Batch]):
+    def __init__(self, run: Run, log: Log, batches: Iterator[input_pipeline.Batch]):
         self._log, self._source = log, run.source
         self._named: set[int] = set()
         self._batches = evaluate.on_device(batches, run.mesh)
@@ -306,16 +326,17 @@ class TrainingBatches(Iterator[steps.Batch]):
         for index in host["index"][host["weight"] == 0].tolist():
             if index not in self._named:
                 self._named.add(index)
-                self._log.say(f"bad image, left out: {self._source.name(index)}")
+                self._log.say_own(f"bad image, left out: {self._source.name(index)}")
         return batch
 
 
 class Meter:
     """Turns the steps' metrics into lines of the log, fetched only when a later step is under way."""
 
-    def __init__(self, run: Run, log: logs.RunLog):
+    def __init__(self, run: Run, log: Log):
         self._run, self._log = run, log
         self._saved, self._flat_steps, self._compiled = time.monotonic(), 0, False
+        self._agreed = distributed.Largest()
         self._in_flight: collections.deque[steps.Metrics] = collections.deque()
         self._pending: Callable[[], None] | None = None
         self.restart()
@@ -323,7 +344,7 @@ class Meter:
     def minutes_are_over(self) -> bool:
         """Whether it is time to save by the clock; if so, the clock starts anew."""
         minutes = self._run.config.run.save_every_minutes
-        if minutes is None or time.monotonic() - self._saved < 60 * minutes:
+        if minutes is None or not self._agreed(int(time.monotonic() - self._saved >= 60 * minutes)):
             return False
         self._saved = time.monotonic()
         return True
@@ -389,6 +410,19 @@ class Meter:
             )
 
 
+# --- several processes ------------------------------------------------------------------------------------
+
+
+def refuse_other_configs(config: configs.Config) -> None:
+    """Raises `UserError` in a process that was given another config than process 0."""
+    first = configs.resolve(json.loads(distributed.from_first(config.to_json())))
+    if different := configs.all_differences(first, config):
+        raise UserError(
+            f"this process was given another config than process 0 ({'; '.join(different)}); start all with "
+            "the same flags, but for --process_id"
+        )
+
+
 # --- beginning and end ------------------------------------------------------------------------------------
 
 
@@ -412,7 +446,7 @@ def print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def greet(run: Run, log: logs.RunLog, first_step: int) -> None:
+def greet(run: Run, log: Log, first_step: int) -> None:
     """Says what is about to happen."""
     devices = run.mesh.devices
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state.params))
@@ -433,9 +467,7 @@ def greet(run: Run, log: logs.RunLog, first_step: int) -> None:
         log.say(f"steps      {first_step} done, of {run.total_steps}: nothing is left to train")
 
 
-def finish(
-    run: Run, log: logs.RunLog, record: Record, status: str, step: int | None, message: str | None
-) -> None:
+def finish(run: Run, log: Log, record: Record, status: str, step: int | None, message: str | None) -> None:
     """Writes the last status and says how it went and how to go on."""
     _write_status(run, status, record, step, message)
     log.say(f"{status}{f': {message}' if message else ''}")
@@ -446,7 +478,11 @@ def finish(
             f"on {last['examples']:,} images ({last['views']} view{'s' if last['views'] > 1 else ''}); "
             f"best top-1 error {record.best_top1_error:.2f} %"
         )
+    log.say(f"files      {run.workdir}: metrics.jsonl, status.json, checkpoints/, net.json")
     log.say(f"curves     tensorboard --logdir={run.workdir}")
+    if status == "done":
+        log.say(f"use it     python -m alexnet_jax.predict IMAGE --weights={run.workdir}")
+        log.say(f"train on   the same command with --workdir={run.workdir} and a larger run.total_epochs")
     if status == "interrupted":
         log.say(f"go on      the same command with --workdir={run.workdir}")
 
@@ -454,5 +490,7 @@ def finish(
 def _write_status(
     run: Run, status: str, record: Record, step: int | None, message: str | None = None
 ) -> None:
+    if not distributed.is_first():
+        return
     fields: dict[str, Any] = {} if step is None else {"step": step, "epoch": round(run.epoch(step), 4)}
     logs.write_status(run.workdir, status, **fields, eval=record.evaluation, message=message)

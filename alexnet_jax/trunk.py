@@ -9,10 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from alexnet_jax import config as configs
-from alexnet_jax import input_pipeline
+from alexnet_jax import input_pipeline, progress
 from alexnet_jax.files import replacing
 from alexnet_jax.model import AlexNet
 from alexnet_jax.preprocess import Preprocess
@@ -65,7 +64,7 @@ def _compute(path: pathlib.Path, model: AlexNet, params: Any, preprocess: Prepro
     params = jax.device_put(params, jax.devices()[0])
     batches = input_pipeline.eval_batches(source, batch_size=_GROUP, image_size=preprocess.stored_size)
     records: np.ndarray | None = None
-    with tqdm.tqdm(total=len(source), unit="image", desc="convolutions, once") as bar:
+    with progress.bar(len(source), "image", "convolutions, once") as bar:
         for batch in batches:
             maps = np.asarray(pool5(params, batch["image"]))
             if records is None:

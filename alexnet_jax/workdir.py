@@ -5,25 +5,34 @@ import json
 import os
 import pathlib
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
 from alexnet_jax import config as configs
-from alexnet_jax import logs
+from alexnet_jax import distributed, logs
 from alexnet_jax.errors import UserError
 
 LOCK = "lock"
+SEEN_WITHIN_SECONDS = 20.0
 
 
 @contextmanager
 def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
     """Makes the directory, or finds it with the config of a run that goes on, and keeps other runs out.
 
+    Of several processes the first does so for all.
+
     Raises:
-      UserError: it cannot be written, another run is using it, or it holds a run of another config (each
-        difference is listed).
+      UserError: it cannot be written, another run is using it, it holds a run of another config (each
+        difference is listed), or it is not the same directory for all processes.
     """
+    if not distributed.is_first():
+        distributed.barrier()
+        _find(workdir)
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = open(workdir / LOCK, "a+")  # noqa: SIM115  (closed in locked)
@@ -33,7 +42,20 @@ def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
         ) from error
     with _locked(lock, workdir):
         _claim(workdir, config)
+        distributed.barrier()
         yield
+
+
+def _find(workdir: pathlib.Path) -> None:
+    """Waits for what process 0 has made, which other hosts may see some seconds later."""
+    deadline = time.monotonic() + SEEN_WITHIN_SECONDS
+    while not (workdir / configs.FILE_NAME).exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"--workdir={workdir}: process 0 has made it, but {socket.gethostname()} does not see it; "
+                "choose one on a file system that all hosts share"
+            )
+        time.sleep(0.1)
 
 
 def _claim(workdir: pathlib.Path, config: configs.Config) -> None:

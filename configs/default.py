@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
         "data_dir": placeholder(str),  # where TFDS looks; None for ~/tensorflow_datasets
         "num_classes": placeholder(int),  # None for what the source has
         "batch_size": 64,  # images a step; the paper's 128 would leave too few steps of so few images
+        "micro_batches": 1,  # parts of a batch that are computed one after another, to save memory
         "stored_size": 73,  # pixels; 256 for 224 in the paper
         "image_size": 64,  # pixels
         "max_bad_fraction": 0.01,  # of the images seen; beyond, the run stops
@@ -44,12 +45,14 @@ def get_config() -> ml_collections.ConfigDict:
         "overlapping_pooling": placeholder(bool),  # False: 2 x 2, as in run 147 (72 pixels at least)
         "padding": placeholder(tuple),  # of conv1 to conv5, in places
         "sizes": placeholder(str),  # how outputs are rounded: 2012, caffe, torch
+        "without": placeholder(tuple),  # section 7: middle layers left out, as ("conv3",)
         "conv6": placeholder(bool),  # section 7.2: a sixth convolution
         "dropout": placeholder(float),  # share dropped of fc6's and fc7's outputs
         "dropout_before": placeholder(bool),  # of their inputs instead
         "dropout_scaled": placeholder(bool),  # scaled in training instead of at test time
         "init_scheme": placeholder(str),  # paper (0.01 everywhere: slow at first), original, caffe, he, torch
         "hidden_bias": placeholder(float),  # first bias of conv2, 4, 5, 6, fc6 and fc7; 1 in the paper
+        "compute_dtype": placeholder(str),  # float32, or bfloat16 with float32 parameters
     }
     config.augment = {
         "crop": True,  # section 4.1
@@ -86,6 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
         "total_steps": placeholder(int),  # of each pair _steps and _epochs one is set
         "total_epochs": 5.0,  # about as much as five minutes allow
         "log_every_steps": 20,  # metrics are means over so many steps
+        "profile_steps": 0,  # so many steps are recorded for TensorBoard or Perfetto
         "eval_every_steps": placeholder(int),
         "eval_every_epochs": 1.0,  # on all test images
         "eval_views": 1,  # 1: central patch; 10: four corners, centre, and their mirrors

@@ -1,6 +1,6 @@
 """What pre-training is worth on a few hundred photographs: a table and a plot.
 
-    python -m experiments.pretraining --data=PHOTOS --weights=WEIGHTS --out=experiments/pretraining_record
+    python -m experiments.pretraining --data=PHOTOS --weights=WEIGHTS --out=experiments/001-pretraining
 
 PHOTOS has `train/<class>/` and `val/<class>/`. Three arms on the same images and the same net, each but the
 probe with seeds 0, 1 and 2: softmax regression on pool5 of the trained convolutions; the trained convolutions

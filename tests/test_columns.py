@@ -100,13 +100,15 @@ def test_loss_and_every_gradient_agree(name, meshes):
         assert max(jax.tree.leaves(errors)) < 1e-5, (mesh, errors)
 
 
-def train(name, mesh, count):
+def train(name, mesh, count, micro_batches=1):
     """Losses, top-1 errors, parameters and momentum of `count` steps, each on its own batch."""
     rates = optimizer.Rates(optimizer.steps(1e-4, 0.1, (3,)), optimizer.constant(2e-4))
     rule = optimizer.sgd_2012(rates)
     params = params_of(NETS[name])
     state = jax.device_put(steps.fresh_state(params, rule), steps.state_shardings(mesh))
-    step = steps.make_train_step(NETS[name], rule, mesh, view, seed=0, log_every=1)
+    step = steps.make_train_step(
+        NETS[name], rule, mesh, view, seed=0, log_every=1, micro_batches=micro_batches
+    )
     seen = []
     for i in range(count):
         state, metrics = step(state, jax.device_put(batch_of(i), steps.batch_sharding(mesh)))
@@ -205,3 +207,12 @@ def test_impossible_meshes(data, column, words):
 def test_columns_that_do_not_fit_the_mesh():
     with pytest.raises(UserError, match=r"mesh.column=2: the 1 column"):
         steps.forward_on_mesh(create_model("torchvision"), columns.make_mesh(1, 2), view, train=True)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
+def test_micro_batches_give_the_step_of_the_whole_batch(mesh):
+    expected_metrics, expected = train("paper", columns.make_mesh(1, 1), 3)
+    metrics, state = train("paper", columns.make_mesh(*mesh), 3, micro_batches=2)
+    np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-5)
+    errors = jax.tree.map(relative_error, state[0], expected[0])
+    assert max(jax.tree.leaves(errors)) < 1e-5, errors

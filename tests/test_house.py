@@ -24,10 +24,24 @@ def arrows() -> dict[str, set[str]]:
 
 
 def test_leaves_import_no_one_but_errors():
-    leaves = ("ops", "augment", "optimizer", "logs", "columns", "checkpoint", "statistics", "memory", "typed")
+    leaves = (
+        "ops",
+        "augment",
+        "optimizer",
+        "logs",
+        "columns",
+        "statistics",
+        "memory",
+        "compiled",
+        "profile",
+        "typed",
+        "distributed",
+    )
     for leaf in leaves:
         assert arrows()[leaf] <= {"errors"}, leaf
-    assert arrows()["cli"] <= {"errors", "memory"}
+    assert arrows()["checkpoint"] <= {"errors", "distributed"}
+    assert arrows()["collectives"] <= {"columns"}
+    assert arrows()["cli"] <= {"errors", "memory", "compiled"}
 
 
 def test_there_is_no_circle():

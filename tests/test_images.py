@@ -82,7 +82,7 @@ CATALOGUE: dict[str, tuple[bytes, Image.Image | None, float]] = {
         PHOTO,
         1,
     ),
-    "png": (encode(PHOTO, "PNG"), PHOTO, 0.2),
+    "png": (encode(PHOTO, "PNG"), PHOTO, 0.3),
     "interlaced palette gif": (encode(PHOTO.quantize(256), "GIF", interlace=1), PHOTO, 5),
     "animated gif, its first frame": (
         encode(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
@@ -90,32 +90,32 @@ CATALOGUE: dict[str, tuple[bytes, Image.Image | None, float]] = {
         5,
     ),
     "webp": (encode(PHOTO, "WEBP", quality=95), PHOTO, 2),
-    "lossless webp": (encode(PHOTO, "WEBP", lossless=True), PHOTO, 0.2),
+    "lossless webp": (encode(PHOTO, "WEBP", lossless=True), PHOTO, 0.3),
     "animated webp, its first frame": (
         encode(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:], lossless=True),
         FRAMES[0],
-        0.2,
+        0.3,
     ),
-    "bmp": (encode(PHOTO, "BMP"), PHOTO, 0.2),
-    "tiff": (encode(PHOTO, "TIFF"), PHOTO, 0.2),
-    "portable pixmap": (encode(PHOTO, "PPM"), PHOTO, 0.2),
-    "grey png": (encode(PHOTO.convert("L"), "PNG"), GREY, 0.2),
-    "16-bit grey png": (sixteen_bits(PHOTO), GREY, 0.2),
+    "bmp": (encode(PHOTO, "BMP"), PHOTO, 0.3),
+    "tiff": (encode(PHOTO, "TIFF"), PHOTO, 0.3),
+    "portable pixmap": (encode(PHOTO, "PPM"), PHOTO, 0.3),
+    "grey png": (encode(PHOTO.convert("L"), "PNG"), GREY, 0.3),
+    "16-bit grey png": (sixteen_bits(PHOTO), GREY, 0.3),
     "16-bit grey tiff": (
         encode(Image.fromarray(np.asarray(PHOTO.convert("L")).astype(np.uint16) * 257), "TIFF"),
         GREY,
-        0.2,
+        0.3,
     ),
-    "one-bit png": (encode(PHOTO.convert("1"), "PNG"), PHOTO.convert("1"), 0.2),
+    "one-bit png": (encode(PHOTO.convert("1"), "PNG"), PHOTO.convert("1"), 0.3),
     "palette png": (encode(PHOTO.quantize(256), "PNG"), PHOTO, 5),
     "palette png with transparency": (
         encode(PHOTO.quantize(255), "PNG", transparency=b"\x80" * 255),
         PHOTO,
         5,
     ),
-    "transparent png, its transparency dropped": (encode(HALF_CLEAR, "PNG"), PHOTO, 0.2),
-    "grey png with transparency": (encode(PHOTO.convert("LA"), "PNG"), GREY, 0.2),
-    "transparent webp": (encode(HALF_CLEAR, "WEBP", lossless=True, exact=True), PHOTO, 0.2),
+    "transparent png, its transparency dropped": (encode(HALF_CLEAR, "PNG"), PHOTO, 0.3),
+    "grey png with transparency": (encode(PHOTO.convert("LA"), "PNG"), GREY, 0.3),
+    "transparent webp": (encode(HALF_CLEAR, "WEBP", lossless=True, exact=True), PHOTO, 0.3),
     "one pixel": (
         encode(Image.new("RGB", (1, 1), (9, 99, 199)), "PNG"),
         Image.new("RGB", (1, 1), (9, 99, 199)),
@@ -124,7 +124,7 @@ CATALOGUE: dict[str, tuple[bytes, Image.Image | None, float]] = {
     "one pixel high": (encode(PHOTO.resize((300, 1)), "PNG"), PHOTO.resize((300, 1)), 0.5),
     "one pixel wide": (encode(PHOTO.resize((1, 300)), "PNG"), PHOTO.resize((1, 300)), 0.5),
     "the very size": (encode(PHOTO.resize((SIZE, SIZE)), "PNG"), PHOTO.resize((SIZE, SIZE)), 0),
-    "one pixel more": (encode(PHOTO.resize((33, 33)), "PNG"), PHOTO.resize((33, 33)), 0.2),
+    "one pixel more": (encode(PHOTO.resize((33, 33)), "PNG"), PHOTO.resize((33, 33)), 0.3),
     "smaller than wanted": (encode(PHOTO.resize((9, 7)), "PNG"), PHOTO.resize((9, 7)), 0.5),
     "much larger, decoded at a fraction": (
         encode(photograph(1300, 700), quality=95),
@@ -205,14 +205,23 @@ def test_the_largest_photograph_takes_bounded_memory():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
+@pytest.mark.parametrize("simd", [images.simd, None], ids=["vector instructions", "Pillow alone"])
 @pytest.mark.parametrize(
     ("width", "height"), [(500, 375), (375, 500), (500, 334), (333, 500), (257, 256), (640, 480)]
 )
-def test_agrees_with_plain_resize_and_crop(width, height):
+def test_agrees_with_plain_resize_and_crop(width, height, simd, monkeypatch):
+    monkeypatch.setattr(images, "simd", simd)
     photo = photograph(width, height)
     ours = images.decode_square(encode(photo, "PNG"), 256)
     assert ours is not None
     assert abs(ours.astype(float) - plain(photo, 256)).mean() < 0.3  # the order of rounding
+
+
+def test_any_size_can_be_cut():
+    # 1313 x 58 at 224 leaves a box that is 7e-15 pixels too high.
+    for width, height in [(1313, 58), *((w, 7 * w % 501 + 1) for w in range(1, 1400, 3))]:
+        square = images.central_square(Image.new("RGB", (width, height), (9, 99, 199)), 224)
+        assert (square == (9, 99, 199)).all(), (width, height)
 
 
 def test_agrees_with_pillow_on_photographs():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import UserError, create_model
+from alexnet_jax import UserError, create_model, pretrained
 from alexnet_jax.model import VARIANTS
 from tests import reference
 from tests.reference import relative_error
@@ -389,6 +389,53 @@ def test_conv6():
     flat = reference.relu(expected).reshape(2, -1)
     kernel, bias = np.concatenate(list(params["fc6"]["kernel"]), axis=-1), params["fc6"]["bias"].reshape(-1)
     assert relative_error(seen["fc6"], flat @ kernel + bias) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("left_out", "after", "before", "both"),
+    [
+        ("conv2", "conv3", "pool2", True),
+        ("conv3", "conv4", "pool2", True),  # the columns talk before conv4 instead
+        ("conv4", "conv5", "activation3", False),
+        ("conv5", "fc6", "pool5", True),
+        ("fc6", "fc7", "pool5", True),
+        ("fc7", "fc8", "dropout6", True),
+    ],
+)
+def test_a_middle_layer_left_out(left_out, after, before, both):
+    """Section 7: the next layer sees what the one before says; of what followed only the pooling stays."""
+    model = create_model("paper", without=(left_out,), **SMALL)
+    shapes, whole = shapes_of(model, 90), shapes_of(create_model("paper", **SMALL), 90)
+    assert set(shapes) == set(whole) - {left_out}
+    params, images = random_params(model, 90), random_images(2, 90)
+    more = {"conv2": ["pool1"], "conv5": ["activation4"]}.get(left_out, [])
+    _, seen = outputs_of(model, params, images, [after, before, *more])
+    kernel, bias = (np.asarray(params[after][key], np.float64) for key in ("kernel", "bias"))
+    x = np.asarray(seen[before], np.float64)
+    inputs = [x, x] if both else np.split(x, 2, axis=-1)
+    if after.startswith("conv"):
+        parts = [reference.convolution(inputs[i], kernel[i], bias[i], padding=1) for i in (0, 1)]
+    else:
+        parts = [inputs[i].reshape(2, -1) @ kernel[i] + bias[i] for i in (0, 1)]
+    assert relative_error(seen[after], np.concatenate(parts, axis=-1)) < 1e-5
+    if left_out == "conv2":
+        np.testing.assert_array_equal(seen["pool2"], reference.max_pool(np.asarray(seen["pool1"]), 3, 2))
+    if left_out == "conv5":
+        assert relative_error(seen["pool5"], reference.max_pool(np.asarray(seen["activation4"]), 3, 2)) < 1e-6
+    with pytest.raises(UserError, match=f"no activation '{left_out}'"):
+        outputs_of(model, params, images, (left_out,))
+
+
+def test_layers_left_out_in_other_layouts():
+    """Columns that are silent stay so; smaller images do, where fewer windows have to fit."""
+    silent = create_model("paper", without=("conv3",), talk=(), **SMALL)
+    assert kernels_of(silent, 90)["conv4"] == (2, 3, 3, 6, 8)
+    assert kernels_of(create_model("paper", without=("conv5", "conv3"), **SMALL), 90)["conv4"][3] == 12
+    assert create_model("paper", without=("conv2",), **SMALL).talks("conv3")
+    with pytest.raises(UserError, match=r"model\.without=\('conv1',\): choose from conv2"):
+        create_model("paper", without=("conv1",))
+    with pytest.raises(UserError, match=r"model\.without=\('conv4',\): AlexNet as others know it"):
+        pretrained.layer_shapes(create_model("paper", without=("conv4",), **SMALL), 90)
 
 
 # --- Single switches ---

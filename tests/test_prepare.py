@@ -167,17 +167,19 @@ def test_command_line(folder, tmp_path):
         f"To train on them: --config.data.source=prepared:{tmp_path / 'set'}",
     ]
     again = subprocess.run(command(folder, tmp_path / "set"), capture_output=True, text=True)
-    assert again.returncode == 2 and again.stderr.startswith("--out:") and again.stderr.count("\n") == 1
+    assert (
+        again.returncode == 2 and again.stderr.startswith("error: --out:") and again.stderr.count("\n") == 1
+    )
 
 
 def test_main_in_this_process(folder, tmp_path, monkeypatch, capsys):
     arguments = command(folder, tmp_path / "set")[3:]
-    monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
-    assert prepare.main() == 0
+    assert prepare.main(arguments) == 0
     assert "set: 60 train images in 2 classes" in capsys.readouterr().out
-    assert prepare.main() == 2
+    with pytest.raises(UserError, match=r"--out: .* exists already"):
+        prepare.main(arguments)
     monkeypatch.setattr(prepare, "prepare", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert prepare.main() == 75
+    assert prepare.main(arguments) == 75
     assert "goes on from here" in capsys.readouterr().err
 
 

@@ -1,5 +1,6 @@
 """The loop on real images and a narrow net: resume, evaluation, schedules, bad images, divergence."""
 
+import gzip
 import json
 import shutil
 
@@ -83,6 +84,16 @@ def test_trains_evaluates_saves_and_says_so(tiny, tmp_path):
     assert step == 12
     assert result.top1_error == end["eval"]["top1_error"]
     assert result.loss == pytest.approx(end["eval"]["loss"], rel=1e-6)
+
+
+def test_a_profile_on_request(tiny, tmp_path):
+    config = tiny(**{"mesh.data": 1, "run.profile_steps": 2, "run.total_steps": 8, "run.eval_every_steps": 8})
+    assert training.train(config, tmp_path) == "done"
+    (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    names = {
+        event.get("name", "") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    }
+    assert any("train_step" in name for name in names)
 
 
 def test_ten_views_are_an_override_of_the_same_workdir(tiny, tmp_path):
@@ -262,6 +273,7 @@ def test_a_second_run_in_the_same_workdir_is_refused(tiny, tmp_path):
     ("overrides", "named"),
     [
         ({"data.batch_size": 9, "mesh.data": 2}, "data.batch_size=9"),
+        ({"data.micro_batches": 3}, "data.micro_batches=3"),
         ({"mesh.data": 64}, "mesh.data=64"),
         ({"mesh.column": 4}, "mesh.column"),
         ({"data.num_classes": 7}, "data.num_classes=7"),

@@ -1,0 +1,41 @@
+"""CNN* of Table 2, its second part, on ILSVRC-2012: 38.99 % top-1, 16.62 % top-5 error in ten views.
+
+    python main.py --config=configs/cnn_star.py --config.init.path=RUN --workdir=DIR
+
+RUN is a workdir of configs/cnn_star_fall2011.py. The figures are the authors', on the validation images
+(layer-params-146-2012-2011.cfg); not run at full scale by us.
+"""
+
+import ml_collections
+
+from configs import run145
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Run 146-2012-2011: the layers of the first part but the last, conv1 nearly frozen, the new fc8 faster.
+
+    Deviations: fc8's biases have the rate of its weights; the others are those of configs/original.py.
+    """
+    config = run145.get_config()
+    config.model.conv6 = True
+
+    config.augment.colour_until_epochs = 38.0
+
+    config.optimizer.learning_rate = 0.001
+    config.optimizer.bias_rate_factor = 20.0  # 0.02, as ever
+    config.optimizer.drop_epochs = (22.0, 42.0)
+    config.optimizer.layer_rates = (
+        ("conv1", 0.0, 0.0001),
+        ("conv1", 5.0, 0.00001),
+        ("conv1", 7.0, 0.0),
+        ("fc8", 0.0, 0.001),
+        ("fc8", 0.03, 0.01),  # after 300 batches
+        ("fc8", 9.0, 0.001),
+        ("fc8", 22.0, 0.0001),
+        ("fc8", 42.0, 0.00001),
+    )
+
+    config.init.path = "runs/cnn_star_fall2011"
+
+    config.run.total_epochs = 54.0
+    return config

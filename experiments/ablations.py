@@ -1,0 +1,57 @@
+"""The paper's ablations, and run 145's, on a net narrow enough for two cores: Fashion-MNIST at 72 pixels."""
+
+CONFIG = "configs/default.py"
+PARENT = {
+    "data.stored_size": 82,
+    "data.image_size": 72,  # the least at which 2 x 2 pooling leaves something for fc6
+    "data.batch_size": 16,
+    "model.widths": (16, 64, 96, 96, 64, 64),  # a quarter of the paper's, conv1 a sixth
+    "model.fc_widths": (1024, 1024),
+    "optimizer.learning_rate": 0.005,  # at 0.01 the net without dropout stays at chance
+    "run.total_epochs": 1.25,
+    "optimizer.drop_epochs": (1.0,),
+    "run.eval_every_epochs": 0.25,
+    "run.save_every_epochs": 2.0,
+    "run.keep_checkpoints": 1,
+    "run.log_every_steps": 75,
+}
+SEEDS = (0, 1, 2)
+ROWS = {
+    # Normalisation: section 3.3, runs 148 and 166.
+    "no norm": {"model.norm": False},
+    "second norm below the ReLU": {"model.layer2": "lrn map_norm pool activation"},
+    # Pooling: section 3.4, run 147.
+    "plain pooling": {"model.overlapping_pooling": False},
+    # Columns: section 3.2, runs 145-half and 150.
+    "one column": {"model.columns": 1},
+    "silent columns": {
+        "model.talk": (),
+        "model.widths": (16, 80, 96, 96, 64, 64),
+        "model.fc_widths": (2048, 1024),
+    },
+    "half net": {"model.columns": 1, "model.widths": (8, 32, 48, 48, 64, 64)},
+    # Activation and regularisation: sections 3.1, 4.1, 4.2.
+    "tanh": {"model.activation": "tanh"},
+    "no dropout": {"model.dropout": 0.0},
+    "no colour noise": {"augment.colour": "none"},
+    "no crops": {"augment.crop": False},
+    "mean colour": {"augment.mean": "colour"},
+    # Initial weights and biases: section 5.
+    "init paper": {"model.init_scheme": "paper"},
+    "init caffe": {"model.init_scheme": "caffe"},
+    "init he": {"model.init_scheme": "he"},
+    "biases 0.1": {"model.hidden_bias": 0.1},
+    # Depth: section 7.
+    "without conv2": {"model.without": ("conv2",)},
+    "without conv3": {"model.without": ("conv3",)},
+    "without conv4": {"model.without": ("conv4",)},
+    "without conv5": {"model.without": ("conv5",)},
+}
+# Points of % of top-1 and top-5 error on ILSVRC above the net that each was compared with there.
+PAPER = {
+    "no norm": (1.4, 1.2),
+    "second norm below the ReLU": (0.44, 0.46),  # run 166 against 145
+    "plain pooling": (0.4, 0.3),
+    "silent columns": (1.17, 1.12),  # run 150 against 145
+    "half net": (1.7, 1.2),
+}

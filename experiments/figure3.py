@@ -1,0 +1,48 @@
+"""The paper's Figure 3: conv1's filters, those of the first column (GPU 1) above those of the second (GPU 2).
+
+    python -m experiments.figure3 --weights=runs/mine --out=filters.png
+
+WEIGHTS is whatever `load_pretrained` reads. Each filter is stretched to the full range about its mid-grey. In
+the paper the first column's filters turned out grey and the second's coloured, "during every run".
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from alexnet_jax import cli, logs, pretrained
+from alexnet_jax.files import replacing
+
+
+def colourfulness(kernel: np.ndarray) -> list[float]:
+    """For each column, the mean over its filters of the share of their energy that is not grey, 0 to 1.
+
+    Args:
+      kernel: `[columns, h, w, 3, O]`.
+    """
+    grey = kernel.mean(axis=3, keepdims=True)
+    energy = np.sum(np.square(kernel), axis=(1, 2, 3))
+    coloured = np.sum(np.square(kernel - grey), axis=(1, 2, 3))
+    return np.mean(coloured / np.maximum(energy, 1e-12), axis=1).tolist()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("experiments.figure3", __doc__)
+    parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="the picture to write, a .png")
+    parser.add_argument("--across", type=int, default=16, help="filters a row")
+    args = parser.parse_args(argv)
+    loaded = pretrained.read(args.weights, partial=True)
+    kernel = np.asarray(loaded.variables["params"]["conv1"]["kernel"])
+    pixels = logs.filters_image(kernel, across=args.across)
+    with replacing(args.out) as temporary:
+        Image.fromarray(pixels).save(temporary, "png")
+    for number, share in enumerate(colourfulness(kernel), 1):
+        print(f"column {number}: {kernel.shape[-1]} filters, {100 * share:.1f} % of their energy is colour")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.command(main)

@@ -1,0 +1,82 @@
+"""Makes the pages of the records: the README.md of each, of experiments/, and the project's results.
+
+    python -m experiments.index [--check]
+
+With --check nothing is written; the command fails where a page is not what the records make of it.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+from alexnet_jax import cli
+from alexnet_jax.errors import UserError
+from experiments import record
+
+BEGIN, END = "<!-- experiments: made by python -m experiments.index -->", "<!-- experiments: end -->"
+
+
+def index(directory: pathlib.Path) -> str:
+    """experiments/README.md: a line a record."""
+    lines = [
+        "# Experiments",
+        "",
+        "Each is a directory of its own: what was changed in what and why, the command, the result with its",
+        "spread, and a verdict. Records are never edited; failures stay. `python -m experiments.index` makes",
+        "this page.",
+        "",
+        *_table(directory, ""),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def section(directory: pathlib.Path) -> str:
+    """What stands between the marks in the project's README.md."""
+    return "\n".join([BEGIN, "", *_table(directory, f"{directory.name}/"), "", END])
+
+
+def _table(directory: pathlib.Path, prefix: str) -> list[str]:
+    lines = ["| | experiment | result |", "|---|---|---|"]
+    for path in record.find(directory):
+        values = record.read(path)
+        title = f"[{values['title']}]({prefix}{path.name}/README.md)"
+        lines.append(f"| {path.name[:3]} | {title} | {values['result']} |")
+    return lines
+
+
+def pages(directory: pathlib.Path) -> dict[pathlib.Path, str]:
+    """Each page's path and what must stand in it.
+
+    Raises:
+      UserError: the project's README.md has no marks for the results.
+    """
+    made = {path / record.PAGE: record.page(path) for path in record.find(directory)}
+    made[directory / record.PAGE] = index(directory)
+    readme = directory.parent / "README.md"
+    text = readme.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise UserError(f"{readme}: needs one line {BEGIN} and one {END}")
+    before, _, rest = text.partition(BEGIN)
+    made[readme] = before + section(directory) + rest.partition(END)[2]
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser("experiments.index", __doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="only says whether the pages are as they must be"
+    )
+    parser.add_argument("--directory", type=pathlib.Path, default=record.DIRECTORY, help="the records")
+    args: argparse.Namespace = parser.parse_args(argv)
+    made = pages(args.directory)
+    old = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    if args.check and old:
+        raise UserError(f"{old[0]}: not what the records say; python -m experiments.index makes it")
+    for path in () if args.check else old:
+        record.write_text(path, made[path])
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.command(main)

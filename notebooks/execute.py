@@ -1,0 +1,70 @@
+"""Runs the notebook from top to bottom, small, and says how long it took; CI does this on the CPU.
+
+    python -m notebooks.execute [--out=EXECUTED.ipynb]
+
+What the form fields hold can be given in the environment (EPOCHS, WEIGHTS, ...). Trained weights cannot be
+fetched everywhere, so convolutions with random weights stand in for them. Needs nbclient and ipykernel.
+"""
+
+import argparse
+import os
+import pathlib
+import tempfile
+import time
+
+NOTEBOOK = pathlib.Path(__file__).parent / "alexnet_colab.ipynb"
+SMALL = {"EPOCHS": "0.04", "FINETUNE_EPOCHS": "1", "SWEEP_STEPS": "3", "BATCH_SIZE": "16"}
+
+
+def random_convolutions(path: pathlib.Path) -> None:
+    """Writes what torchvision's convolutions would be before any training."""
+    import numpy as np
+
+    from alexnet_jax.pretrained import TORCH_NAMES
+
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv1": (64, 3, 11, 11),
+        "conv2": (192, 64, 5, 5),
+        "conv3": (384, 192, 3, 3),
+        "conv4": (256, 384, 3, 3),
+        "conv5": (256, 256, 3, 3),
+    }
+    arrays = {}
+    for layer, shape in shapes.items():
+        std = (2 / np.prod(shape[1:])) ** 0.5
+        arrays[f"{TORCH_NAMES[layer]}.weight"] = (std * rng.standard_normal(shape)).astype(np.float32)
+        arrays[f"{TORCH_NAMES[layer]}.bias"] = np.zeros(shape[0], np.float32)
+    np.savez(path, **arrays)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, help="where the executed notebook goes")
+    out = parser.parse_args().out
+
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        work = pathlib.Path(directory)
+        for name, value in {**SMALL, "WORKDIR": str(work / "run"), "PHOTOS": ""}.items():
+            os.environ.setdefault(name, value)
+        if "WEIGHTS" not in os.environ:
+            random_convolutions(work / "convolutions.npz")
+            os.environ["WEIGHTS"] = str(work / "convolutions.npz")
+        client = nbclient.NotebookClient(
+            notebook, timeout=900, resources={"metadata": {"path": NOTEBOOK.parent}}
+        )
+        try:
+            client.execute()
+        finally:
+            if out is not None:
+                nbformat.write(notebook, out)
+    print(f"{NOTEBOOK.name}: every cell ran, in {time.monotonic() - began:.0f} seconds")
+
+
+if __name__ == "__main__":
+    main()

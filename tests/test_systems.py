@@ -1,0 +1,210 @@
+"""The systems of the paper and of the released runs: each a config, with the parameters of its layer file."""
+
+import importlib
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from alexnet_jax import build, evaluate, summary
+from alexnet_jax import config as configs
+from alexnet_jax import train as training
+from tests import tiny as narrow
+
+# By layer: filters of all columns, window, channels that each sees (its own column's, or all); a fully
+# connected layer has a window of 1. By filters=, channels=, filterSize= and outputs= of the released layer
+# files. Those of run 147 are the paper's, for its pooling leaves 6 x 6 maps, too.
+PAPER = [
+    (96, 11, 3),
+    (256, 5, 48),
+    (384, 3, 256),
+    (384, 3, 192),
+    (256, 3, 192),
+    (4096, 1, 6 * 6 * 256),
+    (4096, 1, 4096),
+    (1000, 1, 4096),
+]
+HALF = [  # layers-145-half.cfg
+    (48, 11, 3),
+    (128, 5, 48),
+    (192, 3, 128),
+    (192, 3, 192),
+    (256, 3, 192),
+    (4096, 1, 6 * 6 * 256),
+    (4096, 1, 4096),
+    (1000, 1, 4096),
+]
+SILENT = [  # layers-150.cfg
+    (96, 11, 3),
+    (320, 5, 48),
+    (384, 3, 160),
+    (384, 3, 192),
+    (256, 3, 192),
+    (8192, 1, 6 * 6 * 128),
+    (4096, 1, 4096),
+    (1000, 1, 4096),
+]
+CONV6 = (256, 3, 256)  # layers-146-2011.cfg
+STAR = [*PAPER[:5], CONV6, *PAPER[5:]]
+SYSTEMS = {
+    "imagenet2012": PAPER,
+    "ilsvrc2010": PAPER,
+    "original": PAPER,
+    "run145": PAPER,
+    "run145_half": HALF,
+    "run147": PAPER,
+    "run148": PAPER,
+    "run150": SILENT,
+    "run166": PAPER,
+    "run167": PAPER,
+    "run170": PAPER,
+    "cnn_star": STAR,
+    "cnn_star_fall2011": [*STAR[:-1], (21841, 1, 4096)],
+}
+
+
+def config_of(name, **overrides):
+    return configs.resolve(importlib.import_module(f"configs.{name}").get_config(), overrides)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return narrow.make_images(tmp_path_factory.mktemp("images"), train=2, test=1)
+
+
+def narrowed(config, images):
+    """The same net at an eighth of its width and with few units, for two steps on small images."""
+    net = configs.build_model(config, num_classes=2)
+    plain = not net.overlapping_pooling
+    return {
+        **narrow.NET,
+        "data.source": f"folder:{images}",
+        "data.num_classes": None,
+        "data.image_size": 72 if plain else 55,
+        "data.stored_size": 80 if plain else 60,
+        "model.widths": tuple(width // 8 for width in net.widths),
+        "model.fc_widths": tuple(width // 128 for width in net.fc_widths),
+        "init.path": None,
+        "mesh.data": 1,
+        "run.eval_views": 1,
+        "run.total_steps": 2,
+        "run.log_every_steps": 1,
+        "run.eval_every_steps": 2,
+        "run.save_every_steps": 2,
+    }
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_parameters_by_the_layer_file(name):
+    config = config_of(name)
+    classes = 21841 if name == "cnn_star_fall2011" else 1000
+    table = summary.summarise(configs.build_model(config, classes), config.data.image_size)
+    counted = [layer["parameters"] for layer in table["layers"]]
+    assert counted == [filters * (window**2 * seen + 1) for filters, window, seen in SYSTEMS[name]]
+    if SYSTEMS[name] is PAPER:
+        assert sum(counted) == 60_965_224
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_each_trains(name, images, tmp_path):
+    """Two steps, by which each layer moves whose rate is not 0."""
+    run = build.build(config_of(name, **narrowed(config_of(name), images)), tmp_path)
+    state = run.init_state()
+    before = jax.device_get(state.params)
+    batches = evaluate.on_device(build.open_batches(run, state.params, 0), run.mesh)
+    for _ in range(2):
+        state, metrics = run.train_step(state, next(batches)[1])
+        assert math.isfinite(metrics["loss"])
+    for layer, leaves in jax.device_get(state.params).items():
+        assert abs(leaves["kernel"] - before[layer]["kernel"]).max() > 0, layer
+
+
+def test_every_config_file_is_one():
+    """None is forgotten above, and none holds a key that the program does not know."""
+    files = {path.stem for path in (pathlib.Path(__file__).parents[1] / "configs").glob("[a-z]*.py")}
+    for name in files:
+        config_of(name)
+    assert set(SYSTEMS) <= files
+    assert files - set(SYSTEMS) == {"default", "finetune"}
+
+
+def test_cnn_star_nearly_freezes_conv1():
+    """The rates of run 146-2012-2011's notes, at the epochs that they name."""
+    config = config_of("cnn_star")
+    assert (config.optimizer.learning_rate, config.optimizer.drop_epochs) == (0.001, (22.0, 42.0))
+    by_layer = {}
+    for layer, epoch, rate in config.optimizer.layer_rates:
+        by_layer.setdefault(layer, []).append((epoch, rate))
+    assert by_layer["conv1"] == [(0.0, 1e-4), (5.0, 1e-5), (7.0, 0.0)]
+    examples = 1_281_167
+    optimizer = build.build_optimizer(config, examples, total_steps=540_000)
+    params = {name: {"kernel": jnp.ones(()), "bias": jnp.ones(())} for name in ("conv1", "conv2", "fc8")}
+    state = optimizer.init(params)
+    gradients = jax.tree.map(jnp.ones_like, params)
+
+    def rates(epoch):
+        step = jnp.int32(math.ceil(epoch * examples / 128))
+        still = jax.tree.map(jnp.zeros_like, params)  # no weight decay
+        updates, _ = optimizer.update(gradients, state, still, step=step, drops=jnp.int32(0))
+        return [-float(updates[layer]["kernel"]) for layer in params]
+
+    for epoch, expected in {
+        0.01: (1e-4, 1e-3, 1e-3),
+        1: (1e-4, 1e-3, 1e-2),
+        6: (1e-5, 1e-3, 1e-2),
+        8: (0, 1e-3, 1e-2),
+        10: (0, 1e-3, 1e-3),
+        30: (0, 1e-4, 1e-4),
+        50: (0, 1e-5, 1e-5),
+    }.items():
+        assert rates(epoch) == pytest.approx(expected, rel=1e-5), epoch
+
+
+def test_pre_train_transfer_and_ensemble(images, tmp_path):
+    """CNN*'s chain in small: 10 classes; 4 others from its layers but the last; two such nets averaged."""
+    import shutil
+
+    from alexnet_jax import ensemble, predictions, pretrained
+
+    fewer = tmp_path / "fewer"
+    shutil.copytree(images, fewer)
+    for split in ("train", "test"):
+        for label in range(4, 10):
+            shutil.rmtree(fewer / split / f"class{label}")
+        for label in range(4):  # other names: other classes
+            (fewer / split / f"class{label}").rename(fewer / split / f"thing{label}")
+    first = config_of("cnn_star_fall2011", **narrowed(config_of("cnn_star_fall2011"), images))
+    assert training.train(first, tmp_path / "fall2011") == "done"
+    tuned = {}
+    for seed in (0, 1):
+        overrides = {
+            **narrowed(config_of("cnn_star"), fewer),
+            "init.path": str(tmp_path / "fall2011"),
+            "run.seed": seed,
+            "run.eval_views": 10,
+        }
+        assert training.train(config_of("cnn_star", **overrides), tmp_path / f"star{seed}") == "done"
+        tuned[seed] = pretrained.read(tmp_path / f"star{seed}").variables["params"]
+    # What is new differs with the seed; what was taken over moved by two small steps at most.
+    before = pretrained.read(tmp_path / "fall2011").variables["params"]
+    for seed in (0, 1):
+        moved = abs(tuned[seed]["conv6"]["kernel"] - before["conv6"]["kernel"]).max()
+        assert 0 < moved < 0.01
+        assert tuned[seed]["fc8"]["kernel"].shape[-1] == 2  # 4 classes over 2 columns
+    assert abs(tuned[0]["fc8"]["kernel"] - tuned[1]["fc8"]["kernel"]).max() > 0.01
+
+    out = tmp_path / "both.npz"
+    members = [str(tmp_path / f"star{seed}") for seed in (0, 1)]
+    assert ensemble.main([*members, "--views=10", f"--out={out}", "--json"]) == 0
+    alone = []
+    for member in members:
+        ensemble.main([member, "--views=10", f"--out={tmp_path / 'one.npz'}"])
+        alone.append(predictions.load(tmp_path / "one.npz"))
+    both = predictions.load(out)
+    assert both.probabilities == pytest.approx(
+        (alone[0].probabilities + alone[1].probabilities) / 2, rel=1e-5
+    )
+    assert both.ids == alone[0].ids
+    assert len(both.ids) == 4
