@@ -4,17 +4,18 @@
 
 Each point is the paper's net in a process of its own: the batch grows at the first of `--at` (pixels), the
 images and the devices at the second (images a batch). The devices are forced host devices, which share the
-machine's cores: what they add is overhead, not speed. A point that would need more memory than the machine has
-to give, by the line through the two points before it, is left out, and the table says so.
+machine's cores: what they add is overhead, not speed. A point that would need more memory than the machine
+has to give, by the line through the two points before it, is left out, and the table says so.
 DIR gets growth.csv, growth.md and growth.png.
 """
 
 import argparse
 import json
+import os
 import pathlib
+import re
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,8 @@ def measure(
     free, needed = tables.available_bytes(), foreseen(row, before)
     if free is not None and needed is not None and needed * MARGIN > free / 1e9:
         return {"note": f"left out: would need about {needed:.0f} GB, {free / 1e9:.0f} GB are free"}
-    flags = f"--xla_force_host_platform_device_count={row['devices']}"
+    others = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    flags = f"{others} --xla_force_host_platform_device_count={row['devices']}".strip()
     said = tables.answer(
         tables.ours_command(
             "train",
@@ -83,7 +85,7 @@ def measure(
             f"--steps={given.steps}",
             f"--warm={given.warm}",
         ),
-        {"XLA_FLAGS": flags} if row["devices"] > 1 else None,
+        {"XLA_FLAGS": flags},
     )
     if "failed" in said:
         return {"note": f"failed: {said['failed']}"}
@@ -103,7 +105,7 @@ def pixels(row: dict[str, Any]) -> int:
 
 
 def foreseen(row: dict[str, Any], before: Sequence[dict[str, Any]]) -> float | None:
-    """GB at the peak, by the line through the two largest points so far that are smaller; None without two."""
+    """GB at the peak, by the line through the two largest of the smaller points; None where there are not two."""
     known = sorted({(pixels(r), r["peak GB"]) for r in before if "peak GB" in r and pixels(r) < pixels(row)})
     if len(known) < 2:
         return None

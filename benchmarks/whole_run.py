@@ -3,7 +3,7 @@
 Runs main.py on photographs (DIR holds a folder a class; a few hundred do, as they are gone through again and
 again) with configs/imagenet2012.py, the paper's net at batch 128, and measures:
   the loop     images/s of the run by its own metrics.jsonl, reading and decoding included
-  bare step    the same compiled step on one batch that lies ready, in a process right before or after each run
+  bare step    the same compiled step on one batch that lies ready, in a process right after each run
   first step   seconds from the start of the process to the line of its first step, with an empty compilation
                cache and with what the start before it left there
   memory       the peak of the run's process

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ def bench(module, *arguments):
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{module}", *arguments],
         cwd=tables.ROOT,
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,
     )
@@ -39,13 +41,13 @@ def test_speed_gathers_rounds_and_says_why_pytorch_is_absent(tmp_path):
         "--rounds=1",
         "--warm=1",
         "--steps=2",
-        "--only=ours paper (train|forward)",
+        "--only=ours paper train",
         f"--torch_python={tmp_path / 'python'}",
     ]
     said = bench("speed", *arguments).stdout
     assert "PyTorch was left out" in said and "No such file" in said
     rows = {row["contestant"]: row for row in rows_of(tmp_path / "speed.csv")}
-    assert set(rows) == {"ours paper train", "ours paper forward"}
+    assert set(rows) == {"ours paper train"}
     (train,) = (
         line
         for line in map(json.loads, (tmp_path / "speed.jsonl").read_text().splitlines())
@@ -124,9 +126,9 @@ def test_growth_leaves_out_what_the_memory_does_not_hold(tmp_path, monkeypatch):
 
 
 def test_kernels_agree_with_their_references(tmp_path):
-    bench("kernels", "--batch=2", "--rounds=1", "--only=pool2|lrn2|conv5|fc8", f"--out={tmp_path}")
+    bench("kernels", "--batch=2", "--rounds=1", "--only=pool5|lrn2|conv5", f"--out={tmp_path}")
     rows = rows_of(tmp_path / "kernels.csv")
-    assert len(rows) == 6
+    assert len(rows) == 5
     for row in rows:
         assert float(row["difference"]) <= 1e-5 * float(row["largest"]), row["kernel"]
 
