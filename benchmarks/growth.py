@@ -105,7 +105,7 @@ def pixels(row: dict[str, Any]) -> int:
 
 
 def foreseen(row: dict[str, Any], before: Sequence[dict[str, Any]]) -> float | None:
-    """GB at the peak, by the line through the two largest of the smaller points; None where there are not two."""
+    """GB at the peak, by the line through the two largest of the smaller points; None without two."""
     known = sorted({(pixels(r), r["peak GB"]) for r in before if "peak GB" in r and pixels(r) < pixels(row)})
     if len(known) < 2:
         return None
@@ -130,11 +130,10 @@ def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
             ax = axes[line][column]
             xs = [row[what] for row in points]
             ax.plot(xs, [row[key] for row in points], "o-", color=f"C{line}")
-            ax.set(xlabel=name, xticks=xs, ylim=(0, None))
+            ax.set(xlabel=name, xticks=[x for x in xs if 8 * x >= max(xs)], ylim=(0, None))
             if column == 0:
                 ax.set_ylabel(key)
             ax.grid(alpha=0.3)
-            ax.tick_params(axis="x", labelrotation=45 if what == "batch" else 0)
     figure.suptitle("The training step of the paper's net")
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -14,20 +14,15 @@ import pathlib
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from alexnet_jax import compiled, memory
+import jax
+import jax.numpy as jnp
+from jax import lax
 
-memory.keep()
-compiled.keep()
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from jax import lax  # noqa: E402
-
-from alexnet_jax import ops  # noqa: E402
-from benchmarks import tables  # noqa: E402
+from alexnet_jax import compiled, memory, ops
+from benchmarks import tables
 
 Array = jax.Array
 Case = tuple[str, Callable, Callable, tuple[Array, ...]]
@@ -153,7 +148,7 @@ def measure(case: Case, batch: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.kernels",
         description=__doc__,
@@ -163,7 +158,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="")
     parser.add_argument("--out", type=pathlib.Path)
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     chosen = (case for case in cases(given.batch) if re.search(given.only, case[0]))
     rows = [measure(case, given.batch, given.rounds) for case in chosen]
 
@@ -186,4 +181,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    memory.keep()
+    compiled.keep()
     main()

@@ -41,7 +41,9 @@ def main() -> None:
     )
     parser.add_argument("--photos", type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--starts", type=int, default=3, help="cold and warm starts to time; 0 for none")
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--prepared", action="store_true", help="make records first, and train from them")
     parser.add_argument("--log_every", type=int, default=4)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--bare", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -61,9 +63,20 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
     for split in ("train", "val"):
         (root / "photos").mkdir(exist_ok=True)
         (root / "photos" / split).symlink_to(given.photos.resolve())
+    source = f"folder:{root / 'photos'}"
+    if given.prepared:
+        command = [
+            sys.executable,
+            "-m",
+            "alexnet_jax.prepare",
+            f"--source={source}",
+            f"--out={root / 'records'}",
+        ]
+        subprocess.run(command, cwd=tables.ROOT, check=True, stderr=subprocess.DEVNULL)
+        source = f"prepared:{root / 'records'}"
     flags = [
         "--config=configs/imagenet2012.py",
-        f"--config.data.source=folder:{root / 'photos'}",
+        f"--config.data.source={source}",
         "--config.data.num_classes=None",
         "--config.run.total_epochs=None",
         "--config.run.eval_every_epochs=None",
@@ -72,7 +85,8 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
         *given.overrides,
     ]
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
-    for number in range(given.rounds):
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(root / "cache")}
+    for number in range(given.starts):
         cache = {"JAX_COMPILATION_CACHE_DIR": str(root / f"cache{number}")}
         for kind in seconds:
             seconds[kind].append(first_step(flags, root / f"{kind}{number}", cache))
@@ -102,11 +116,16 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
         row("bare step, images/s", steps),
         row("loop of bare step", shares),
         row("input waiting, share of the time", waits),
-        row("cold first step, s", seconds["cold"]),
-        row("warm first step, s", seconds["warm"]),
+        *(row(f"{kind} first step, s", values) for kind, values in seconds.items() if values),
         row("peak memory, GB", peaks),
     ]
-    label = {**tables.machine(), "rounds": given.rounds, "precision": "float32", **said["about"]}
+    label = {
+        **tables.machine(),
+        "rounds": given.rounds,
+        "images": source.split(":")[0],
+        "precision": "float32",
+        **said["about"],
+    }
     text = ", ".join(f"{key} {value}" for key, value in label.items())
     text += "\n\n" + tables.markdown(rows, ("what", "median", "lowest", "highest", "goal", "reached"))
     print(text, end="")
