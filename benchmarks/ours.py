@@ -49,14 +49,16 @@ def main() -> None:
     parser.add_argument("--net", default="{}", help="switches of the net, as a JSON object")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--micro_batches", type=int, default=1)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--devices", type=int, help="only so many of the devices; all by default")
     given = parser.parse_args()
 
-    from alexnet_jax import memory
+    from alexnet_jax import compiled, memory
 
     memory.keep()
+    compiled.keep()
     work = {"limit": limit, "about": lambda _: about()}.get(given.work, net)
     print(json.dumps({**work(given), "peak_bytes": peak_bytes()}))
 
@@ -106,7 +108,9 @@ def net(given: argparse.Namespace) -> dict[str, Any]:
         return images.astype(jnp.float32) - 120.0
 
     if given.work == "train":
-        train_step = steps.make_train_step(model, optimizer, mesh, view, seed=0, log_every=100)
+        train_step = steps.make_train_step(
+            model, optimizer, mesh, view, seed=0, log_every=100, micro_batches=given.micro_batches
+        )
         states = [state]
         del state  # it is given up to the step
 
