@@ -137,6 +137,7 @@ MAX_STEPS = 2**31 - 1  # steps are counted in an int32
 MAY_CHANGE = (
     "data.data_dir",
     "data.max_bad_fraction",
+    "data.micro_batches",
     "mesh.data",
     "mesh.column",
     "run.total_steps",
@@ -203,9 +204,27 @@ def of_workdir(workdir: str | pathlib.Path, overrides: dict[str, Any] | None = N
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable config ({error})") from error
     try:
-        return resolve(values, overrides)
+        return resolve(_with_later_keys(values), overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+# Keys that came after the first runs, and what those did without; switches of the net were the variant's own.
+_LATER: dict[str, dict[str, Any]] = {
+    "data": {"micro_batches": 1},
+    "model": dict.fromkeys(("compute_dtype", "without")),
+    "run": {"profile_steps": 0},
+}
+
+
+def _with_later_keys(values: Any) -> Any:
+    """A run's config as it would be written today, as far as it is one."""
+    if not isinstance(values, dict):
+        return values
+    return {
+        name: {**_LATER.get(name, {}), **section} if isinstance(section, dict) else section
+        for name, section in values.items()
+    }
 
 
 def _override(values: dict[str, Any], overrides: dict[str, Any]) -> None:

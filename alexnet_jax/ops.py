@@ -71,11 +71,11 @@ CACHED_BYTES = 4 * 2**20  # of maps that a product finds still in the cache afte
 def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int, edges: Edges) -> Array:
     """The gradient of a convolution's kernel on a CPU: one matrix product for each place in the window.
 
-    XLA's own is a convolution whose windows are as large as the maps, up to five times slower. A window at
-    `stride` s is one at stride 1 over squares of s x s places taken as channels, which makes of conv1's 121
-    thin products 9 of a good size. It goes a few images at a time, so that what one product has read is still
-    in the cache for the next; and `g`, which all products share, comes first, as what is on the left of a
-    product has to be transposed.
+    XLA's own is a convolution whose windows are as large as the maps, and slower (`benchmarks.kernels`). A
+    window at `stride` s is one at stride 1 over squares of s x s places taken as channels, which makes of
+    conv1's 121 thin products 9 of a good size. It goes a few images at a time, so that what one product has
+    read is still in the cache for the next; and `g`, which all products share, comes first, as what is on the
+    left of a product has to be transposed.
 
     Args:
       x: the inputs `[B, H, W, I]`; g: the gradient of the outputs `[B, H', W', O]`.

@@ -253,13 +253,13 @@ def _sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, 
         x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, columns.PART))
 
-    cut_batch = jax.tree.map(cut, batch)
-    first, others = jax.tree.map(lambda x: x[0], cut_batch), jax.tree.map(lambda x: x[1:], cut_batch)
-
     def add(total: Any, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, function(part)), None
 
-    return jax.lax.scan(add, function(first), others)[0]
+    cut_batch = jax.tree.map(cut, batch)
+    result = jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut_batch))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
+    return jax.lax.scan(add, nothing, cut_batch)[0]
 
 
 def log_probabilities_of(

@@ -122,15 +122,17 @@ def _train_and_tell(run: Run, stop: interrupt.Stop) -> str:
 def _train(run: Run, stop: interrupt.Stop) -> str:
     """Restores, trains, finishes; goes back a checkpoint if the loss diverges and the config allows it."""
     settings = run.config.run
+    say = print_line if distributed.is_first() else lambda line: None
     checkpoints = checkpoint.Checkpoints(
         run.workdir,
         keep=settings.keep_checkpoints,
         keep_every_steps=run.keep_every,
         about=about(run),
-        say=print_line if distributed.is_first() else lambda line: None,
+        say=say,
     )
+    recording = profile.Profile(run.workdir, settings.profile_steps, say)
     rate_scale = None
-    with contextlib.closing(checkpoints):
+    with contextlib.closing(checkpoints), contextlib.closing(recording):
         while True:
             state, record = restore_or_init(run, checkpoints)
             if rate_scale is not None:
@@ -142,7 +144,7 @@ def _train(run: Run, stop: interrupt.Stop) -> str:
                     rate_scale = float(state.rate_scale)
                     greet(run, log, first_step)
                 try:
-                    return loop(run, log, checkpoints, state, record, stop)
+                    return loop(run, log, checkpoints, recording, state, record, stop)
                 except Diverged as error:
                     message = f"{error}; {last_good(checkpoints)}"
                     # The scale itself counts the steps back, so that an interruption does not forget them.
@@ -170,6 +172,7 @@ def loop(
     run: Run,
     log: Log,
     checkpoints: checkpoint.Checkpoints,
+    recording: profile.Profile,
     state: steps.TrainState,
     record: Record,
     stop: interrupt.Stop,
@@ -180,7 +183,6 @@ def loop(
         state = evaluate_and_log(run, log, state, record, step, stop)
     batches = TrainingBatches(run, log, open_batches(run, state.params, step))
     meter = Meter(run, log)
-    recording = profile.Profile(run.workdir, run.config.run.profile_steps, log.say)
     while step < run.total_steps and not record.plateau.finished and not stop.wanted():
         state, metrics = run.train_step(state, next(batches))
         step += 1
@@ -196,7 +198,6 @@ def loop(
             meter.flush()
             save(run, log, checkpoints, state, record, step)
             meter.restart()
-    recording.close()
     meter.flush()
     save(run, log, checkpoints, state, record, step, last=True)
     interrupted = step < run.total_steps and not record.plateau.finished

@@ -226,3 +226,16 @@ def test_more_epochs_than_steps_can_be_counted():
     ):
         configs.in_steps(run, "total", 1_281_167, 128)
     assert configs.steps_of(1e6, 1_281_167, 128) == 2**31 - 1  # a drop that never comes
+
+
+def test_a_run_from_before_a_key_came_can_go_on(tmp_path):
+    config = configs.resolve(default.get_config())
+    values = json.loads(config.to_json())
+    for section, key in (("data", "micro_batches"), ("run", "profile_steps"), ("model", "compute_dtype")):
+        del values[section][key]
+    (tmp_path / configs.FILE_NAME).write_text(json.dumps(values))
+    assert configs.of_workdir(tmp_path) == config
+    del values["data"]["batch_size"]
+    (tmp_path / configs.FILE_NAME).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"data\.batch_size: missing"):
+        configs.of_workdir(tmp_path)

@@ -82,6 +82,26 @@ def test_convolution_and_its_gradients(shape, window, outputs, stride, padding, 
             assert np.sum(direction * np.asarray(gradient)) == pytest.approx(slope, abs=1e-6 * scale)
 
 
+@pytest.mark.parametrize("images", [1, 2, 3, 7])
+def test_kernel_gradients_come_a_few_images_at_a_time(images, monkeypatch):
+    """Seven images in groups of so many, of which the last is not full."""
+    shape, size = (7, 17, 23, 2), {"stride": 4, "padding": 1}
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal(shape), rng.standard_normal((11, 11, 2, 3))
+    y = reference.convolution(x, kernel, np.zeros(3), **size, ceil=True)
+    g = rng.standard_normal(y.shape)
+    monkeypatch.setattr(ops, "CACHED_BYTES", images * 4 * (x[0].size + g[0].size))
+    convolve = functools.partial(ops.convolution, **size)
+    x, g = x.astype(np.float32), g.astype(np.float32)
+    gradient = jax.jit(lambda kernel: jax.vjp(convolve, x, kernel)[1](g)[1])(kernel.astype(np.float32))
+    expected = np.zeros(kernel.shape)
+    for place in np.ndindex(*kernel.shape):  # linear in the kernel: its gradient is by each number alone
+        alone = np.zeros(kernel.shape)
+        alone[place] = 1
+        expected[place] = np.sum(g * reference.convolution(x, alone, np.zeros(3), **size, ceil=True))
+    assert relative_error(gradient, expected) < 1e-5
+
+
 def test_convolution_does_not_flip_its_kernel():
     x = np.zeros((1, 4, 4, 1), np.float32)
     x[0, 1, 2, 0] = 1.0
