@@ -29,7 +29,7 @@ from alexnet_jax import distributed
 from alexnet_jax.errors import UserError
 
 DIRECTORY, DAMAGED = "checkpoints", "damaged"
-LATE_SECONDS = 0.3  # until the last read of a load that failed has ended
+LATE_SECONDS, MOST_WAITS = 0.3, 20  # between looks whether the reads of a load that failed have ended
 # The words of the system in what several libraries wrap around them.
 _WHY = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system")
 # Orbax logs each error several times, with tracebacks, before it raises it; users are told once, in a line.
@@ -257,7 +257,8 @@ def shapes(state: Any) -> dict[str, list[int]]:
 def _one_error() -> Iterator[None]:
     """Keeps quiet the reads that a failed load leaves behind, which print dozens of tracebacks.
 
-    They come from threads outside Python, so that only the descriptor itself stops them.
+    They come from threads outside Python, so that only the descriptor itself stops them. The last has come
+    when the process is at rest, which takes longer on a busy machine.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -267,7 +268,11 @@ def _one_error() -> Iterator[None]:
         yield
     except Exception:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of each again when it is collected
-        time.sleep(LATE_SECONDS)
+        for _ in range(MOST_WAITS):
+            worked = time.process_time()
+            time.sleep(LATE_SECONDS)
+            if time.process_time() - worked <= 0.1 * LATE_SECONDS:
+                break
         raise
     finally:
         sys.stderr.flush()
