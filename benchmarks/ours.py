@@ -1,0 +1,195 @@
+"""One contestant of `benchmarks.speed`, in a process of its own: this project's net.
+
+    python -m benchmarks.ours train --batch=128
+
+Prints a JSON object: the seconds of each timed step, the memory at the peak, versions. The steps are those of
+a run (`steps.make_train_step`, `steps.forward_on_mesh`, `steps.make_eval_step`); an image becomes what the
+net reads by taking the mean off, as in the PyTorch contestants, so that neither has augmentation to do.
+"""
+
+import argparse
+import concurrent.futures
+import functools
+import json
+import os
+import pathlib
+import re
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+WORKS = ("train", "forward", "ten views", "limit", "about")
+PRODUCT_SIZES = (1024, 2048, 4096)
+COPY_BYTES = 2**29
+
+# Dense products a second that the makers publish for a chip, in 1e12 operations, by `device_kind`:
+# float32 as XLA computes it by default (TPU: one bfloat16 pass; NVIDIA: TF32), and bfloat16.
+PEAKS = {
+    "NVIDIA A100-SXM4-40GB": (156, 312),  # nvidia.com, A100 datasheet
+    "NVIDIA A100-SXM4-80GB": (156, 312),
+    "NVIDIA H100 80GB HBM3": (494.7, 989.4),  # nvidia.com, H100 datasheet, SXM, without sparsity
+    "NVIDIA H200": (494.7, 989.4),  # nvidia.com, H200 datasheet, SXM, without sparsity
+    "NVIDIA L4": (60, 121),  # nvidia.com, L4 datasheet, without sparsity
+    "Tesla V100-SXM2-16GB": (15.7, None),  # nvidia.com, V100 datasheet; no bfloat16
+    "Tesla T4": (8.1, None),  # nvidia.com, T4 datasheet; no bfloat16
+    "TPU v4": (275, 275),  # cloud.google.com/tpu/docs/v4
+    "TPU v5 lite": (197, 197),  # cloud.google.com/tpu/docs/v5e
+    "TPU v5": (459, 459),  # cloud.google.com/tpu/docs/v5p
+    "TPU v6 lite": (918, 918),  # cloud.google.com/tpu/docs/v6e
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("work", choices=WORKS)
+    parser.add_argument("--variant", default="paper")
+    parser.add_argument("--net", default="{}", help="switches of the net, as a JSON object")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--micro_batches", type=int, default=1)
+    parser.add_argument("--warm", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--devices", type=int, help="only so many of the devices; all by default")
+    given = parser.parse_args()
+
+    from alexnet_jax import compiled, memory
+
+    memory.keep()
+    compiled.keep()
+    work = {"limit": limit, "about": lambda _: about()}.get(given.work, net)
+    print(json.dumps({**work(given), "peak_bytes": peak_bytes()}))
+
+
+def timed(run: Callable[[], Any], warm: int, steps: int) -> tuple[float, list[float]]:
+    """Seconds of the first call and of each timed one, to the end of the computation."""
+    import jax
+
+    first, seconds = 0.0, []
+    for number in range(max(warm, 1) + steps):
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        passed = time.perf_counter() - began
+        first = passed if number == 0 else first
+        if number >= max(warm, 1):
+            seconds.append(passed)
+    return first, seconds
+
+
+def net(given: argparse.Namespace) -> dict[str, Any]:
+    """Times the training step, the forward pass or the ten-view test of a net."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from alexnet_jax import columns, steps, summary
+    from alexnet_jax import optimizer as optimizers
+    from alexnet_jax.model import create_model
+    from alexnet_jax.preprocess import Preprocess
+
+    mesh = columns.make_mesh(devices=jax.devices()[: given.devices])
+    switches = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(given.net).items()}
+    model = create_model(given.variant, **switches)
+    rates = optimizers.Rates(optimizers.constant(0.01), optimizers.constant(0.02))
+    optimizer = optimizers.sgd_2012(rates)
+    state = steps.init_state(model, optimizer, given.image_size, 0, mesh)
+    side = given.image_size * 256 // 224 if given.work == "ten views" else given.image_size
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (given.batch, side, side, 3), np.uint8),
+        "label": rng.integers(0, model.num_classes, given.batch, np.int32),
+        "weight": np.ones(given.batch, np.float32),
+    }
+    batch = jax.device_put(batch, steps.batch_sharding(mesh))
+
+    def view(images: jax.Array, key: jax.Array, example_ids: jax.Array, step: Any = None) -> jax.Array:
+        return images.astype(jnp.float32) - 120.0
+
+    if given.work == "train":
+        train_step = steps.make_train_step(
+            model, optimizer, mesh, view, seed=0, log_every=100, micro_batches=given.micro_batches
+        )
+        states = [state]
+        del state  # it is given up to the step
+
+        def run() -> Any:
+            states[0], metrics = train_step(states[0], batch)
+            return states[0], metrics
+    elif given.work == "forward":
+        forward = jax.jit(steps.forward_on_mesh(model, mesh, view, train=False))
+        params, key, ids = state.params, jax.random.key(0), jnp.arange(given.batch)
+        run = functools.partial(forward, params, batch["image"], key, ids)
+    else:
+        preprocess = Preprocess(side, given.image_size, mean=np.full(3, 120, np.float32))
+        run = functools.partial(steps.make_eval_step(model, mesh, preprocess, views=10), state.params, batch)
+    first, seconds = timed(run, given.warm, given.steps)
+    multiplied = summary.summarise(model, given.image_size)["total"]["multiply_accumulates"]
+    return {
+        "seconds": seconds,
+        "first_seconds": first,
+        "images": given.batch * (10 if given.work == "ten views" else 1),
+        # A product in the forward pass is one for the gradient of its weights and one for that of its input.
+        "operations": 2 * multiplied * (3 if given.work == "train" else 1),
+    }
+
+
+def limit(given: argparse.Namespace) -> dict[str, Any]:
+    """The largest rate of matrix products and of copying memory, with XLA and NumPy."""
+    import jax
+    import numpy as np
+
+    rates = {}
+    multiply = jax.jit(lambda a, b: a @ b)
+    for size in PRODUCT_SIZES:
+        a, b = (np.random.default_rng(i).random((size, size), np.float32) for i in range(2))
+        on_device = jax.device_put((a, b))
+        for name, run in (
+            ("XLA", functools.partial(multiply, *on_device)),
+            ("NumPy", functools.partial(np.matmul, a, b)),
+        ):
+            _, seconds = timed(run, given.warm, given.steps)
+            rates[f"{name} {size}"] = 2 * size**3 / statistics.median(seconds)
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = COPY_BYTES // workers
+    parts = [(np.ones(share, np.uint8), np.ones(share, np.uint8)) for _ in range(workers)]
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        _, seconds = timed(
+            lambda: list(pool.map(lambda part: np.copyto(*part), parts)), given.warm, given.steps
+        )
+    return {"product_rates": rates, "copy_bytes_per_second": COPY_BYTES / statistics.median(seconds)}
+
+
+def about() -> dict[str, Any]:
+    """The device and the versions."""
+    import importlib.metadata
+    import platform
+
+    import jax
+
+    from alexnet_jax.model import AlexNet
+
+    device = jax.devices()[0]
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "peaks": PEAKS.get(device.device_kind),
+        "bfloat16": "compute_dtype" in AlexNet.__dataclass_fields__,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def peak_bytes() -> int:
+    """The largest part of memory that this process held; Linux counts `ru_maxrss` over from its parent."""
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""One contestant of `benchmarks.speed`, in a process of its own: PyTorch, without this project.
+
+    python benchmarks/theirs.py train --net=paper --layout=channels_last --compiled
+
+Prints a JSON object as `benchmarks.ours` does. `paper` is the same two-column net: groups where columns do
+not talk, normalisation with the paper's constants (PyTorch divides alpha by the size, so it is given 5e-4),
+dropout, SGD with momentum and weight decay; `no lrn` is the same without normalisation, `torchvision` is
+torchvision's alexnet.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import re
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Paper(nn.Module):
+    """The paper's net; the maps are as large as ours (padding 2 at conv1 gives 55 x 55)."""
+
+    def __init__(self, lrn, image_size, widths, fc_widths):
+        super().__init__()
+        c1, c2, c3, c4, c5 = widths[:5]
+
+        def norm():
+            return [nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)] if lrn else []
+
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3, c1, 11, stride=4, padding=2),
+            nn.ReLU(inplace=True),
+            *norm(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(c1, c2, 5, padding=2, groups=2),
+            nn.ReLU(inplace=True),
+            *norm(),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(c2, c3, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c3, c4, 3, padding=1, groups=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c4, c5, 3, padding=1, groups=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2),
+        )
+        with torch.no_grad():
+            flat = self.convolutions(torch.zeros(1, 3, image_size, image_size)).numel()
+        self.connected = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(flat, fc_widths[0]),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(fc_widths[0], fc_widths[1]),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(fc_widths[1], 1000),
+        )
+
+    def forward(self, x):
+        return self.connected(self.convolutions(x))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("work", choices=("train", "forward", "limit", "about"))
+    parser.add_argument("--net", choices=("paper", "no lrn", "torchvision"), default="paper")
+    parser.add_argument("--layout", choices=("channels_first", "channels_last"), default="channels_first")
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--fused", action="store_true", help="SGD(fused=True)")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--widths", default="96,256,384,384,256")
+    parser.add_argument("--fc_widths", default="4096,4096")
+    parser.add_argument("--warm", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5)
+    given = parser.parse_args()
+    work = {"about": lambda _: about(), "limit": limit}.get(given.work, net)
+    print(json.dumps({**work(given), "peak_bytes": peak_bytes()}))
+
+
+def timed(run, warm, steps):
+    seconds = []
+    for number in range(max(warm, 1) + steps):
+        began = time.perf_counter()
+        run()
+        if number >= max(warm, 1):
+            seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def net(given):
+    torch.manual_seed(0)
+    if given.net == "torchvision":
+        import torchvision
+
+        model = torchvision.models.alexnet(weights=None)
+    else:
+        widths, fc_widths = ([int(n) for n in text.split(",")] for text in (given.widths, given.fc_widths))
+        model = Paper(given.net == "paper", given.image_size, widths, fc_widths)
+    layout = torch.channels_last if given.layout == "channels_last" else torch.contiguous_format
+    model = model.to(memory_format=layout).train(given.work == "train")
+    images = torch.randint(0, 256, (given.batch, 3, given.image_size, given.image_size), dtype=torch.uint8)
+    images = images.contiguous(memory_format=layout)
+    labels = torch.randint(0, 1000, (given.batch,))
+
+    def forward(images):
+        return model(images.float() - 120.0)
+
+    def loss_of(images, labels):
+        return functional.cross_entropy(forward(images), labels)
+
+    if given.compiled:
+        forward, loss_of = torch.compile(forward), torch.compile(loss_of)
+    settings = {"fused": True} if given.fused else {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, **settings)
+
+    def train():
+        optimizer.zero_grad()
+        loss_of(images, labels).backward()
+        optimizer.step()
+
+    def infer():
+        with torch.inference_mode():
+            forward(images)
+
+    seconds = timed(train if given.work == "train" else infer, given.warm, given.steps)
+    return {"seconds": seconds, "images": given.batch}
+
+
+def limit(given):
+    rates = {}
+    for size in (1024, 2048, 4096):
+        a, b = torch.rand(size, size), torch.rand(size, size)
+        seconds = timed(lambda a=a, b=b: a @ b, given.warm, given.steps)
+        rates[f"PyTorch {size}"] = 2 * size**3 / statistics.median(seconds)
+    source, target = (torch.ones(2**29, dtype=torch.uint8) for _ in range(2))
+    seconds = timed(lambda: target.copy_(source), given.warm, given.steps)
+    return {"product_rates": rates, "copy_bytes_per_second": 2**29 / statistics.median(seconds)}
+
+
+def about():
+    import torchvision
+
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    return {"versions": {**versions, "torch_python": platform.python_version()}}
+
+
+def peak_bytes():
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return int(re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

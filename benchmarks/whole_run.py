@@ -1,0 +1,244 @@
+"""What a whole run costs beside its steps: python -m benchmarks.whole_run --photos=DIR [--out=DIR].
+
+Runs main.py on photographs (DIR holds a folder a class; a few hundred do, as they are gone through again and
+again) with configs/imagenet2012.py, the paper's net at batch 128, and measures:
+  the loop     images/s of the run by its own metrics.jsonl, reading and decoding included
+  bare step    the same compiled step on one batch that lies ready, in a process right after each run
+  first step   seconds from the start of the process to the line of its first step, with an empty compilation
+               cache and with what the start before it left there
+  memory       the peak of the run's process
+Runs and bare steps take turns. `--config=` words after `--` go to main.py, as in
+`-- --config.data.batch_size=32`.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from benchmarks import tables
+
+GOALS = {
+    "loop of bare step": (0.98, min),
+    "cold first step, s": (25.0, max),
+    "warm first step, s": (8.0, max),
+}
+IN_FLIGHT = 2  # as the loop has it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.whole_run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--photos", type=pathlib.Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--starts", type=int, default=3, help="cold and warm starts to time; 0 for none")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--prepared", action="store_true", help="make records first, and train from them")
+    parser.add_argument("--log_every", type=int, default=4)
+    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--bare", type=pathlib.Path, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args()
+    if given.bare:
+        print(json.dumps(bare(given.bare, given.steps)))
+        return
+    if given.photos is None or not given.photos.is_dir():
+        parser.error("--photos: name a directory with a folder of photographs for each class")
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(given, pathlib.Path(temporary))
+
+
+def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
+    """Makes all runs and prints the table."""
+    for split in ("train", "val"):
+        (root / "photos").mkdir(exist_ok=True)
+        (root / "photos" / split).symlink_to(given.photos.resolve())
+    source = f"folder:{root / 'photos'}"
+    if given.prepared:
+        command = [
+            sys.executable,
+            "-m",
+            "alexnet_jax.prepare",
+            f"--source={source}",
+            f"--out={root / 'records'}",
+        ]
+        subprocess.run(command, cwd=tables.ROOT, check=True, stderr=subprocess.DEVNULL)
+        source = f"prepared:{root / 'records'}"
+    flags = [
+        "--config=configs/imagenet2012.py",
+        f"--config.data.source={source}",
+        "--config.data.num_classes=None",
+        "--config.run.total_epochs=None",
+        "--config.run.eval_every_epochs=None",
+        "--config.run.save_every_epochs=None",
+        "--config.run.eval_views=1",
+        *given.overrides,
+    ]
+    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(root / "cache")}
+    for number in range(given.starts):
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(root / f"cache{number}")}
+        for kind in seconds:
+            seconds[kind].append(first_step(flags, root / f"{kind}{number}", cache))
+            print(f"first step, {kind}: {seconds[kind][-1]:.1f} s", file=sys.stderr, flush=True)
+    loops, steps, waits, peaks = [], [], [], []
+    for number in range(given.rounds):
+        workdir = root / f"run{number}"
+        rate, wait, peak = loop(flags, workdir, given, cache)
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.whole_run",
+            f"--bare={workdir}",
+            f"--steps={given.steps}",
+        ]
+        said = tables.answer(command, cache)
+        if "failed" in said:
+            raise SystemExit(f"the bare step failed: {said['failed']}")
+        loops.append(rate)
+        waits.append(wait)
+        peaks.append(peak / 1e9)
+        steps.append(said["images_per_second"])
+        print(f"loop {rate:.2f}, bare step {steps[-1]:.2f} images/s", file=sys.stderr, flush=True)
+    shares = [a / b for a, b in zip(loops, steps, strict=True)]
+    rows = [
+        row("loop, images/s", loops),
+        row("bare step, images/s", steps),
+        row("loop of bare step", shares),
+        row("input waiting, share of the time", waits),
+        *(row(f"{kind} first step, s", values) for kind, values in seconds.items() if values),
+        row("peak memory, GB", peaks),
+    ]
+    label = {
+        **tables.machine(),
+        "rounds": given.rounds,
+        "images": source.split(":")[0],
+        "precision": "float32",
+        **said["about"],
+    }
+    text = ", ".join(f"{key} {value}" for key, value in label.items())
+    text += "\n\n" + tables.markdown(rows, ("what", "median", "lowest", "highest", "goal", "reached"))
+    print(text, end="")
+    if given.out:
+        tables.write_csv(given.out / "whole_run.csv", rows, label)
+        (given.out / "whole_run.md").write_text(text)
+
+
+def row(what: str, values: list[float]) -> dict[str, Any]:
+    median = statistics.median(values)
+    row = {"what": what, "median": median, "lowest": min(values), "highest": max(values)}
+    if what in GOALS:
+        goal, worse = GOALS[what]
+        row |= {"goal": goal, "reached": "yes" if worse(median, goal) == goal else "no"}
+    return row
+
+
+def start(flags: list[str], workdir: pathlib.Path, environment: dict[str, str], **settings: Any) -> Any:
+    command = [sys.executable, str(tables.ROOT / "main.py"), *flags, f"--workdir={workdir}"]
+    return subprocess.Popen(
+        command,
+        cwd=tables.ROOT,
+        env={**os.environ, **environment},
+        text=True,
+        stderr=subprocess.PIPE,
+        **settings,
+    )
+
+
+def first_step(flags: list[str], workdir: pathlib.Path, environment: dict[str, str]) -> float:
+    """Seconds from the start of a process to the line of its first step."""
+    began = time.perf_counter()
+    once = ("total", "log_every", "eval_every", "save_every")
+    process = start([*flags, *(f"--config.run.{name}_steps=1" for name in once)], workdir, environment)
+    said, seconds = [], None
+    for line in process.stderr:
+        said.append(line)
+        if seconds is None and re.match(r"step 1/", line):
+            seconds = time.perf_counter() - began
+            process.terminate()  # what follows, evaluation and saving, is not measured
+    process.wait()
+    if seconds is None:
+        raise SystemExit(f"no first step: {''.join(said[-5:])}")
+    return seconds
+
+
+def loop(
+    flags: list[str], workdir: pathlib.Path, given: argparse.Namespace, environment: dict[str, str]
+) -> tuple[float, float, int]:
+    """Of a run: its images/s but for the first line's, the share of the time that it waited for input, and
+    the memory of its process at the peak."""
+    flags = [
+        *flags,
+        f"--config.run.total_steps={given.steps}",
+        f"--config.run.log_every_steps={given.log_every}",
+        *(f"--config.run.{name}_steps={given.steps}" for name in ("eval_every", "save_every")),
+    ]
+    process = start(flags, workdir, environment, start_new_session=True)
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"the run failed: {said.strip().splitlines()[-1:]}")
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    lines = [line for line in lines if "train/images_per_second" in line]
+    lines = lines[1:] or lines  # until the first the compiler and the pipeline start up
+    batch = json.loads((workdir / "config.json").read_text())["data"]["batch_size"]
+    images = given.log_every * batch
+    seconds = [images / line["train/images_per_second"] for line in lines]
+    waited = sum(line["train/input_wait_seconds"] for line in lines)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return images * len(lines) / sum(seconds), waited / sum(seconds), usage.ru_maxrss * unit
+
+
+def bare(workdir: pathlib.Path, steps: int) -> dict[str, Any]:
+    """The rate of a run's own step on one batch, two steps in flight as in the loop."""
+    from alexnet_jax import compiled, memory
+
+    memory.keep()
+    compiled.keep()
+    import jax
+
+    from alexnet_jax import build, evaluate
+    from alexnet_jax import config as configs
+    from alexnet_jax import train as training
+
+    run = build.build(configs.of_workdir(workdir), workdir)
+    state = run.init_state()
+    batches = build.open_batches(run, state.params, 0)
+    _, batch = next(evaluate.on_device(batches, run.mesh))
+    del batches  # the pipeline's threads end
+    for _ in range(2):
+        state, metrics = run.train_step(state, batch)
+    jax.block_until_ready(metrics)
+    flight, began = [], time.perf_counter()
+    for _ in range(steps):
+        state, metrics = run.train_step(state, batch)
+        flight.append(metrics)
+        if len(flight) > IN_FLIGHT:
+            jax.block_until_ready(flight.pop(0))
+    jax.block_until_ready((state, metrics))
+    seconds = time.perf_counter() - began
+    data = run.config.data
+    return {
+        "images_per_second": steps * data.batch_size / seconds,
+        "about": {
+            "device": jax.devices()[0].device_kind,
+            "batch": data.batch_size,
+            "image_size": data.image_size,
+            **training.versions(),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The benchmarks run end to end, with a narrow net and without PyTorch."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import growth, kernels, speed, tables
+from tests import tiny
+
+WIDTHS, FC_WIDTHS = tiny.NET["model.widths"], tiny.NET["model.fc_widths"]
+
+
+def bench(module, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", *arguments],
+        cwd=tables.ROOT,
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_speed_gathers_rounds_and_says_why_pytorch_is_absent(tmp_path):
+    arguments = [
+        f"--out={tmp_path}",
+        "--batch=4",
+        "--image_size=64",
+        f"--widths={','.join(map(str, WIDTHS))}",
+        f"--fc_widths={','.join(map(str, FC_WIDTHS))}",
+        "--rounds=1",
+        "--warm=1",
+        "--steps=2",
+        "--only=ours paper train",
+        f"--torch_python={tmp_path / 'python'}",
+    ]
+    said = bench("speed", *arguments).stdout
+    assert "PyTorch was left out" in said and "No such file" in said
+    rows = {row["contestant"]: row for row in rows_of(tmp_path / "speed.csv")}
+    assert set(rows) == {"ours paper train"}
+    (train,) = (
+        line
+        for line in map(json.loads, (tmp_path / "speed.jsonl").read_text().splitlines())
+        if line["contestant"] == "ours paper train"
+    )
+    assert len(train["seconds"]) == 2
+    rate = 4 / (sum(train["seconds"]) / 2)
+    assert float(rows["ours paper train"]["images/s"]) == pytest.approx(rate)
+    assert float(rows["ours paper train"]["peak GB"]) == pytest.approx(train["peak_bytes"] / 1e9)
+    assert rows["ours paper train"]["batch"] == "4" and rows["ours paper train"]["jax"]
+
+
+def test_the_best_setting_and_the_goals_are_of_the_rounds_alone(tmp_path):
+    results = speed.Results(tmp_path / "speed.jsonl", same={"batch": 128})
+
+    def add(name, setting, part, seconds, **more):
+        said = {"seconds": seconds, "images": 128, "peak_bytes": 4e9, **more}
+        results.add({"contestant": name, "setting": setting}, part, said)
+
+    for part, seconds in (("round 0", [2.0, 2.0, 9.0]), ("round 1", [1.6]), ("round 2", [2.5])):
+        add("ours paper train", "", part, seconds, operations=4e9)
+        add("PyTorch paper train", speed.AS_IT_COMES, part, [6.0])
+        add("PyTorch paper train", "a", part, [4.0])
+        add("PyTorch paper train", "b", part, [3.0])
+    for setting, seconds in (("a", [1.0]), ("b", [2.0]), ("c", [3.0])):  # trials do not count
+        add("PyTorch paper train", setting, "search", seconds)
+    results.add(
+        {"contestant": "limit XLA and NumPy", "setting": ""},
+        "round 0",
+        {"product_rates": {"XLA 2": 3e11, "NumPy 2": 5.12e11}, "copy_bytes_per_second": 1e10},
+    )
+    finals = [
+        setting
+        for setting in "abc"
+        if results.is_final({"contestant": "PyTorch paper train", "setting": setting}, 2)
+    ]
+    assert finals == ["a", "b"]
+    ratios = {(row["against"], row["goal"]): (row["ratio"], row["reached"]) for row in speed.judge(results)}
+    assert ratios == {
+        ("PyTorch paper train, as it comes", 2.2): (pytest.approx(3.0), "yes"),
+        ("PyTorch paper train, best", 1.25): (pytest.approx(1.5), "yes"),
+        ("limit", 0.68): (pytest.approx(64 / 128), "no"),
+        ("peak memory in GB, at most", 6.0): (pytest.approx(4.0), "yes"),
+    }
+    again = speed.Results(tmp_path / "speed.jsonl", same={"batch": 64})
+    assert again.rows(None) == []
+
+
+def test_growth_leaves_out_what_the_memory_does_not_hold(tmp_path, monkeypatch):
+    rows = [
+        {"batch": 16, "image size": 10, "devices": 1, "peak GB": 1.0},
+        {"batch": 32, "image size": 10, "devices": 1, "peak GB": 1.5},
+    ]
+    large = {"batch": 512, "image size": 10, "devices": 1}
+    assert growth.foreseen(large, rows) == pytest.approx(1.0 + 0.5 * 31)
+    monkeypatch.setattr(tables, "available_bytes", lambda: int(16e9))
+    assert growth.measure(None, large, rows)["note"].startswith("left out: would need about 16 GB")
+
+    net = json.dumps({"widths": WIDTHS, "fc_widths": FC_WIDTHS})
+    bench(
+        "growth",
+        f"--out={tmp_path}",
+        f"--net={net}",
+        "--batches=4",
+        "--sizes=64",
+        "--devices=1,2",
+        "--at=64,4",
+        "--steps=2",
+        "--warm=1",
+    )
+    measured = rows_of(tmp_path / "growth.csv")
+    assert [row["what grows"] for row in measured] == ["batch", "image size", "devices", "devices"]
+    assert all(float(row["seconds a step"]) > 0 for row in measured)
+    assert measured[0]["seconds a step"] == measured[2]["seconds a step"]  # one point, measured once
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_kernels_agree_with_their_references(tmp_path):
+    kernels.main(["--batch=2", "--rounds=1", "--only=pool5 and|lrn2 and|conv5|fc8", f"--out={tmp_path}"])
+    rows = rows_of(tmp_path / "kernels.csv")
+    assert len(rows) == 4
+    for row in rows:
+        assert float(row["difference"]) <= 1e-5 * float(row["largest"]), row["kernel"]
+
+
+def test_a_whole_run_is_measured(tmp_path):
+    photos = tiny.make_images(tmp_path / "photos", train=2, test=1)
+    net = [f"--config.{key}={value}" for key, value in tiny.NET.items()]
+    bench(
+        "whole_run",
+        f"--photos={photos / 'train'}",
+        "--rounds=1",
+        "--starts=1",
+        "--steps=4",
+        "--log_every=2",
+        f"--out={tmp_path}",
+        "--",
+        *net,
+    )
+    rows = {row["what"]: float(row["median"]) for row in rows_of(tmp_path / "whole_run.csv")}
+    share = rows["loop, images/s"] / rows["bare step, images/s"]
+    assert rows["loop of bare step"] == pytest.approx(share)
+    assert rows["cold first step, s"] > 0 and rows["warm first step, s"] > 0
+    assert 0.1 < rows["peak memory, GB"] < 10
