@@ -180,7 +180,8 @@ def loop(
         state = evaluate_and_log(run, log, state, record, step, stop)
     batches = TrainingBatches(run, log, open_batches(run, state.params, step))
     meter = Meter(run, log)
-    recording = profile.Profile(run.workdir, run.config.run.profile_steps, log.say)
+    recorded = run.config.run.profile_steps if distributed.is_first() else 0
+    recording = profile.Profile(run.workdir, recorded, log.say)
     while step < run.total_steps and not record.plateau.finished and not stop.wanted():
         state, metrics = run.train_step(state, next(batches))
         step += 1
