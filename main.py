@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from alexnet_jax import cli, distributed
 from alexnet_jax import config as configs
+from alexnet_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -62,7 +63,23 @@ def main() -> int:
         return summarise(config)
     place = distributed.find(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
     with distributed.job(place, FLAGS.start_timeout_seconds):
-        return test(overrides) if config is None else train(config)
+        if config is None:
+            config = configs.of_workdir(cli.required("workdir", FLAGS.workdir, "the run to test"), overrides)
+        refuse_other_flags(config)
+        return test(config) if FLAGS.mode == "eval" else train(config)
+
+
+def refuse_other_flags(config: configs.Config) -> None:
+    """Raises `UserError` in a process that was given other flags than process 0."""
+    own = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
+    first, values = json.loads(distributed.from_first(json.dumps([own, json.loads(config.to_json())])))
+    different = [f"{key}: {first[key]!r} -> {own[key]!r}" for key in own if first[key] != own[key]]
+    different += configs.all_differences(configs.resolve(values), config)
+    if different:
+        raise UserError(
+            f"this process was given other flags than process 0 ({'; '.join(different)}); start all with "
+            "the same, but for --process_id"
+        )
 
 
 def train(config: configs.Config) -> int:
@@ -72,16 +89,15 @@ def train(config: configs.Config) -> int:
     return cli.EXIT_CODES[train(config, FLAGS.workdir or cli.fresh_workdir(path))]
 
 
-def test(overrides: dict[str, object]) -> int:
+def test(config: configs.Config) -> int:
     from alexnet_jax import evaluate
 
-    workdir = pathlib.Path(cli.required("workdir", FLAGS.workdir, "the run to test"))
     if cli.config_path(sys.argv) is not None:
         print(
-            f"note: a run is tested by its own config, {workdir}/config.json, not by --config",
+            f"note: a run is tested by its own config, {FLAGS.workdir}/config.json, not by --config",
             file=sys.stderr,
         )
-    result, step = evaluate.evaluate_workdir(configs.of_workdir(workdir, overrides), workdir)
+    result, step = evaluate.evaluate_workdir(config, pathlib.Path(FLAGS.workdir))
     values = {"step": step, **dataclasses.asdict(result)}
     if not distributed.is_first():
         return 0

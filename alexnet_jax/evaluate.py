@@ -160,13 +160,20 @@ def open_source(config: configs.Config, split: str) -> sources.Source:
     """The config's `train` or `test` images.
 
     Raises:
-      UserError: they are not to be had, or are of another number of classes than the config says.
+      UserError: they are not to be had, are of another number of classes than the config says, or are not
+        the same for all processes.
     """
     source = sources.open_source(config.data.source, split, data_dir=config.data.data_dir)
     if config.data.num_classes not in (None, source.num_classes):
         raise UserError(
             f"data.num_classes={config.data.num_classes}: data.source={config.data.source} has "
             f"{source.num_classes} classes; correct one of them"
+        )
+    found = f"{len(source):,} {split} images of {source.num_classes} classes"
+    if (first := distributed.from_first(found)) != found:
+        raise UserError(
+            f"data.source={config.data.source}: has {found} here, but {first} for process 0; give all "
+            "processes the same images"
         )
     return source
 

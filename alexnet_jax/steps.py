@@ -139,15 +139,14 @@ def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, t
     return columns.on_mesh(forward, mesh, specs, columns.BATCH)
 
 
-def cross_entropy(logits: Array, labels: Array, weights: Array, examples: Array | None = None) -> Array:
+def cross_entropy(logits: Array, labels: Array, weights: Array, examples: float | None = None) -> Array:
     """Mean over the examples with weight of -log softmax at the label (section 3).
 
-    Of a part of a batch, `examples` says by how many to divide: the weights of the whole.
+    `examples` is what the sum is divided by where it is not their number: 1 for the sum itself.
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if examples is None:
-        examples = jnp.maximum(jnp.sum(weights), 1.0)
-    return jnp.sum(losses * weights) / examples
+    number = jnp.maximum(jnp.sum(weights), 1.0) if examples is None else examples
+    return jnp.sum(losses * weights) / number
 
 
 def wrong(scores: Array, labels: Array, k: int) -> Array:
@@ -192,21 +191,27 @@ def make_train_step(
         example_ids = jnp.arange(batch["label"].shape[0])
         forward = forward_on_mesh(model, mesh, lambda *args: view(*args, step=state.step), train=True)
 
-        examples = jnp.maximum(jnp.sum(batch["weight"]), 1.0)
-
-        def loss_of(params: Any, part: Batch) -> tuple[Array, Array]:
+        def sums_of(params: Any, part: Batch) -> tuple[Array, Metrics]:
             logits = forward(params, part["image"], key, part["id"])
-            loss = cross_entropy(logits, part["label"], part["weight"], examples)
-            missed = jnp.sum(wrong(logits, part["label"], 1) * part["weight"])
-            return loss, 100.0 * missed / examples
+            labels, weights = part["label"], part["weight"]
+            loss = cross_entropy(logits, labels, weights, examples=1.0)
+            return loss, {
+                "loss": loss,
+                "top1_error": 100.0 * jnp.sum(wrong(logits, labels, 1) * weights),
+                "examples": jnp.sum(weights),
+                "bad_images": jnp.sum(weights == 0, dtype=jnp.float32),
+            }
 
-        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, top1_error), gradients = _sum_over_parts(
+        gradient_of = jax.grad(sums_of, has_aux=True)
+        # All that is summed over the batch is summed at once, in one all-reduce; its division comes after.
+        gradients, total = _sum_over_parts(
             lambda part: gradient_of(state.params, part),
             {**batch, "id": example_ids},
             micro_batches,
             mesh,
         )
+        examples = jnp.maximum(total["examples"], 1.0)
+        gradients = jax.tree.map(lambda gradient: gradient / examples, gradients)
         updates, opt_state = optimizer.update(
             gradients,
             state.opt_state,
@@ -218,13 +223,13 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
 
         now = {
-            "loss": loss,
-            "top1_error": top1_error,
+            "loss": total["loss"] / examples,
+            "top1_error": total["top1_error"] / examples,
             "steps": jnp.float32(1),
         }
         begin = state.step % log_every == 0
         sums = {key: jnp.where(begin, 0, state.sums[key]) + value for key, value in now.items()}
-        bad_images = state.bad_images + jnp.sum(batch["weight"] == 0)
+        bad_images = state.bad_images + total["bad_images"].astype(jnp.int32)
         metrics = {key: sums[key] / sums["steps"] for key in ("loss", "top1_error")}
         state = state.replace(
             step=state.step + 1, params=params, opt_state=opt_state, bad_images=bad_images, sums=sums

@@ -86,7 +86,6 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
     """
     with interrupt.Stop(config.run.max_seconds, distributed.Largest()) as stop:
         workdir = distributed.from_first(str(workdir))
-        refuse_other_configs(config)
         run = build(config, pathlib.Path(workdir))
         distributed.barrier()  # all have looked at what is in the directory before one changes it
         try:
@@ -130,7 +129,8 @@ def _train(run: Run, stop: interrupt.Stop) -> str:
         about=about(run),
         say=say,
     )
-    recording = profile.Profile(run.workdir, settings.profile_steps, say)
+    recorded = settings.profile_steps if distributed.is_first() else 0
+    recording = profile.Profile(run.workdir, recorded, say)
     rate_scale = None
     with contextlib.closing(checkpoints), contextlib.closing(recording):
         while True:
@@ -409,19 +409,6 @@ class Meter:
                 "where the init expects 0-255; 0.01 as the std of conv3 to conv5 (model.init_scheme=original "
                 "helps); a learning rate too low or too high; labels that do not belong to the images"
             )
-
-
-# --- several processes ------------------------------------------------------------------------------------
-
-
-def refuse_other_configs(config: configs.Config) -> None:
-    """Raises `UserError` in a process that was given another config than process 0."""
-    first = configs.resolve(json.loads(distributed.from_first(config.to_json())))
-    if different := configs.all_differences(first, config):
-        raise UserError(
-            f"this process was given another config than process 0 ({'; '.join(different)}); start all with "
-            "the same flags, but for --process_id"
-        )
 
 
 # --- beginning and end ------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ FIGURE_2 = {
     "fc8": BATCH // 2 * 32 * 4,
     "logits": BATCH // 2 * CLASSES * 4,
 }
+NUMBERS = 4  # that are summed over the batch beside the gradients
 
 
 def parameter_bytes(model):
@@ -66,17 +67,12 @@ def test_the_exchanges_are_those_of_figure_2_and_their_transposes(name):
     ]
     assert along(found, "column") == forward + backward
 
-    # All gradients in one all-reduce, with loss and error; beside it how many images count and how many
-    # were bad, a number each.
-    numbers, (gradients,) = (
-        [one for one in along(found, "data") if one.parts == 1],
-        [one for one in along(found, "data") if one.parts > 1],
-    )
-    assert [(one.kind, one.bytes) for one in numbers] == [("all-reduce", 4)] * 2
+    # All gradients in one all-reduce, with the sums of loss and error and the numbers of good and bad images.
+    (gradients,) = along(found, "data")
     assert (gradients.kind, gradients.backward) == ("all-reduce", True)
-    assert gradients.bytes == parameter_bytes(NETS[name]) // 2 + 2 * 4
-    assert gradients.parts == 16 + 2
-    assert len(found) == len(forward) + len(backward) + 3
+    assert gradients.bytes == parameter_bytes(NETS[name]) // 2 + NUMBERS * 4
+    assert gradients.parts == 16 + NUMBERS
+    assert len(found) == len(forward) + len(backward) + 1
 
 
 def test_columns_that_never_talk_have_nothing_to_tell_before_the_votes_are_added():
@@ -91,7 +87,7 @@ def test_columns_that_never_talk_have_nothing_to_tell_before_the_votes_are_added
 def test_both_columns_on_each_device_tell_each_other_nothing():
     found = compiled(NETS["paper"], 2, 1)
     assert along(found, "column") == []
-    assert sum(one.bytes for one in found if one.parts > 1) == parameter_bytes(NETS["paper"]) + 2 * 4
+    assert [one.bytes for one in found] == [parameter_bytes(NETS["paper"]) + NUMBERS * 4]
 
 
 @pytest.mark.parametrize(
@@ -182,8 +178,8 @@ def test_what_is_written_is_what_is_compiled_on_any_mesh():
     found, memory = step.compiled(mesh, 16)
     written = step.written(2, 2, 16)
     assert along(written, "column") == along(found, "column")
-    (fused,) = along(written, "data")
-    assert fused.bytes + 2 * 4 == max(one.bytes for one in along(found, "data"))
+    (fused,), (reduced,) = along(written, "data"), along(found, "data")
+    assert fused.bytes + NUMBERS * 4 == reduced.bytes
     assert memory.temp_size_in_bytes > 0
     # 512 devices with as many images a row: the same between columns, and along data as much.
     assert step.written(256, 2, 8 * 256) == written
