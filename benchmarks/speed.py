@@ -48,7 +48,7 @@ COLUMNS = (
     "share of the limit",
     "of peak",
     "peak GB",
-    "runs",
+    "rounds",
 )
 
 # The comparisons: ours, the other, whether the other is as it comes or at its best, and the ratio wanted.
@@ -305,14 +305,14 @@ class Results:
                 "spread": f"{min(rates):.1f}-{max(rates):.1f}",
                 "ms an image": 1000 / median,
                 "peak GB": max(line["peak_bytes"] or 0 for line in counted) / 1e9,
-                "runs": f"{len(rounds)} rounds" if rounds else "tried once",
+                "rounds": str(len(rounds)) if rounds else "tried once",
             }
             if operations and product:
                 row["share of the limit"] = median * operations / product
             if operations and peaks and (peak := peaks[setting == "bfloat16"]):
                 row["of peak"] = median * operations / (peak * 1e12)
             rows.append(row)
-        return rows
+        return sorted(rows, key=lambda row: row.get("rounds") == "tried once")
 
 
 def _rate(line: dict[str, Any]) -> float:

@@ -3,7 +3,7 @@
     python main.py --config=configs/cnn_star_fall2011.py --config.data.source=folder:PATH --workdir=DIR
 
 PATH has `train/<WordNet id>/` with the 15 million images in 21,841 classes and a `val/` of some of them.
-configs/cnn_star.py goes on from DIR. Not run at full scale by us.
+configs/cnn_star.py goes on from DIR; the top-1 error here was not published. Not run at full scale by us.
 """
 
 import ml_collections

@@ -19,7 +19,7 @@ from alexnet_jax import cli
 from experiments import cifar, plots, record
 
 TARGET = 25.0  # % training error
-RATES = {"authors": (0.0003, 0.001, 0.003, 0.01, 0.03), "unit": (0.01, 0.03, 0.1)}
+RATES = {"authors": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), "unit": (0.01, 0.03, 0.1)}
 STYLES = {"relu": ("ReLU", "-", "C0"), "tanh": ("tanh", "--", "C3")}
 Histories = dict[str, list[list[dict[str, float]]]]
 

@@ -312,7 +312,8 @@ def markdown(results: dict[str, Any], made: Sequence[Line]) -> str:
         said += ["", *ensembles(results["ensembles"])]
     said += [
         "",
-        f"The parent is {results['config']} with {_changes(results['parent'])}. The rows change in it:",
+        f"The parent is {results['config']} with {_changes(results['parent'])}."
+        + (" The rows change in it:" if len(made) > 1 else ""),
         "",
     ]
     for row, line in zip(results["rows"], made, strict=True):
