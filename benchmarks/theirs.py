@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """One contestant of `benchmarks.speed`, in a process of its own: PyTorch, without this project.
-=======
-"""One contestant of `benchmarks.speed` in a process of its own: PyTorch, which needs nothing of this project.
->>>>>>> main
 
     python benchmarks/theirs.py train --net=paper --layout=channels_last --compiled
 
