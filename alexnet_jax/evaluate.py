@@ -102,12 +102,14 @@ def make_evaluator(
         shown = show_progress and distributed.is_first()
         bar = progress.bar(count, "batch", "test", disable=not shown)
         sums: steps.Metrics | None = None
+        in_flight = steps.InFlight(mesh)
         with bar:
             for _, batch in on_device(batches, mesh):
                 if stop():
                     return None
                 new = eval_step(params, batch)
                 sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
+                in_flight.add(sums)
                 bar.update()
         assert sums is not None  # sources have at least one example
         total = {key: float(value) for key, value in jax.device_get(sums).items()}

@@ -28,14 +28,11 @@ def keep() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # musl has none
         return False
-    largest = 2**31 - 1  # of the int that mallopt takes
+    never = -1  # as a large size; the largest int would be 2 GB, of which a step frees more at once
     settings = (
-        (
-            _M_ARENA_MAX,
-            1,
-        ),  # the arenas of threads are too small for such buffers, which would be mapped again
+        (_M_ARENA_MAX, 1),  # those of threads are too small for such buffers, which would be mapped again
         (_M_MMAP_MAX, 0),
-        (_M_TRIM_THRESHOLD, largest),
+        (_M_TRIM_THRESHOLD, never),
         (_M_TOP_PAD, 64 * 2**20),
     )
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)

@@ -51,21 +51,35 @@ def _convolve_forward(x, kernel, stride, edges):
 
 
 def _convolve_backward(stride, edges, residuals, g):
-    x, kernel = residuals
-    plain = functools.partial(_xla_convolution, stride=stride, edges=edges)
-    (of_x,) = jax.vjp(lambda x: plain(x, kernel), x)[1](g)
-    of_kernel = lax.platform_dependent(
-        x,
+    return lax.platform_dependent(
+        *residuals,
         g,
-        cpu=functools.partial(_kernel_gradient, window=kernel.shape[:2], stride=stride, edges=edges),
-        default=lambda x, g: jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](g)[0],
+        cpu=functools.partial(_gradients_on_cpu, stride=stride, edges=edges),
+        default=lambda x, kernel, g: jax.vjp(
+            functools.partial(_xla_convolution, stride=stride, edges=edges), x, kernel
+        )[1](g),
     )
-    return of_x, of_kernel
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 CACHED_BYTES = 4 * 2**20  # of maps that a product finds still in the cache after the one before
+
+
+def _gradients_on_cpu(x: Array, kernel: Array, g: Array, *, stride: int, edges: Edges) -> tuple[Array, Array]:
+    """The gradients of a convolution's inputs and kernel, from that of its outputs."""
+    window = kernel.shape[:2]
+    if stride == 1:
+        # A convolution with the kernel turned around, as XLA has it. But inside a loop XLA would fold the
+        # exchange of the kernel's channels into it, and what it then has is five times slower.
+        turned = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+        around = tuple(
+            (size - 1 - before, size - 1 - after) for size, (before, after) in zip(window, edges, strict=True)
+        )
+        of_x = _xla_convolution(g, turned, 1, around)
+    else:
+        (of_x,) = jax.vjp(lambda x: _xla_convolution(x, kernel, stride, edges), x)[1](g)
+    return of_x, _kernel_gradient(x, g, window=window, stride=stride, edges=edges)
 
 
 def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int, edges: Edges) -> Array:

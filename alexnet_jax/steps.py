@@ -4,6 +4,7 @@ Everything random in a step follows from (seed, step, place in the global batch)
 the uninterrupted one would have drawn, on any number of devices.
 """
 
+import collections
 import math
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +97,25 @@ def abstract_state(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part)
 
     return jax.tree.map(place, state_shardings(mesh), jax.eval_shape(init))
+
+
+class InFlight:
+    """How far the host may run ahead of the devices: two steps, so that none of them waits for the host.
+
+    On a CPU not at all. Nothing is gained there, and a step takes its memory when it is dispatched: the
+    paper's net at batch 128 took 10.4 GB with two steps ahead, at 38 to 52 images/s for the new pages, and
+    3.3 GB at 65 images/s with none.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._most = 0 if mesh.devices.flat[0].platform == "cpu" else 2
+        self._results: collections.deque[Any] = collections.deque()
+
+    def add(self, result: Any) -> None:
+        """Takes what a step has just been dispatched to give, and waits until few enough are under way."""
+        self._results.append(result)
+        if len(self._results) > self._most:
+            jax.block_until_ready(self._results.popleft())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,6 +1,5 @@
 """Training: build, restore, step, log, evaluate, save, finish."""
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -37,7 +36,6 @@ from alexnet_jax import workdir as workdirs
 from alexnet_jax.build import Run, build, is_due, open_batches
 from alexnet_jax.errors import Fault, UserError
 
-STEPS_IN_FLIGHT = 2  # how far the host runs ahead of the devices
 STEP_BACK_FACTOR = 0.5  # of the rates, each time a run goes back from divergence
 FLAT_WITHIN, FLAT_STEPS = 0.01, 1000  # a loss so near to ln(classes), for so many steps, is worth a warning
 
@@ -338,7 +336,7 @@ class Meter:
         self._run, self._log = run, log
         self._saved, self._flat_steps, self._compiled = time.monotonic(), 0, False
         self._agreed = distributed.Largest()
-        self._in_flight: collections.deque[steps.Metrics] = collections.deque()
+        self._in_flight = steps.InFlight(run.mesh)
         self._pending: Callable[[], None] | None = None
         self.restart()
 
@@ -362,9 +360,7 @@ class Meter:
             self._compiled = True
             self._log.restart_clock(step)
             self.restart()
-        self._in_flight.append(metrics)
-        if len(self._in_flight) > STEPS_IN_FLIGHT:
-            jax.block_until_ready(self._in_flight.popleft())
+        self._in_flight.add(metrics)
         self.flush()
         if is_due(step, self._run.config.run.log_every_steps) or step == self._run.total_steps:
             self._pending = functools.partial(self._write, step, metrics, batches)

@@ -34,7 +34,7 @@ HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 KEPT = {  # what alexnet_jax.memory sets for ours
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TRIM_THRESHOLD_": str(2**62),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
 MEMORY = {"": {}, "huge pages": HUGE, "kept memory": KEPT, "huge pages, kept memory": {**HUGE, **KEPT}}

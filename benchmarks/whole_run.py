@@ -30,7 +30,6 @@ GOALS = {
     "cold first step, s": (25.0, max),
     "warm first step, s": (8.0, max),
 }
-IN_FLIGHT = 2  # as the loop has it
 
 
 def main() -> None:
@@ -200,15 +199,15 @@ def loop(
     return images * len(lines) / sum(seconds), waited / sum(seconds), usage.ru_maxrss * unit
 
 
-def bare(workdir: pathlib.Path, steps: int) -> dict[str, Any]:
-    """The rate of a run's own step on one batch, two steps in flight as in the loop."""
+def bare(workdir: pathlib.Path, number: int) -> dict[str, Any]:
+    """The rate of a run's own step on one batch, as far ahead of the devices as in the loop."""
     from alexnet_jax import compiled, memory
 
     memory.keep()
     compiled.keep()
     import jax
 
-    from alexnet_jax import build, evaluate
+    from alexnet_jax import build, evaluate, steps
     from alexnet_jax import config as configs
     from alexnet_jax import train as training
 
@@ -220,17 +219,15 @@ def bare(workdir: pathlib.Path, steps: int) -> dict[str, Any]:
     for _ in range(2):
         state, metrics = run.train_step(state, batch)
     jax.block_until_ready(metrics)
-    flight, began = [], time.perf_counter()
-    for _ in range(steps):
+    in_flight, began = steps.InFlight(run.mesh), time.perf_counter()
+    for _ in range(number):
         state, metrics = run.train_step(state, batch)
-        flight.append(metrics)
-        if len(flight) > IN_FLIGHT:
-            jax.block_until_ready(flight.pop(0))
+        in_flight.add(metrics)
     jax.block_until_ready((state, metrics))
     seconds = time.perf_counter() - began
     data = run.config.data
     return {
-        "images_per_second": steps * data.batch_size / seconds,
+        "images_per_second": number * data.batch_size / seconds,
         "about": {
             "device": jax.devices()[0].device_kind,
             "batch": data.batch_size,
