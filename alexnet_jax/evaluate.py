@@ -103,10 +103,12 @@ def make_evaluator(
         bar = progress.bar(count, "batch", "test", disable=not shown)
         sums: steps.Metrics | None = None
         in_flight = steps.InFlight(mesh)
+        in_flight.add(params)  # the step before
         with bar:
             for _, batch in on_device(batches, mesh):
                 if stop():
                     return None
+                in_flight.make_room()
                 new = eval_step(params, batch)
                 sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
                 in_flight.add(sums)

@@ -180,9 +180,13 @@ def loop(
     if run.evaluates_at(step) and record.evaluated_step != step:  # was interrupted before this evaluation
         state = evaluate_and_log(run, log, state, record, step, stop)
     batches = TrainingBatches(run, log, open_batches(run, state.params, step))
-    meter = Meter(run, log)
-    while step < run.total_steps and not record.plateau.finished and not stop.wanted():
-        state, metrics = run.train_step(state, next(batches))
+    meter = Meter(run, log, step)
+    while step < run.total_steps and not record.plateau.finished:
+        batch = next(batches)
+        meter.in_flight.make_room()
+        if stop.wanted():
+            break
+        state, metrics = run.train_step(state, batch)
         step += 1
         log.advance()
         meter.after_step(step, metrics, batches)
@@ -191,11 +195,11 @@ def loop(
         if run.evaluates_at(step) and not stop.wanted():
             meter.flush()
             state = evaluate_and_log(run, log, state, record, step, stop)
-            meter.restart()
+            meter.restart(step)
         if is_due(step, run.save_every) or record.best_step == step or meter.minutes_are_over():
             meter.flush()
             save(run, log, checkpoints, state, record, step)
-            meter.restart()
+            meter.restart(step)
     meter.flush()
     save(run, log, checkpoints, state, record, step, last=True)
     interrupted = step < run.total_steps and not record.plateau.finished
@@ -332,13 +336,13 @@ class TrainingBatches(Iterator[steps.Batch]):
 class Meter:
     """Turns the steps' metrics into lines of the log, fetched only when a later step is under way."""
 
-    def __init__(self, run: Run, log: Log):
+    def __init__(self, run: Run, log: Log, step: int):
         self._run, self._log = run, log
         self._saved, self._flat_steps, self._compiled = time.monotonic(), 0, False
         self._agreed = distributed.Largest()
-        self._in_flight = steps.InFlight(run.mesh)
+        self.in_flight = steps.InFlight(run.mesh)
         self._pending: Callable[[], None] | None = None
-        self.restart()
+        self.restart(step)
 
     def minutes_are_over(self) -> bool:
         """Whether it is time to save by the clock; if so, the clock starts anew."""
@@ -348,19 +352,18 @@ class Meter:
         self._saved = time.monotonic()
         return True
 
-    def restart(self) -> None:
-        """Starts the clock anew, after something that is not a training step."""
-        self._since, self._steps = time.monotonic(), 0
+    def restart(self, step: int) -> None:
+        """Starts the clock anew, after something that is not a training step; `step` is done."""
+        self._since, self._since_step = time.monotonic(), step
 
     def after_step(self, step: int, metrics: steps.Metrics, batches: TrainingBatches) -> None:
         """To be called after each step is dispatched."""
-        self._steps += 1
         if not self._compiled:  # the first step's time is the compiler's
             jax.block_until_ready(metrics)
             self._compiled = True
             self._log.restart_clock(step)
-            self.restart()
-        self._in_flight.add(metrics)
+            self.restart(step)
+        self.in_flight.add(metrics)
         self.flush()
         if is_due(step, self._run.config.run.log_every_steps) or step == self._run.total_steps:
             self._pending = functools.partial(self._write, step, metrics, batches)
@@ -376,14 +379,14 @@ class Meter:
         if not math.isfinite(values["train/loss"]):
             raise Diverged(f"the loss is {values['train/loss']} at step {step}")
         config, epoch = self._run.config, self._run.epoch(step)
-        if self._steps:
+        if steps_done := step - self._since_step:
             seconds = time.monotonic() - self._since
-            values["train/images_per_second"] = self._steps * config.data.batch_size / seconds
+            values["train/images_per_second"] = steps_done * config.data.batch_size / seconds
             values["train/input_wait_seconds"] = batches.wait_seconds
             batches.wait_seconds = 0.0
         self._log.metrics(step, epoch, values)
         self._warn_if_flat(step, values["train/loss"])
-        self.restart()
+        self.restart(step)
         seen = max(step * config.data.batch_size, min(len(self._run.source), 10_000))
         if values["train/bad_images"] > config.data.max_bad_fraction * seen:
             raise UserError(

@@ -221,6 +221,7 @@ def bare(workdir: pathlib.Path, number: int) -> dict[str, Any]:
     jax.block_until_ready(metrics)
     in_flight, began = steps.InFlight(run.mesh), time.perf_counter()
     for _ in range(number):
+        in_flight.make_room()
         state, metrics = run.train_step(state, batch)
         in_flight.add(metrics)
     jax.block_until_ready((state, metrics))
