@@ -103,7 +103,7 @@ def make_evaluator(
         bar = progress.bar(count, "batch", "test", disable=not shown)
         sums: steps.Metrics | None = None
         in_flight = steps.InFlight(mesh)
-        in_flight.add(params)  # the step before
+        in_flight.add(params)  # the training step that they come from may still run
         with bar:
             for _, batch in on_device(batches, mesh):
                 if stop():

@@ -7,7 +7,8 @@ import pathlib
 from alexnet_jax.errors import Fault, UserError
 
 _MEMORY = (
-    "out of memory; lower data.batch_size or data.image_size, or use more devices (mesh.data, mesh.column)"
+    "out of memory; raise data.micro_batches, lower data.batch_size or data.image_size, or use more devices "
+    "(mesh.data, mesh.column)"
 )
 
 

@@ -82,6 +82,15 @@ def _gradients_on_cpu(x: Array, kernel: Array, g: Array, *, stride: int, edges: 
     return of_x, _kernel_gradient(x, g, window=window, stride=stride, edges=edges)
 
 
+def images_at_once(batch: int, image_bytes: int) -> int:
+    """Images of a group, so that it fits `CACHED_BYTES` and, where that can be, all groups are full."""
+    most = min(max(CACHED_BYTES // image_bytes, 1), batch)
+    images = max(n for n in range(1, most + 1) if batch % n == 0)
+    if 2 * images < most:  # as for a prime batch: the last group is filled up
+        images = -(-batch // -(-batch // most))
+    return images
+
+
 def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int, edges: Edges) -> Array:
     """The gradient of a convolution's kernel on a CPU: one matrix product for each place in the window.
 
@@ -100,10 +109,12 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
     (batch, rows, columns, outputs), inputs = g.shape, x.shape[3]
     squares = [-(-size // stride) for size in window]  # the window's height and width in squares
     depth = stride * stride * inputs
+    wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # sums of bfloat16 are float32
 
     # All maps in whole squares, all groups of images full; zeros add nothing.
-    groups = min(-(-(x.nbytes + g.nbytes) // CACHED_BYTES), batch)
-    zero, more = jnp.zeros((), x.dtype), -batch % groups
+    images = images_at_once(batch, (x.nbytes + g.nbytes) // batch)
+    groups = -(-batch // images)
+    zero, more = jnp.zeros((), x.dtype), groups * images - batch
     padding = [(0, more, 0)]
     for count, square, size, (before, _) in zip((rows, columns), squares, x.shape[1:3], edges, strict=True):
         padding.append((before, (count - 1 + square) * stride - size - before, 0))
@@ -117,15 +128,13 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(images, height // stride, width // stride, depth)
         g = lax.optimization_barrier(g.reshape(-1, outputs).T)  # else XLA would transpose each x instead
         products = [
-            jnp.matmul(
-                g, x[:, i : i + rows, j : j + columns].reshape(-1, depth), preferred_element_type=jnp.float32
-            )
+            jnp.matmul(g, x[:, i : i + rows, j : j + columns].reshape(-1, depth), preferred_element_type=wide)
             for i in range(squares[0])
             for j in range(squares[1])
         ]
         return total + jnp.stack(products), None
 
-    total = jnp.zeros((squares[0] * squares[1], outputs, depth))  # float32 for bfloat16, too
+    total = jnp.zeros((squares[0] * squares[1], outputs, depth), wide)
     x, g = (a.reshape(groups, -1, *a.shape[1:]) for a in (x, g))
     total, _ = lax.scan(add, total, (x, g))
 

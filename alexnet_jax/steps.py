@@ -25,6 +25,7 @@ Array = jax.Array
 Batch = dict[str, Array]  # image uint8 [B, S, S, 3], label int32 [B], weight float32 [B]
 Metrics = dict[str, Array]
 
+FREED_SECONDS = 0.0005  # after which a step's memory is given back on a CPU once its results are there
 _INIT, _STEPS = 0, 1  # what a seed is folded with: the initial weights, and everything random in the steps
 
 
@@ -101,7 +102,7 @@ def abstract_state(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
 
 
 class InFlight:
-    """How far the host may run ahead of the devices: two steps, so that none of them waits for the host.
+    """How far the host runs ahead of the devices: two steps wait while one runs, so that no device waits.
 
     On a CPU not at all: nothing is gained there, and a step takes its memory when it is dispatched. The
     paper's net at batch 128 took 10.4 GB with two steps ahead, at 38 to 52 images/s for the new pages, and
@@ -110,18 +111,23 @@ class InFlight:
 
     def __init__(self, mesh: Mesh) -> None:
         self._on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self._most = 0 if self._on_cpu else 2
         self._results: collections.deque[Any] = collections.deque()
 
     def make_room(self) -> None:
         """Waits, before a step is dispatched, until few enough are under way."""
-        while len(self._results) > (0 if self._on_cpu else 2):
+        while len(self._results) > self._most:
             jax.block_until_ready(self._results.popleft())
             if self._on_cpu:
-                time.sleep(0.0005)  # a step's memory is given back a moment after its results are there
+                time.sleep(FREED_SECONDS)
 
     def add(self, result: Any) -> None:
         """Takes what a step gives that has just been dispatched."""
         self._results.append(result)
+
+    def is_idle(self) -> bool:
+        """Whether the devices have done all that was dispatched."""
+        return all(leaf.is_ready() for leaf in jax.tree.leaves(list(self._results)))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -165,14 +171,14 @@ def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, t
     return columns.on_mesh(forward, mesh, specs, columns.BATCH)
 
 
-def cross_entropy(logits: Array, labels: Array, weights: Array, examples: float | None = None) -> Array:
-    """Mean over the examples with weight of -log softmax at the label (section 3).
+def cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
+    """Mean over the examples with weight of -log softmax at the label (section 3)."""
+    return summed_cross_entropy(logits, labels, weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
-    `examples` is what the sum is divided by where it is not their number: 1 for the sum itself.
-    """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    number = jnp.maximum(jnp.sum(weights), 1.0) if examples is None else examples
-    return jnp.sum(losses * weights) / number
+
+def summed_cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
+    """Sum over the examples with weight of -log softmax at the label."""
+    return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels) * weights)
 
 
 def wrong(scores: Array, labels: Array, k: int) -> Array:
@@ -220,7 +226,7 @@ def make_train_step(
         def sums_of(params: Any, part: Batch) -> tuple[Array, Metrics]:
             logits = forward(params, part["image"], key, part["id"])
             labels, weights = part["label"], part["weight"]
-            loss = cross_entropy(logits, labels, weights, examples=1.0)
+            loss = summed_cross_entropy(logits, labels, weights)
             return loss, {
                 "loss": loss,
                 "top1_error": 100.0 * jnp.sum(wrong(logits, labels, 1) * weights),
@@ -229,7 +235,8 @@ def make_train_step(
             }
 
         gradient_of = jax.grad(sums_of, has_aux=True)
-        # All that is summed over the batch is summed at once, in one all-reduce; its division comes after.
+        # All that is summed over the batch is summed with the gradients, in no all-reduce of its own; its
+        # division comes after.
         gradients, total = _sum_over_parts(
             lambda part: gradient_of(state.params, part),
             {**batch, "id": example_ids},

@@ -179,17 +179,19 @@ def loop(
     step = int(state.step)
     if run.evaluates_at(step) and record.evaluated_step != step:  # was interrupted before this evaluation
         state = evaluate_and_log(run, log, state, record, step, stop)
-    batches = TrainingBatches(run, log, open_batches(run, state.params, step))
-    meter = Meter(run, log, step)
+    in_flight = steps.InFlight(run.mesh)
+    batches = TrainingBatches(run, log, open_batches(run, state.params, step), in_flight)
+    meter = Meter(run, log, batches, step)
     while step < run.total_steps and not record.plateau.finished:
         batch = next(batches)
-        meter.in_flight.make_room()
+        in_flight.make_room()
         if stop.wanted():
             break
         state, metrics = run.train_step(state, batch)
+        in_flight.add(metrics)
         step += 1
         log.advance()
-        meter.after_step(step, metrics, batches)
+        meter.after_step(step, metrics)
         recording.after_step(metrics)
 
         if run.evaluates_at(step) and not stop.wanted():
@@ -314,10 +316,16 @@ def last_good(checkpoints: checkpoint.Checkpoints) -> str:
 
 
 class TrainingBatches(Iterator[steps.Batch]):
-    """Batches on the mesh; unreadable images are named, waits are timed."""
+    """Batches on the mesh; unreadable images are named.
 
-    def __init__(self, run: Run, log: Log, batches: Iterator[input_pipeline.Batch]):
-        self._log, self._source = log, run.source
+    `wait_seconds` grows by the time that a batch took which found the devices without work: at most so long
+    have they waited for it.
+    """
+
+    def __init__(
+        self, run: Run, log: Log, batches: Iterator[input_pipeline.Batch], in_flight: steps.InFlight
+    ):
+        self._log, self._source, self._in_flight = log, run.source, in_flight
         self._named: set[int] = set()
         self._batches = evaluate.on_device(batches, run.mesh)
         self.wait_seconds = 0.0
@@ -325,7 +333,8 @@ class TrainingBatches(Iterator[steps.Batch]):
     def __next__(self) -> steps.Batch:
         started = time.monotonic()
         host, batch = next(self._batches)
-        self.wait_seconds += time.monotonic() - started
+        if self._in_flight.is_idle():
+            self.wait_seconds += time.monotonic() - started
         for index in host["index"][host["weight"] == 0].tolist():
             if index not in self._named:
                 self._named.add(index)
@@ -334,13 +343,12 @@ class TrainingBatches(Iterator[steps.Batch]):
 
 
 class Meter:
-    """Turns the steps' metrics into lines of the log, fetched only when a later step is under way."""
+    """Turns the steps' metrics into lines of the log, when a later step is under way or at `flush`."""
 
-    def __init__(self, run: Run, log: Log, step: int):
-        self._run, self._log = run, log
+    def __init__(self, run: Run, log: Log, batches: TrainingBatches, step: int):
+        self._run, self._log, self._batches = run, log, batches
         self._saved, self._flat_steps, self._compiled = time.monotonic(), 0, False
         self._agreed = distributed.Largest()
-        self.in_flight = steps.InFlight(run.mesh)
         self._pending: Callable[[], None] | None = None
         self.restart(step)
 
@@ -355,18 +363,18 @@ class Meter:
     def restart(self, step: int) -> None:
         """Starts the clock anew, after something that is not a training step; `step` is done."""
         self._since, self._since_step = time.monotonic(), step
+        self._batches.wait_seconds = 0.0
 
-    def after_step(self, step: int, metrics: steps.Metrics, batches: TrainingBatches) -> None:
+    def after_step(self, step: int, metrics: steps.Metrics) -> None:
         """To be called after each step is dispatched."""
         if not self._compiled:  # the first step's time is the compiler's
             jax.block_until_ready(metrics)
             self._compiled = True
             self._log.restart_clock(step)
             self.restart(step)
-        self.in_flight.add(metrics)
         self.flush()
         if is_due(step, self._run.config.run.log_every_steps) or step == self._run.total_steps:
-            self._pending = functools.partial(self._write, step, metrics, batches)
+            self._pending = functools.partial(self._write, step, metrics)
 
     def flush(self) -> None:
         """Writes what waits to be written."""
@@ -374,7 +382,7 @@ class Meter:
             pending, self._pending = self._pending, None
             pending()
 
-    def _write(self, step: int, metrics: steps.Metrics, batches: TrainingBatches) -> None:
+    def _write(self, step: int, metrics: steps.Metrics) -> None:
         values = {f"train/{key}": float(value) for key, value in jax.device_get(metrics).items()}
         if not math.isfinite(values["train/loss"]):
             raise Diverged(f"the loss is {values['train/loss']} at step {step}")
@@ -382,8 +390,7 @@ class Meter:
         if steps_done := step - self._since_step:
             seconds = time.monotonic() - self._since
             values["train/images_per_second"] = steps_done * config.data.batch_size / seconds
-            values["train/input_wait_seconds"] = batches.wait_seconds
-            batches.wait_seconds = 0.0
+            values["train/input_wait_seconds"] = self._batches.wait_seconds
         self._log.metrics(step, epoch, values)
         self._warn_if_flat(step, values["train/loss"])
         self.restart(step)

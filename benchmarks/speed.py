@@ -1,6 +1,7 @@
 """How fast the net is, beside PyTorch doing the same work and beside the machine's limit.
 
-    python -m benchmarks.speed [--torch_python=PYTHON] [--batch=128] [--rounds=3] [--out=DIR] [--only=REGEX]
+    python -m benchmarks.speed [--torch_python=PYTHON] [--eqxvision_python=PYTHON] [--batch=128] [--rounds=3]
+                               [--out=DIR] [--only=REGEX]
 
 Each contestant runs in a process of its own, one at a time, and all take turns, round after round, so that
 what else the machine does falls on all alike. Of each round counts the median of its steps; the table has the
@@ -8,8 +9,9 @@ median of the rounds and their spread.
 
 `--torch_python` is a Python with PyTorch and torchvision, which need nothing of this project. PyTorch runs as
 it comes (channels first, no compiler, its default SGD, glibc's malloc as it is) and at its best: before the
-rounds each combination of layout, torch.compile, huge pages, kept memory and fused SGD is tried once, and the
---finalists fastest of each work take part in all rounds; the best is the one with the best median.
+rounds each combination of layout, torch.compile, huge pages and kept memory is tried once, with fused SGD,
+and the --finalists fastest of each work take part in all rounds; the best is the one with the best median.
+`--eqxvision_python` is one with eqxvision (`benchmarks/theirs_eqx.py` says how to make it), as it comes.
 
 `--out` gathers: DIR/speed.jsonl has a line a process, DIR/speed.csv and DIR/speed.md are made of all of them,
 so that `--only` can add to them or repeat what was disturbed; a fresh DIR is a fresh comparison.
@@ -30,6 +32,7 @@ from typing import Any
 from benchmarks import tables
 
 THEIRS = pathlib.Path(__file__).with_name("theirs.py")
+THEIRS_EQX = pathlib.Path(__file__).with_name("theirs_eqx.py")
 HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 KEPT = {  # what alexnet_jax.memory sets for ours
     "MALLOC_ARENA_MAX": "1",
@@ -63,6 +66,8 @@ GOALS = (
     ("ours torchvision train", "PyTorch torchvision train", "best", 1.0),
     ("ours torchvision forward", "PyTorch torchvision forward", AS_IT_COMES, 1.0),
     ("ours torchvision forward", "PyTorch torchvision forward", "best", 1.0),
+    ("ours torchvision train", "eqxvision train", AS_IT_COMES, 1.0),
+    ("ours torchvision forward", "eqxvision forward", AS_IT_COMES, 1.0),
     ("ours paper ten views", "ours paper forward", "", 0.95),
 )
 MOST_GIGABYTES = 6.0  # of "ours paper train" at batch 128
@@ -75,6 +80,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--torch_python")
+    parser.add_argument("--eqxvision_python")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm", type=int, default=2, help="steps before the timed ones")
@@ -104,9 +110,14 @@ def compare(given: argparse.Namespace, out: pathlib.Path) -> None:
             absent = f"{given.torch_python} has no PyTorch and torchvision ({torch['failed']})"
         else:
             about["versions"] |= torch["versions"]
+    if given.eqxvision_python and on_cpu:
+        about["versions"] |= tables.answer([given.eqxvision_python, THEIRS_EQX, "about"]).get("versions", {})
     out.mkdir(parents=True, exist_ok=True)
-    results = Results(out / "speed.jsonl", same={"batch": given.batch, "image_size": given.image_size})
+    kind = {key: getattr(given, key) for key in ("batch", "image_size", "widths", "fc_widths")}
+    results = Results(out / "speed.jsonl", same=kind)
     contestants = [c for c in ours(given, about) if re.search(given.only, c["contestant"])]
+    if given.eqxvision_python and on_cpu:
+        contestants += [c for c in eqxvision(given) if re.search(given.only, c["contestant"])]
     if not absent:
         candidates = [c for c in theirs(given) if re.search(given.only, c["contestant"])]
         for candidate in candidates:
@@ -130,7 +141,9 @@ def compare(given: argparse.Namespace, out: pathlib.Path) -> None:
         **about["versions"],
     }
     rows = results.rows(about["peaks"])
-    as_in_the_goals = on_cpu and given.batch == 128 and given.image_size == 224 and not given.widths
+    as_in_the_goals = (
+        on_cpu and given.batch == 128 and given.image_size == 224 and not (given.widths or given.fc_widths)
+    )
     goals = judge(results) if as_in_the_goals else []
     text = report(rows, goals, label, absent)
     print(text, end="")
@@ -163,7 +176,7 @@ def ours(given: argparse.Namespace, about: dict[str, Any]) -> Iterator[dict[str,
     }
     if about["platform"] == "cpu":
         yield one("limit XLA and NumPy", "limit")
-    for precision in ("", "bfloat16") if about["platform"] != "cpu" and about["bfloat16"] else ("",):
+    for precision in ("",) if about["platform"] == "cpu" else ("", "bfloat16"):
         net = narrow | ({"compute_dtype": precision} if precision else {})
         for variant, works in (
             ("paper", ("train", "forward", "ten views")),
@@ -203,6 +216,19 @@ def theirs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             words += ["fused SGD"] if work == "train" else []
             setting = ", ".join(word for word in words if word)
             yield one(name, setting, *always, *arguments, environment=MEMORY[memory])
+
+
+def eqxvision(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """eqxvision's contestants, as they come."""
+    sizes = (f"--batch={given.batch}", f"--image_size={given.image_size}")
+    for work in ("train", "forward"):
+        command = [given.eqxvision_python, str(THEIRS_EQX), work, *sizes]
+        yield {
+            "contestant": f"eqxvision {work}",
+            "setting": AS_IT_COMES,
+            "command": command,
+            "environment": {},
+        }
 
 
 def run(contestant: dict[str, Any], steps: tuple[str, ...]) -> dict[str, Any]:
@@ -267,8 +293,9 @@ class Results:
         return max((statistics.median(rates) for rates in by_name.values()), default=None)
 
     def operations(self, name: str) -> float | None:
-        """An image's, counted from our net, of which PyTorch's is the same."""
+        """An image's, counted from our net, of which the others' are the same."""
         own = re.sub("^PyTorch (no lrn|paper)", "ours paper", name).replace("PyTorch", "ours")
+        own = own.replace("eqxvision", "ours torchvision")
         return next((line["operations"] for line in self._of(own) if "operations" in line), None)
 
     def rate(self, name: str, setting: str) -> float | None:

@@ -27,6 +27,33 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+# A step frees more than 2 GB at once; none of it may go back to the system. The pages are never touched.
+LARGE = """
+import ctypes
+from alexnet_jax import memory
+memory.keep()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_long]
+block = libc.malloc(3 * 2**30)
+top = libc.sbrk(0)
+libc.free(block)
+print(bool(block), libc.sbrk(0) == top)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is Linux's")
+def test_more_than_two_gigabytes_are_kept():
+    environment = {**os.environ, memory.SWITCH: "1", "GLIBC_TUNABLES": ""}
+    command = [sys.executable, "-c", LARGE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    there, kept = done.stdout.split()
+    if there == "False":
+        pytest.skip("the system does not give 3 GB")
+    assert kept == "True"
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is Linux's")
 @pytest.mark.parametrize(("switch", "kept"), [("1", "True"), ("0", "False")])
 def test_large_buffers_keep_their_pages_unless_switched_off(switch, kept):

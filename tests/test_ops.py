@@ -56,6 +56,9 @@ CONVOLUTIONS = [
     ((2, 16, 19, 3), 11, 4, 4, 2, True),
     ((2, 16, 19, 3), 11, 4, 4, 2, False),
     ((1, 11, 11, 1), 11, 1, 4, 0, True),  # a single window
+    ((2, 9, 8, 3), 3, 4, 1, 0, True),
+    ((2, 9, 8, 3), 4, 5, 1, 1, True),  # an even window
+    ((2, 5, 6, 3), 3, 4, 1, 3, True),  # more padding than the window reaches: the gradient's is negative
 ]
 
 
@@ -100,6 +103,62 @@ def test_kernel_gradients_come_a_few_images_at_a_time(images, monkeypatch):
         alone[place] = 1
         expected[place] = np.sum(g * reference.convolution(x, alone, np.zeros(3), **size, ceil=True))
     assert relative_error(gradient, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("batch", "image_bytes", "images"), [
+    (128, 1_764_160, 2),  # conv1 of the paper's net
+    (128, 505_440, 8),
+    (32, 1_764_160, 2),
+    (7, 2**20, 4),  # a prime number of images: the last group is filled up
+    (4, 2**30, 1),
+    (4, 1, 4),
+])  # fmt: skip
+def test_groups_of_images_fit_the_cache_and_are_full(batch, image_bytes, images):
+    assert ops.images_at_once(batch, image_bytes) == images
+
+
+def test_gradients_in_a_loop_are_those_outside():
+    rng = np.random.default_rng(0)
+    x, g = (rng.standard_normal((6, 9, 8, n)).astype(np.float32) for n in (3, 4))
+    kernel = rng.standard_normal((5, 5, 3, 4)).astype(np.float32)
+
+    def gradients(x, g):
+        return jax.vjp(functools.partial(ops.convolution, padding=2), x, kernel)[1](g)
+
+    def part(total, both):
+        of_x, of_kernel = gradients(*both)
+        return total + of_kernel, of_x
+
+    def looped(x, g):
+        return jax.lax.scan(
+            part, jnp.zeros(kernel.shape), (x.reshape(3, 2, 9, 8, 3), g.reshape(3, 2, 9, 8, 4))
+        )
+
+    of_kernel, of_x = jax.jit(looped)(x, g)
+    plain = jax.vjp(lambda x, k: reference_convolution(x, k, 2), x, kernel)[1](g)
+    assert relative_error(of_x.reshape(x.shape), plain[0]) < 1e-5
+    assert relative_error(of_kernel, plain[1]) < 1e-5
+
+
+def reference_convolution(x, kernel, padding):
+    edges = ((padding, padding),) * 2
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def test_gradients_in_half_precision_are_those_in_float32_rounded():
+    rng = np.random.default_rng(0)
+    half = [
+        jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+        for shape in ((4, 9, 8, 3), (3, 3, 3, 4), (4, 9, 8, 4))
+    ]
+
+    def gradients(x, kernel, g):
+        return jax.vjp(functools.partial(ops.convolution, padding=1), x, kernel)[1](g)
+
+    full = jax.jit(gradients)(*(a.astype(jnp.float32) for a in half))
+    for own, expected in zip(jax.jit(gradients)(*half), full, strict=True):
+        assert own.dtype == jnp.bfloat16
+        assert relative_error(np.asarray(own, np.float32), expected) < 2**-7
 
 
 def test_convolution_does_not_flip_its_kernel():

@@ -51,6 +51,33 @@ def test_cross_entropy_of_large_logits():
     assert steps.cross_entropy(logits, jnp.asarray([0, 1]), jnp.ones(2)) == pytest.approx(1.5e4)
 
 
+class Result:
+    """Something that a device computes, and whether anyone waited for it."""
+
+    def __init__(self):
+        self.waited = False
+
+    def block_until_ready(self):
+        self.waited = True
+        return self
+
+    def is_ready(self):
+        return self.waited
+
+
+@pytest.mark.parametrize(("platform", "most"), [("cpu", 0), ("gpu", 2), ("tpu", 2)])
+def test_the_host_runs_so_many_steps_ahead(platform, most):
+    device = type("Device", (), {"platform": platform})
+    in_flight = steps.InFlight(type("Mesh", (), {"devices": np.array([device])}))
+    assert in_flight.is_idle()
+    results = [Result() for _ in range(5)]
+    for number, result in enumerate(results, 1):
+        in_flight.make_room()
+        in_flight.add(result)
+        assert not in_flight.is_idle()
+        assert [r.waited for r in results[:number]] == [i < number - 1 - most for i in range(number)]
+
+
 NAN, INF = float("nan"), float("inf")
 
 

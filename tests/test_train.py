@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,35 @@ def test_trains_evaluates_saves_and_says_so(tiny, tmp_path):
     assert step == 12
     assert result.top1_error == end["eval"]["top1_error"]
     assert result.loss == pytest.approx(end["eval"]["loss"], rel=1e-6)
+
+
+def test_rates_are_of_the_steps_that_are_done(tiny, monkeypatch):
+    """A run goes on from step 10; a step takes a second, a test of the net a hundred."""
+    config, now, lines = tiny(**{"mesh.data": 1, "run.log_every_steps": 4}), [0.0], {}
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    run = types.SimpleNamespace(config=config, total_steps=100, epoch=float, source=Images(range(60)))
+    log = types.SimpleNamespace(
+        metrics=lambda step, epoch, values: lines.update({step: values}), restart_clock=lambda step: None
+    )
+    batches = types.SimpleNamespace(wait_seconds=0.0)
+    meter = training.Meter(run, log, batches, 10)
+    metrics = {"loss": jnp.float32(1), "top1_error": jnp.float32(90), "bad_images": jnp.int32(0)}
+    for step in range(11, 23):
+        if step not in (11, 12, 15):  # else the step before has been waited for
+            now[0] += 1.0
+        batches.wait_seconds += 0.25
+        meter.after_step(step, metrics)
+        if step == 14:
+            meter.flush()
+            now[0] += 100.0
+            meter.restart(step)
+    assert list(lines) == [12, 16, 20]
+    assert [line["train/images_per_second"] for line in lines.values()] == 3 * [config.data.batch_size]
+    assert [line["train/input_wait_seconds"] for line in lines.values()] == [0.5, 0.75, 1.0]
+
+
+class Images(list):
+    num_classes = 10
 
 
 def test_a_profile_on_request(tiny, tmp_path):
