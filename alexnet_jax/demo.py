@@ -211,15 +211,16 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
                 upload = gr.File(label="picture", type="filepath", height=140, elem_id="upload")
                 message = gr.Markdown(elem_id="message")
                 seen = gr.Image(label="what the net is given", height=260, **picture)
-            classes = gr.Label(label="the likeliest five, ten views", num_top_classes=5, scale=2)
+            classes = gr.Label(label="top five classes, ten views", num_top_classes=5, scale=2)
         with gr.Row():
             with gr.Column():
-                gr.Markdown("**conv1**, edges and colours: the first column's maps, then the second's")
+                halves = ": the first column's maps, then the second's" if loaded.model.columns == 2 else ""
+                gr.Markdown(f"**conv1**, edges and colours{halves}")
                 conv1 = gr.Image(show_label=False, elem_id="conv1", **picture)
             with gr.Column():
-                gr.Markdown("**conv5**, parts of things: white where a filter finds its own")
+                gr.Markdown("**conv5**, parts of things: white where a filter responds")
                 conv5 = gr.Image(show_label=False, elem_id="conv5", **picture)
-        gr.Markdown(f"**Most alike** to the last hidden layer ({where})")
+        gr.Markdown(f"**Nearest images** by {_point_layer(loaded)} ({where})")
         similar = gr.Gallery(show_label=False, columns=SIMILAR, height=220, buttons=["fullscreen"])
         outputs = [message, seen, classes, conv1, conv5, similar]
         upload.change(show, upload, outputs, api_visibility="private")

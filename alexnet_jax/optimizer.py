@@ -43,7 +43,7 @@ def steps(rate: float, factor: float, drop_steps: tuple[int, ...]) -> Schedule:
 
 
 def exponential(rate: float, factor: float, total_steps: int) -> Schedule:
-    """Decays evenly on a log scale to `factor` times the first rate at the last step (run 170)."""
+    """Decays evenly on a log scale to `factor` times the first rate at the last step (much like run 170)."""
     return lambda step, drops: rate * jnp.float32(factor) ** (step / total_steps)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,12 +86,18 @@ def _locked(file: IO[str], workdir: pathlib.Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise UserError(
                 f"--workdir={workdir}: another run is using it ({_holder(file.read())}); "
                 "wait for it, stop it, or choose another directory"
             ) from error
+        except OSError as error:  # some file systems of networks have no locks
+            print(
+                f"warning: --workdir={workdir}: cannot be locked ({error.strerror}); see to it yourself that "
+                "no second run uses it",
+                file=sys.stderr,
+            )
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         file.flush()

@@ -68,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 0.0005,  # section 5
         "bias_rate_factor": 2.0,  # layer-params-145.cfg
         "bias_rate_drops": True,  # False: stays where it began, as for most of run 145
-        "schedule": "epochs",  # or plateau (section 5, by rule), exponential (run 170), constant
+        "schedule": "epochs",  # or plateau (section 5, by rule), exponential (much like run 170), constant
         "drop_factor": 0.1,  # section 5
         "drop_epochs": (4.0,),  # the only drop there is time for
         "patience_evals": 3,  # for schedule=plateau

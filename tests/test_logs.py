@@ -1,6 +1,8 @@
 """Files of a run: atomic, readable, without doubled lines."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -79,6 +81,16 @@ def test_the_lock_names_its_holder(tmp_path):
         pass
     with workdir.opened(tmp_path, config):
         pass
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def flock(file, how):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(workdir.fcntl, "flock", flock)
+    with workdir.opened(tmp_path, configs.resolve(default.get_config())):
+        assert (tmp_path / "config.json").exists()
+    assert "cannot be locked" in capsys.readouterr().err
 
 
 def test_statistics_round_trip_and_refuse_pickle(tmp_path):
