@@ -458,7 +458,7 @@ class Dense(nn.Module):
         dtype = self.out_dtype or xs[0].dtype
         # One product with a batch of columns: a slice of the kernel for each would be a copy of it.
         kernel = kernel.astype(xs[0].dtype)
-        ys = jnp.einsum("cbi,cio->cbo", jnp.stack(xs), kernel, preferred_element_type=dtype)
+        ys = ops.connect(jnp.stack(xs), kernel, dtype)
         return [y + b.astype(dtype) for y, b in zip(ys, biases, strict=True)]
 
 

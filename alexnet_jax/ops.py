@@ -5,6 +5,7 @@ Outputs are sized as in the 2012 code, where a window that hangs over the lower 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,35 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
     total = total.reshape(*squares, outputs, stride, stride, inputs).transpose(0, 3, 1, 4, 5, 2)
     total = total.reshape(squares[0] * stride, squares[1] * stride, inputs, outputs)
     return total[: window[0], : window[1]].astype(g.dtype)
+
+
+def connect(x: Array, kernel: Array, dtype: Any) -> Array:
+    """All columns' products at once, `[columns, B, I]` by `[columns, I, O]`: `[columns, B, O]` of `dtype`.
+
+    The gradient of the kernel is made in the kernel's own order. JAX makes it the other way round, and where
+    there is one column XLA then updates fc6's 38 million weights against the order they lie in: 0.5 s of a
+    step of 2 s on two cores.
+    """
+    return _connect(x, kernel, dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _connect(x: Array, kernel: Array, dtype: Any) -> Array:
+    return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
+
+
+def _connect_forward(x, kernel, dtype):
+    return _connect(x, kernel, dtype), (x, kernel)
+
+
+def _connect_backward(dtype, residuals, g):
+    x, kernel = residuals
+    of_x = lax.dot_general(g, kernel, (((2,), (2,)), ((0,), (0,))), preferred_element_type=x.dtype)
+    of_kernel = lax.dot_general(x, g, (((1,), (1,)), ((0,), (0,))), preferred_element_type=kernel.dtype)
+    return of_x, of_kernel
+
+
+_connect.defvjp(_connect_forward, _connect_backward)
 
 
 def _window_sum(x: Array, size: int, axis: int) -> Array:

@@ -6,8 +6,13 @@ TFDS's own `dataset_info.json` and `features.json`, so that `tfds.builder_from_d
 makes an exact order cheap.
 """
 
+import contextlib
+import dataclasses
 import functools
 import importlib
+import io
+import json
+import logging
 import os
 import pathlib
 import threading
@@ -17,11 +22,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from alexnet_jax import tensorflow_host
 from alexnet_jax.classes import readable_names
 from alexnet_jax.errors import Fault, UserError, vanished
 from alexnet_jax.statistics import Statistics
 
 CLASS_NAMES_FILE = "class_names.txt"
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 class Shard(Protocol):
@@ -125,31 +132,131 @@ def write_info(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a TFDS directory says of itself.
+
+    Attributes:
+      image_shape: height, width and channels; None where images differ.
+      splits: the path of each shard of a split and the number of its examples.
+    """
+
+    name: str
+    directory: pathlib.Path
+    image_key: str
+    image_shape: tuple[int | None, ...]
+    image_encoding: str | None
+    label_key: str
+    class_ids: tuple[str, ...]
+    splits: Mapping[str, Sequence[tuple[str, int]]]
+
+
+def contents_of(builder: Any, key: str) -> Contents:
+    """The contents of a builder's directory; `key` names the config's key and value in errors.
+
+    Raises:
+      UserError: the data set has no image or no class label.
+    """
+    info, tfds = builder.info, import_tfds()
+    features = dict(info.features) if hasattr(info.features, "items") else {}
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    of_kind = {
+        kind: [name for name, feature in features.items() if isinstance(feature, its)]
+        for kind, its in kinds.items()
+    }
+    image_key, label_key = _keys(list(features), of_kind, info.supervised_keys, key)
+    return Contents(
+        info.name,
+        pathlib.Path(builder.data_dir),
+        image_key,
+        info.features[image_key].shape,
+        info.features[image_key].encoding_format,
+        label_key,
+        tuple(info.features[label_key].names),
+        {
+            name: [(str(i.filename), i.examples_in_shard) for i in split.file_instructions]
+            for name, split in info.splits.items()
+        },
+    )
+
+
+def read_contents(directory: pathlib.Path, key: str) -> Contents:
+    """The same from the directory's own files: TFDS itself cannot be imported where TensorFlow is missing.
+
+    Raises:
+      UserError: the directory is not whole, or has no image or no class label.
+    """
+    try:
+        info, features = (
+            json.loads((directory / name).read_text(encoding="utf-8"))
+            for name in ("dataset_info.json", "features.json")
+        )
+        features = features["featuresDict"]["features"]
+        of_kind = {
+            kind: [name for name, its in features.items() if field in its]
+            for kind, field in (("image", "image"), ("label", "classLabel"))
+        }
+        supervised = info.get("supervisedKeys", {}).get("tuple", {}).get("items", [])
+        image_key, label_key = _keys(list(features), of_kind, [k.get("featureKey") for k in supervised], key)
+        image, count = features[image_key]["image"], int(features[label_key]["classLabel"]["numClasses"])
+        shape = [int(n) for n in image["shape"]["dimensions"]]
+        names = directory / f"{label_key}.labels.txt"
+        class_ids = (
+            names.read_text(encoding="utf-8").splitlines() if names.exists() else map(str, range(count))
+        )
+        return Contents(
+            info["name"],
+            directory,
+            image_key,
+            tuple(n if n > 0 else None for n in shape),
+            image.get("encodingFormat"),
+            label_key,
+            tuple(class_ids),
+            {split["name"]: _shards(directory, info, split) for split in info["splits"]},
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{key}: {directory} is no TFDS directory of images ({type(error).__name__}: {error}); make or "
+            "fetch it again"
+        ) from error
+
+
+def _shards(directory: pathlib.Path, info: Any, split: Any) -> list[tuple[str, int]]:
+    counts = [int(count) for count in split["shardLengths"]]
+    template = split.get("filepathTemplate", _TEMPLATE)
+    words = {"{DATASET}": info["name"], "{SPLIT}": split["name"], "{FILEFORMAT}": info["fileFormat"]}
+    for word, value in words.items():
+        template = template.replace(word, value)
+    paths = [
+        str(directory / template.replace("{SHARD_X_OF_Y}", f"{i:05d}-of-{len(counts):05d}"))
+        for i in range(len(counts))
+    ]
+    return [(path, count) for path, count in zip(paths, counts, strict=True) if count]
+
+
 class RecordSource:
     """One split of a TFDS data set: encoded images and labels by number. See `sources.Source`."""
 
-    def __init__(self, builder: Any, split: str, key: str) -> None:
-        """Opens `split`, a split of `builder`; `key` names the config's key and value in errors.
+    def __init__(self, contents: Contents, split: str, key: str) -> None:
+        """Opens `split`, one of `contents`; `key` names the config's key and value in errors.
 
         Raises:
-          UserError: the data set has no image or no class label, no examples, labels that were kept secret,
-            or a form without random access.
+          UserError: the split has no examples, labels that were kept secret, or a form without random access.
         """
-        info = builder.info
-        self._image_key, self._label_key = _image_and_label_keys(info, key)
-        label = info.features[self._label_key]
-        directory = pathlib.Path(builder.data_dir)
-        self.class_ids: tuple[str, ...] = tuple(label.names)
-        self.class_names: tuple[str, ...] = _class_names(directory, self.class_ids)
-        self.num_classes: int = label.num_classes
-        self.statistics: Statistics | None = Statistics.load(directory)
+        self._image_key, self._label_key = contents.image_key, contents.label_key
+        self.class_ids: tuple[str, ...] = contents.class_ids
+        self.class_names: tuple[str, ...] = _class_names(contents.directory, self.class_ids)
+        self.num_classes: int = len(self.class_ids)
+        self.statistics: Statistics | None = Statistics.load(contents.directory)
         # The side of the images where all are JPEGs in colour of one square size, as prepared records are.
-        self.jpeg_size: int | None = _jpeg_size(info.features[self._image_key])
+        height, width, channels = contents.image_shape
+        square = contents.image_encoding == "jpeg" and (width, channels) == (height, 3)
+        self.jpeg_size: int | None = height if square else None
         self._split = split
-        instructions = builder.info.splits[split].file_instructions
-        self._shards = [_open_shard(i.filename, key) for i in instructions]
-        self._first = np.cumsum([0] + [i.examples_in_shard for i in instructions])
-        self.description = f"{info.name}: {len(self):,} {split} images in {self.num_classes:,} classes"
+        shards = contents.splits[split]
+        self._shards = [_open_shard(path, key) for path, _ in shards]
+        self._first = np.cumsum([0] + [count for _, count in shards])
+        self.description = f"{contents.name}: {len(self):,} {split} images in {self.num_classes:,} classes"
         if not len(self):
             raise UserError(f"{key}: the {split} split has no images")
         if self.read(np.array([0]))[1][0] < 0:  # what TFDS stores where labels were kept secret
@@ -268,7 +375,16 @@ def _open_shard(path: str, key: str) -> Shard:
 
 
 def import_tfds() -> Any:
-    """Imports TFDS, which takes a second and is not needed for folders and tars."""
+    """Imports TFDS, which takes a second and needs TensorFlow; its own data sets and `prepare` need it.
+
+    Raises:
+      UserError: there is no TensorFlow.
+    """
+    if not tensorflow_host.installed():
+        raise UserError(
+            "TFDS needs TensorFlow, which is not installed: pip install tensorflow-cpu; folders and prepared "
+            "records (data.source=folder:PATH, prepared:PATH) need neither"
+        )
     return importlib.import_module("tensorflow_datasets")
 
 
@@ -283,20 +399,28 @@ def _parse(record: bytes) -> Any:
 
 @functools.cache
 def _example_type() -> Any:
-    # TFDS carries the definition itself, so that records are read where there is no TensorFlow.
-    return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
+    # TFDS carries the definition itself, so that records are read where there is no TensorFlow, of which the
+    # rest of TFDS complains in dozens of lines as it is imported.
+    if tensorflow_host.installed():
+        return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
+    finally:
+        logging.disable(before)
 
 
 def _array_record() -> Any:
     return importlib.import_module("array_record.python.array_record_module")
 
 
-def _image_and_label_keys(info: Any, key: str) -> tuple[str, str]:
-    tfds = import_tfds()
-    features = dict(info.features) if hasattr(info.features, "items") else {}
-    images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
-    labels = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
-    supervised = info.supervised_keys
+def _keys(
+    features: Sequence[str], of_kind: Mapping[str, Sequence[str]], supervised: Any, key: str
+) -> tuple[str, str]:
+    """The features that are the image and its label."""
+    images, labels = of_kind["image"], of_kind["label"]
     if supervised and len(supervised) == 2 and supervised[0] in images and supervised[1] in labels:
         return supervised[0], supervised[1]
     if not images or len(labels) != 1:
@@ -304,11 +428,6 @@ def _image_and_label_keys(info: Any, key: str) -> tuple[str, str]:
             f"{key}: not a set of images with one class label each (its features: {', '.join(features)})"
         )
     return ("image" if "image" in images else images[0]), labels[0]
-
-
-def _jpeg_size(image: Any) -> int | None:
-    height, width, channels = image.shape
-    return height if image.encoding_format == "jpeg" and (width, channels) == (height, 3) else None
 
 
 def _class_names(directory: pathlib.Path, class_ids: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import numpy as np
 from alexnet_jax import tensorflow_host
 from alexnet_jax.classes import readable_names
 from alexnet_jax.errors import UserError, vanished
-from alexnet_jax.records import RecordSource, import_tfds
+from alexnet_jax.records import Contents, RecordSource, contents_of, import_tfds, read_contents
 from alexnet_jax.statistics import Statistics
 from alexnet_jax.tars import open_tars
 
@@ -163,11 +163,10 @@ class FileSource:
 
 
 def _record_directory(path: pathlib.Path, split: str, key: str) -> RecordSource:
-    tfds = import_tfds()
     if not (path / "dataset_info.json").exists():
         raise UserError(f"{key}: {path} has no dataset_info.json; it is no prepared set, or was not finished")
-    builder = tfds.builder_from_directory(path)
-    return RecordSource(builder, _tfds_split(builder, split, key), key)
+    contents = read_contents(path, key)
+    return RecordSource(contents, _tfds_split(contents, split, key), key)
 
 
 def _tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSource:
@@ -182,7 +181,8 @@ def _tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSource
         raise UserError(f"{key}: {_first_line(error)}") from error
     if not builder.info.splits:
         builder = _downloaded(tfds, name, key, data_dir)
-    return RecordSource(builder, _tfds_split(builder, split, key), key)
+    contents = contents_of(builder, key)
+    return RecordSource(contents, _tfds_split(contents, split, key), key)
 
 
 def _downloaded(tfds, name: str, key: str, data_dir: str | None):
@@ -199,22 +199,23 @@ def _downloaded(tfds, name: str, key: str, data_dir: str | None):
     return builder
 
 
-def _tfds_split(builder, split: str, key: str) -> str:
-    """The builder's own name for `split`, after its size was checked where it is known."""
-    splits = builder.info.splits
+def _tfds_split(contents: Contents, split: str, key: str) -> str:
+    """The data set's own name for `split`, after its size was checked where it is known."""
+    splits = contents.splits
     wanted = ("train",) if split == "train" else _TFDS_TEST_SPLITS
-    if split == "test" and builder.info.name in _TEST_LABELS_UNPUBLISHED:
+    if split == "test" and contents.name in _TEST_LABELS_UNPUBLISHED:
         wanted = tuple(name for name in wanted if name != "test")
     found = next((name for name in wanted if name in splits), None)
-    expected = TFDS_SIZES.get(builder.info.name, {})
+    expected = TFDS_SIZES.get(contents.name, {})
     if found is None:
         have = ", ".join(splits) or "none"
         hint = " (TFDS drops a split whose tar is missing)" if expected else ""
         raise UserError(f"{key}: no split to {split} on; it has {have}{hint}")
-    if found in expected and splits[found].num_examples != expected[found]:
+    number = sum(count for _, count in splits[found])
+    if number != expected.get(found, number):
         raise UserError(
-            f"{key}: {found} has {splits[found].num_examples:,} examples, not {expected[found]:,}; its tar "
-            f"was cut short or missing, so delete {builder.data_dir} and prepare it again"
+            f"{key}: {found} has {number:,} examples, not {expected[found]:,}; its tar was cut short or "
+            f"missing, so delete {contents.directory} and prepare it again"
         )
     return found
 

@@ -113,7 +113,7 @@ def _convolve(x: Array, kernel: Array, *, stride: int, padding: int) -> Array:
 
 def _together(xs: Array, kernel: Array) -> Array:
     """Both columns as `model.Dense` has them."""
-    return jnp.einsum("cbi,cio->cbo", xs, kernel)
+    return ops.connect(xs, kernel, "float32")
 
 
 def _one_by_one(xs: Array, kernel: Array) -> Array:

@@ -141,7 +141,9 @@ def test_what_is_marked_names_what_it_needs_or_what_runs_it(guide):
     for block in blocks(guide):
         assert block.kind, f"{guide.name}: a block without a kind: {block.text[:60]}"
         if block.mark == "run by":
-            assert (ROOT / block.what).exists(), f"{guide.name}: {block.what}"
+            runner = (ROOT / block.what).read_text()
+            for module in re.findall(r"python -m ([\w.]+)", block.text):
+                assert module.split(".")[-1] in runner, f"{guide.name}: {block.what} does not run {module}"
     outside = FENCE.sub("", guide.read_text())
     assert not re.search(r"^ {4}(python|bash|pip) ", outside, re.M), (
         f"{guide.name}: a command without ```bash"

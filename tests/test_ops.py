@@ -161,6 +161,27 @@ def test_gradients_in_half_precision_are_those_in_float32_rounded():
         assert relative_error(np.asarray(own, np.float32), expected) < 2**-7
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+def test_fully_connected_layers_and_their_gradients(columns):
+    rng = np.random.default_rng(0)
+    x, kernel, g = (rng.standard_normal((columns, *shape)) for shape in ((5, 7), (7, 3), (5, 3)))
+
+    def both(x, kernel, g):
+        y, pullback = jax.vjp(lambda x, kernel: ops.connect(x, kernel, jnp.float32), x, kernel)
+        return y, *pullback(g)
+
+    expected = x @ kernel, g @ kernel.swapaxes(1, 2), x.swapaxes(1, 2) @ g
+    for own, other in zip(
+        jax.jit(both)(*(a.astype(np.float32) for a in (x, kernel, g))), expected, strict=True
+    ):
+        assert relative_error(own, other) < 1e-6
+    half = [jnp.asarray(a, jnp.bfloat16) for a in (x, kernel)]
+    for own, other in zip(jax.jit(both)(*half, jnp.asarray(g, jnp.float32)), expected, strict=True):
+        assert relative_error(np.asarray(own, np.float32), other) < 2**-6
+    of_x, of_kernel = jax.jit(both)(*half, jnp.asarray(g, jnp.float32))[1:]
+    assert of_x.dtype == of_kernel.dtype == jnp.bfloat16
+
+
 def test_convolution_does_not_flip_its_kernel():
     x = np.zeros((1, 4, 4, 1), np.float32)
     x[0, 1, 2, 0] = 1.0

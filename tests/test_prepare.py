@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import prepare, sources
+from alexnet_jax import prepare, records, sources
 from alexnet_jax.errors import UserError
 
 
@@ -54,6 +54,12 @@ def stored(directory: pathlib.Path, split: str) -> np.ndarray:
 
 def digests(directory: pathlib.Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir())}
+
+
+def test_directories_are_read_as_tfds_reads_them(prepared):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    builder = tfds.builder_from_directory(prepared)
+    assert records.read_contents(prepared, "") == records.contents_of(builder, "")
 
 
 def test_counts_and_files(prepared):

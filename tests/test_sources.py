@@ -10,6 +10,13 @@ from alexnet_jax import records, sources
 from alexnet_jax.errors import Fault, UserError
 
 
+def test_directories_are_read_as_tfds_reads_them():
+    """So that they can be read where TFDS cannot: it needs TensorFlow."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    builder = tfds.builder_from_directory(sources.EMBEDDED)
+    assert records.read_contents(sources.EMBEDDED, "") == records.contents_of(builder, "")
+
+
 def make_folder(root: pathlib.Path, layout: dict[str, int]) -> None:
     """Makes `count` small images in each folder of `layout`."""
     for where, count in layout.items():

@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import pathlib
 import shutil
+import subprocess
+import sys
 import types
 
 import jax
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import build as building
-from alexnet_jax import checkpoint, columns, evaluate, logs, steps
+from alexnet_jax import checkpoint, columns, evaluate, logs, prepare, steps
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.errors import UserError
@@ -114,6 +117,35 @@ def test_rates_are_of_the_steps_that_are_done(tiny, monkeypatch):
 
 class Images(list):
     num_classes = 10
+
+
+WITHOUT_TENSORFLOW = """
+import runpy, sys
+sys.modules["tensorflow"] = None  # what imports it finds none
+sys.argv[0] = "main.py"
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "prepared"])
+def test_trains_where_there_is_no_tensorflow(kind, tmp_path):
+    """As in Colab's TPU runtime."""
+    images = narrow.make_images(tmp_path / "images", train=2, test=1)
+    if kind == "prepared":
+        prepare.prepare(f"folder:{images}", tmp_path / "records", image_size=narrow.NET["data.stored_size"])
+    source = f"{kind}:{tmp_path / 'records' if kind == 'prepared' else images}"
+    keys = {**narrow.NET, "data.source": source, "run.total_steps": 2, "run.eval_every_steps": 2}
+    keys |= {"run.eval_every_epochs": None, "run.total_epochs": None, "optimizer.drop_epochs": ()}
+    flags = [f"--config.{key}={value}" for key, value in keys.items()]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TENSORFLOW, *flags, f"--workdir={tmp_path / 'run'}"],
+        cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "top-1 error" in done.stderr + done.stdout
 
 
 def test_a_profile_on_request(tiny, tmp_path):
