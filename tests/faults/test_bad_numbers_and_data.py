@@ -141,7 +141,7 @@ def test_too_little_memory_says_what_to_lower(config, tmp_path, after_step, erro
         raise error
 
     after_step(4, fail)
-    with pytest.raises(Fault, match=r"out of memory; lower data\.batch_size or data\.image_size"):
+    with pytest.raises(Fault, match=r"out of memory; raise data\.micro_batches, lower data\.batch_size"):
         training.train(config(), tmp_path)
     assert status(tmp_path)["status"] == "failed"
 
