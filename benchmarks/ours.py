@@ -12,14 +12,12 @@ import concurrent.futures
 import functools
 import json
 import os
-import pathlib
-import re
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from benchmarks import tables
 
 WORKS = ("train", "forward", "ten views", "limit", "about")
 PRODUCT_SIZES = (1024, 2048, 4096)
@@ -61,7 +59,7 @@ def main() -> None:
     memory.keep()
     compiled.keep()
     work = {"limit": limit, "about": lambda _: about()}.get(given.work, net)
-    print(json.dumps({**work(given), "peak_bytes": peak_bytes()}))
+    print(json.dumps({**work(given), "peak_bytes": tables.peak_bytes()}))
 
 
 def timed(run: Callable[[], Any], warm: int, steps: int) -> tuple[float, list[float]]:
@@ -179,16 +177,6 @@ def about() -> dict[str, Any]:
         "peaks": PEAKS.get(device.device_kind),
         "versions": {"python": platform.python_version(), **versions},
     }
-
-
-def peak_bytes() -> int:
-    """The largest part of memory that this process held; Linux counts `ru_maxrss` over from its parent."""
-    try:
-        status = pathlib.Path("/proc/self/status").read_text()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
 
 
 if __name__ == "__main__":

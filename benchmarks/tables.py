@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,16 @@ def available_bytes() -> int | None:
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
+
+
+def peak_bytes() -> int:
+    """The largest part of memory that this process held; Linux counts `ru_maxrss` over from its parent."""
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def answer(

@@ -1,6 +1,6 @@
 """One contestant of `benchmarks.speed`, in a process of its own: PyTorch, without this project.
 
-    python benchmarks/theirs.py train --net=paper --layout=channels_last --compiled
+    python -m benchmarks.theirs train --net=paper --layout=channels_last --compiled
 
 Prints a JSON object as `benchmarks.ours` does. `paper` is the same two-column net: groups where columns do
 not talk, normalisation with the paper's constants (PyTorch divides alpha by the size, so it is given 5e-4),
@@ -10,15 +10,15 @@ torchvision's alexnet.
 
 import argparse
 import json
-import pathlib
 import platform
-import re
 import statistics
 import time
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from benchmarks import tables
 
 
 class Paper(nn.Module):
@@ -80,7 +80,7 @@ def main():
     parser.add_argument("--steps", type=int, default=5)
     given = parser.parse_args()
     work = {"about": lambda _: about(), "limit": limit}.get(given.work, net)
-    print(json.dumps({**work(given), "peak_bytes": peak_bytes()}))
+    print(json.dumps({**work(given), "peak_bytes": tables.peak_bytes()}))
 
 
 def timed(run, warm, steps):
@@ -148,14 +148,6 @@ def about():
 
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     return {"versions": {**versions, "torch_python": platform.python_version()}}
-
-
-def peak_bytes():
-    try:
-        status = pathlib.Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    return int(re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One contestant of `benchmarks.speed`, in a process of its own: eqxvision's alexnet, without this project.
 
-    python benchmarks/theirs_eqx.py train
+    python -m benchmarks.theirs_eqx train
 
 Prints a JSON object as `benchmarks.ours` does. Its net is torchvision's, one image at a time, which
 `jax.vmap` makes a batch of; SGD is optax's, with momentum and weight decay. It is taken as it comes, in an
@@ -13,9 +13,7 @@ environment that it starts in (0.2.8 needs `equinox.experimental`, which later v
 import argparse
 import importlib.metadata
 import json
-import pathlib
 import platform
-import re
 import time
 import warnings
 
@@ -27,6 +25,8 @@ import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
 from eqxvision.models import alexnet  # noqa: E402
 
+from benchmarks import tables  # noqa: E402
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     given = parser.parse_args()
-    print(json.dumps(about() if given.work == "about" else {**net(given), "peak_bytes": peak_bytes()}))
+    print(json.dumps(about() if given.work == "about" else {**net(given), "peak_bytes": tables.peak_bytes()}))
 
 
 def net(given):
@@ -86,14 +86,6 @@ def about():
     versions = {name: importlib.metadata.version(name) for name in ("eqxvision", "equinox")}
     versions |= {"eqxvision_jax": jax.__version__, "eqxvision_python": platform.python_version()}
     return {"versions": versions}
-
-
-def peak_bytes():
-    try:
-        status = pathlib.Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    return int(re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)[1]) * 1024
 
 
 if __name__ == "__main__":
