@@ -214,7 +214,9 @@ def read_contents(directory: pathlib.Path, key: str) -> Contents:
             tuple(class_ids),
             {split["name"]: _shards(directory, info, split) for split in info["splits"]},
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:  # is a ValueError, too, and says more
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{key}: {directory} is no TFDS directory of images ({type(error).__name__}: {error}); make or "
             "fetch it again"

@@ -17,6 +17,22 @@ def test_directories_are_read_as_tfds_reads_them():
     assert records.read_contents(sources.EMBEDDED, "") == records.contents_of(builder, "")
 
 
+@pytest.mark.parametrize(("file", "before", "after", "said"), [
+    ("features.json", "classLabel", "text", "not a set of images with one class label"),
+    ("features.json", "featuresDict", "tensor", "is no TFDS directory of images"),
+    ("features.json", "{", "[", "is no TFDS directory of images"),
+    ("dataset_info.json", "shardLengths", "lengths", "is no TFDS directory of images"),
+    ("dataset_info.json", "12000", "many", "is no TFDS directory of images"),
+])  # fmt: skip
+def test_directories_that_are_not_whole(file, before, after, said, tmp_path):
+    for name in ("dataset_info.json", "features.json"):
+        text = (sources.EMBEDDED / name).read_text()
+        (tmp_path / name).write_text(text.replace(before, after) if name == file else text)
+    with pytest.raises(UserError, match=said) as raised:
+        sources.open_source(f"prepared:{tmp_path}", "train")
+    assert str(raised.value).startswith(f"data.source=prepared:{tmp_path}: ")
+
+
 def make_folder(root: pathlib.Path, layout: dict[str, int]) -> None:
     """Makes `count` small images in each folder of `layout`."""
     for where, count in layout.items():
