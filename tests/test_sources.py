@@ -31,6 +31,7 @@ def test_directories_that_are_not_whole(file, before, after, said, tmp_path):
     with pytest.raises(UserError, match=said) as raised:
         sources.open_source(f"prepared:{tmp_path}", "train")
     assert str(raised.value).startswith(f"data.source=prepared:{tmp_path}: ")
+    assert ("is no TFDS" in str(raised.value)) == ("is no TFDS" in said)
 
 
 def make_folder(root: pathlib.Path, layout: dict[str, int]) -> None:
