@@ -29,7 +29,7 @@ from alexnet_jax import distributed
 from alexnet_jax.errors import UserError
 
 DIRECTORY, DAMAGED = "checkpoints", "damaged"
-LATE_SECONDS, MOST_WAITS = 0.3, 20  # between looks whether the reads of a load that failed have ended
+LATE_SECONDS = 0.3  # until the last read of a load that failed has ended, mostly
 # The words of the system in what several libraries wrap around them.
 _WHY = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system")
 # Orbax logs each error several times, with tracebacks, before it raises it; users are told once, in a line.
@@ -253,13 +253,24 @@ def shapes(state: Any) -> dict[str, list[int]]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): list(x.shape) for path, x in leaves}
 
 
+def _but_late_reads(before: Callable[[Any], Any], unraisable: Any) -> None:
+    """Passes on what no one could catch, but for reads that end after the loop that awaits them closed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        before(unraisable)
+
+
 @contextlib.contextmanager
 def _one_error() -> Iterator[None]:
     """Keeps quiet the reads that a failed load leaves behind, which print dozens of tracebacks.
 
-    They come from threads outside Python, so that only the descriptor itself stops them. The last has come
-    when the process is at rest, which takes longer on a busy machine.
+    Some come from threads outside Python, so that only the descriptor itself stops them. On a busy machine
+    others end at any time later, so that after a failure Python's own ways to tell of them stay shut.
     """
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it tells of each again when it is collected
+    if getattr(hook, "func", None) is not _but_late_reads:
+        sys.unraisablehook = functools.partial(_but_late_reads, hook)
     sys.stderr.flush()
     stderr = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -267,13 +278,11 @@ def _one_error() -> Iterator[None]:
     try:
         yield
     except Exception:
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of each again when it is collected
-        for _ in range(MOST_WAITS):
-            worked = time.process_time()
-            time.sleep(LATE_SECONDS)
-            if time.process_time() - worked <= 0.1 * LATE_SECONDS:
-                break
+        time.sleep(LATE_SECONDS)
         raise
+    else:
+        log.setLevel(level)
+        sys.unraisablehook = hook
     finally:
         sys.stderr.flush()
         os.dup2(stderr, 2)

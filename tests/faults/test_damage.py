@@ -3,6 +3,8 @@
 import pathlib
 import re
 import shutil
+import sys
+import types
 
 import pytest
 
@@ -186,9 +188,23 @@ def test_a_process_says_it_in_one_line(images, tmp_path):
     flip_a_bit(next((tmp_path / "run/checkpoints/20").glob("state/d/*")))
     code, said = runs.run(arguments)
     assert code == 0
-    assert said.startswith("warning: checkpoint 20 is damaged")
+    assert said.startswith("warning: checkpoint 20 is damaged"), said
     assert "Traceback" not in said and "Error: " not in said
     assert re.search(r"^steps +13 to 20", said, re.M)
+
+
+def test_only_late_reads_are_passed_over(run, abstract_state, monkeypatch):
+    """The hook of the interpreter is told of what fails where nobody can catch it."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    flip_a_bit(next(newest(run).glob("state/d/*")))
+    restore(run, abstract_state)
+    late, other = (
+        types.SimpleNamespace(exc_value=RuntimeError(said)) for said in ("Event loop is closed", "x")
+    )
+    for unraisable in (late, other):
+        sys.unraisablehook(unraisable)
+    assert told[-1] is other and late not in told
 
 
 def test_what_is_no_damage_sets_nothing_aside(run, abstract_state, monkeypatch):
