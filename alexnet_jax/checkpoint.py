@@ -34,6 +34,21 @@ LATE_SECONDS = 0.3  # until the last read of a load that failed has ended, mostl
 _WHY = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system")
 # Orbax logs each error several times, with tracebacks, before it raises it; users are told once, in a line.
 absl.logging.set_verbosity(absl.logging.FATAL)
+
+
+# A read of a damaged checkpoint that ends when nobody waits for it any more, on a busy machine at any time,
+# is told of by the interpreter and by asyncio; neither says anything that the one line does not.
+def _but_late_reads(before: Callable[[Any], Any], unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        before(unraisable)
+
+
+def _is_no_late_read(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "tensorstore_spec" in str(record.exc_info[1]))
+
+
+sys.unraisablehook = functools.partial(_but_late_reads, sys.unraisablehook)
+logging.getLogger("asyncio").addFilter(_is_no_late_read)
 Array = jax.Array
 
 
@@ -253,24 +268,13 @@ def shapes(state: Any) -> dict[str, list[int]]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): list(x.shape) for path, x in leaves}
 
 
-def _but_late_reads(before: Callable[[Any], Any], unraisable: Any) -> None:
-    """Passes on what no one could catch, but for reads that end after the loop that awaits them closed."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        before(unraisable)
-
-
 @contextlib.contextmanager
 def _one_error() -> Iterator[None]:
     """Keeps quiet the reads that a failed load leaves behind, which print dozens of tracebacks.
 
-    Some come from threads outside Python, so that only the descriptor itself stops them. On a busy machine
-    others end at any time later, so that after a failure Python's own ways to tell of them stay shut.
+    They come from threads outside Python, so that only the descriptor itself stops them. Those that come
+    later still are Python's to tell of (`_but_late_reads`, `_is_no_late_read`).
     """
-    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # it tells of each again when it is collected
-    if getattr(hook, "func", None) is not _but_late_reads:
-        sys.unraisablehook = functools.partial(_but_late_reads, hook)
     sys.stderr.flush()
     stderr = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -280,9 +284,6 @@ def _one_error() -> Iterator[None]:
     except Exception:
         time.sleep(LATE_SECONDS)
         raise
-    else:
-        log.setLevel(level)
-        sys.unraisablehook = hook
     finally:
         sys.stderr.flush()
         os.dup2(stderr, 2)
