@@ -1,9 +1,10 @@
-"""What was compiled is kept, so that a second run of the same net does not wait for the compiler again.
+"""How the net's programs are compiled, and that what was compiled is kept for the next run.
 
-It lies in the user's cache directory, for each kind of processor by itself, as a home directory may be shared
-by machines that do not understand each other's code.
+What is kept lies in the user's cache directory, for each kind of processor by itself, as a home directory may
+be shared by machines that do not understand each other's code.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -12,6 +13,12 @@ import sys
 
 SWITCH = "ALEXNET_JAX_KEEP_COMPILED"  # set to 0 to compile anew each time
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own; where it is set it holds
+
+OPTIONS_SWITCH = "ALEXNET_JAX_XLA_OPTIONS"  # set to 0 for XLA as it comes
+# On a CPU, XLA gives matrix products, sums and convolutions to YNNPACK where it has it. The net's
+# convolutions are faster without (`docs/speed.md`), its products and sums with it.
+_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+_ON_CPU = {_YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def keep() -> pathlib.Path | None:
@@ -23,6 +30,27 @@ def keep() -> pathlib.Path | None:
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_compilation_cache_dir", str(directory))
     return directory
+
+
+@functools.cache
+def options() -> dict[str, str]:
+    """What to tell XLA, as `jax.jit(f, compiler_options=options())`, for a program that runs the net.
+
+    Empty on GPU and TPU, where this XLA knows no such option, and where the user has said otherwise:
+    `ALEXNET_JAX_XLA_OPTIONS=0`, or the same option in `XLA_FLAGS`. JAX takes options for a program as a whole
+    only, so a function that others may call in one of their own has none.
+    """
+    import jax  # here, as `keep` comes before JAX
+
+    if os.environ.get(OPTIONS_SWITCH) == "0" or _YNNPACK in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=_ON_CPU).lower().compile()
+    except RuntimeError:  # XLA's "no such option": the program is right without
+        return {}
+    return dict(_ON_CPU)
 
 
 def cache_directory() -> pathlib.Path:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from alexnet_jax import cli, image_files, pretrained, progress
+from alexnet_jax import cli, compiled, image_files, pretrained, progress
 from alexnet_jax.errors import UserError
 from alexnet_jax.pretrained import Pretrained
 
@@ -50,8 +50,8 @@ def predictor(loaded: Pretrained, topk: int, views: int) -> Callable[[np.ndarray
             mean = jnp.mean(jax.lax.map(probabilities, preprocess.ten_views(images)), axis=0)
         return jax.lax.top_k(mean, min(topk, model.num_classes))
 
-    compiled = jax.jit(predict)
-    return lambda images: compiled(loaded.variables, images)
+    run = jax.jit(predict, compiler_options=compiled.options())
+    return lambda images: run(loaded.variables, images)
 
 
 def predictions(

@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 from jax.sharding import NamedSharding
 
-from alexnet_jax import columns, steps
+from alexnet_jax import columns, compiled, steps
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import replacing
 from alexnet_jax.preprocess import Preprocess
@@ -77,7 +77,8 @@ def predict(
     share = mesh.shape[columns.DATA]
     group = -(-GROUP // share) * share
     params = jax.device_put(loaded.variables["params"], NamedSharding(mesh, columns.PARAMETERS))
-    step = jax.jit(steps.log_probabilities_of(loaded.model, mesh, loaded.preprocess, views))
+    log_probabilities = steps.log_probabilities_of(loaded.model, mesh, loaded.preprocess, views)
+    step = jax.jit(log_probabilities, compiler_options=compiled.options())
     probabilities = np.full((len(source), len(ids)), 1 / len(ids), np.float32)
     labels, bad = np.zeros(len(source), np.int32), np.zeros(len(source), bool)
     with tqdm.tqdm(total=len(source), unit="image", desc=str(loaded.path), disable=None) as bar:

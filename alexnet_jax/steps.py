@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from alexnet_jax import columns
+from alexnet_jax import columns, compiled
 from alexnet_jax.errors import UserError
 from alexnet_jax.model import AlexNet
 from alexnet_jax.preprocess import Preprocess
@@ -275,6 +275,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
+        compiler_options=compiled.options(),
     )
 
 
@@ -349,7 +350,8 @@ def make_eval_step(
             "examples": jnp.sum(weights),
         }
 
-    return jax.jit(eval_step, out_shardings=NamedSharding(mesh, columns.EVERYWHERE))
+    everywhere = NamedSharding(mesh, columns.EVERYWHERE)
+    return jax.jit(eval_step, out_shardings=everywhere, compiler_options=compiled.options())
 
 
 @jax.jit

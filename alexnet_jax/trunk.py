@@ -2,6 +2,7 @@
 make of each image is computed once, and training reads that instead.
 """
 
+import functools
 import itertools
 import pathlib
 from collections.abc import Iterator
@@ -10,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from alexnet_jax import compiled, input_pipeline, progress
 from alexnet_jax import config as configs
-from alexnet_jax import input_pipeline, progress
 from alexnet_jax.files import replacing
 from alexnet_jax.model import AlexNet
 from alexnet_jax.preprocess import Preprocess
@@ -56,7 +57,7 @@ def pooled_maps(
 
 
 def _compute(path: pathlib.Path, model: AlexNet, params: Any, preprocess: Preprocess, source: Source) -> None:
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiled.options())
     def pool5(params: Any, images: jax.Array) -> Any:
         _, seen = model.apply({"params": params}, preprocess.view(images), capture=("pool5",))
         return seen["pool5"]

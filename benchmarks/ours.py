@@ -84,7 +84,7 @@ def net(given: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from alexnet_jax import columns, steps, summary
+    from alexnet_jax import columns, compiled, steps, summary
     from alexnet_jax import optimizer as optimizers
     from alexnet_jax.model import create_model
     from alexnet_jax.preprocess import Preprocess
@@ -118,7 +118,9 @@ def net(given: argparse.Namespace) -> dict[str, Any]:
             states[0], metrics = train_step(states[0], batch)
             return states[0], metrics
     elif given.work == "forward":
-        forward = jax.jit(steps.forward_on_mesh(model, mesh, view, train=False))
+        forward = jax.jit(
+            steps.forward_on_mesh(model, mesh, view, train=False), compiler_options=compiled.options()
+        )
         params, key, ids = state.params, jax.random.key(0), jnp.arange(given.batch)
         run = functools.partial(forward, params, batch["image"], key, ids)
     else:
