@@ -15,8 +15,8 @@ SWITCH = "ALEXNET_JAX_KEEP_COMPILED"  # set to 0 to compile anew each time
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own; where it is set it holds
 
 OPTIONS_SWITCH = "ALEXNET_JAX_XLA_OPTIONS"  # set to 0 for XLA as it comes
-# On a CPU, XLA gives matrix products, sums and convolutions to YNNPACK where it has it. The net's
-# convolutions are faster without (`docs/speed.md`), its products and sums with it.
+# On a CPU, XLA gives matrix products, sums and convolutions to YNNPACK where it has it. The convolutions of a
+# forward pass are faster without, its products and sums with it; a training step is neither (`docs/speed.md`).
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _ON_CPU = {_YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
@@ -34,7 +34,7 @@ def keep() -> pathlib.Path | None:
 
 @functools.cache
 def options() -> dict[str, str]:
-    """What to tell XLA, as `jax.jit(f, compiler_options=options())`, for a program that runs the net.
+    """What to tell XLA, as `jax.jit(f, compiler_options=options())`, for a program that runs the net forward.
 
     Empty on GPU and TPU, where this XLA knows no such option, and where the user has said otherwise:
     `ALEXNET_JAX_XLA_OPTIONS=0`, or the same option in `XLA_FLAGS`. JAX takes options for a program as a whole

@@ -275,7 +275,6 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
-        compiler_options=compiled.options(),
     )
 
 

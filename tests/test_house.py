@@ -65,7 +65,7 @@ def test_nothing_but_the_entry_points_imports_the_loop():
 
 def test_the_model_knows_nothing_of_training_or_data():
     assert arrows()["model"] == {"ops", "columns", "errors", "typed"}
-    assert arrows()["steps"] == {"columns", "model", "errors", "preprocess"}
+    assert arrows()["steps"] == {"columns", "compiled", "model", "errors", "preprocess"}
 
 
 def test_the_loop_s_body_is_short():
