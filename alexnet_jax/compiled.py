@@ -15,8 +15,9 @@ SWITCH = "ALEXNET_JAX_KEEP_COMPILED"  # set to 0 to compile anew each time
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own; where it is set it holds
 
 OPTIONS_SWITCH = "ALEXNET_JAX_XLA_OPTIONS"  # set to 0 for XLA as it comes
-# On a CPU, XLA gives matrix products, sums and convolutions to YNNPACK where it has it. The convolutions of a
-# forward pass are faster without, its products and sums with it; a training step is neither (`docs/speed.md`).
+# On a CPU, XLA gives matrix products, sums and convolutions to YNNPACK where it has it. The convolutions of
+# a forward pass are faster without, its products and sums with; for a training step it is all one
+# (`docs/speed.md`).
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _ON_CPU = {_YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
