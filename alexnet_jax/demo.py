@@ -4,7 +4,8 @@
 
 Shows the five likeliest classes, what conv1 and conv5 answer, and the images of the gallery that the net
 finds most alike. The gallery is a folder of images; for a run, its own test images if none is given. Needs
-gradio: pip install ".[demo]" in a checkout. Only this machine can open the page, unless --host says otherwise.
+gradio: pip install ".[demo]" in a checkout. Only this machine can open the page, unless --host says
+otherwise.
 """
 
 import dataclasses

@@ -135,12 +135,14 @@ def compare(given: argparse.Namespace, out: pathlib.Path) -> None:
     label = {
         **tables.machine(),
         "device": about["device"],
-        "precision": "float32",
+        "precision": "float32" if on_cpu else "float32 and bfloat16",
         "batch": given.batch,
         "image_size": given.image_size,
         **about["versions"],
     }
     rows = results.rows(about["peaks"])
+    for row in rows:
+        row["precision"] = "bfloat16" if row["setting"] == "bfloat16" else "float32"
     as_in_the_goals = (
         on_cpu and given.batch == 128 and given.image_size == 224 and not (given.widths or given.fc_widths)
     )

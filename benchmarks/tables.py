@@ -111,9 +111,9 @@ def _cell(value: Any) -> str:
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
-    """The rows with all their columns, each with `about`: a line can be read on its own."""
+    """The rows with all their columns, each with what of `about` it does not say otherwise itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{**row, **about} for row in rows]
+    rows = [{**row, **{key: value for key, value in about.items() if key not in row}} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", newline="") as file:

@@ -1,6 +1,10 @@
 """Runs the notebook from top to bottom, small, and says how long it took; CI does this on the CPU.
 
     python -m notebooks.execute [--out=EXECUTED.ipynb]
+    WEIGHTS=FILE python -m notebooks.execute --pictures
+
+The second runs it in full, and keeps its pictures in the notebook, for those who look at it on GitHub; no
+other output is kept.
 
 What the form fields hold can be given in the environment (EPOCHS, WEIGHTS, ...). Trained weights cannot be
 fetched everywhere, so convolutions with random weights stand in for them. Needs nbclient and ipykernel.
@@ -11,6 +15,7 @@ import os
 import pathlib
 import tempfile
 import time
+from typing import Any
 
 NOTEBOOK = pathlib.Path(__file__).parent / "alexnet_colab.ipynb"
 SMALL = {"EPOCHS": "0.04", "FINETUNE_EPOCHS": "1", "SWEEP_STEPS": "3", "BATCH_SIZE": "16"}
@@ -38,10 +43,19 @@ def random_convolutions(path: pathlib.Path) -> None:
     np.savez(path, **arrays)
 
 
+def pictures_of(cell: Any) -> list[Any]:
+    """The pictures among a cell's outputs, without the text beside them."""
+    import nbformat
+
+    pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    return [nbformat.v4.new_output("display_data", data={"image/png": picture}) for picture in pictures]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, help="where the executed notebook goes")
-    out = parser.parse_args().out
+    parser.add_argument("--pictures", action="store_true", help="run it in full and keep its pictures in it")
+    given = parser.parse_args()
 
     import nbclient
     import nbformat
@@ -50,7 +64,8 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         work = pathlib.Path(directory)
-        for name, value in {**SMALL, "WORKDIR": str(work / "run"), "PHOTOS": ""}.items():
+        sizes = {} if given.pictures else SMALL
+        for name, value in {**sizes, "WORKDIR": str(work / "run"), "PHOTOS": ""}.items():
             os.environ.setdefault(name, value)
         if "WEIGHTS" not in os.environ:
             random_convolutions(work / "convolutions.npz")
@@ -61,8 +76,14 @@ def main() -> None:
         try:
             client.execute()
         finally:
-            if out is not None:
-                nbformat.write(notebook, out)
+            if given.out is not None:
+                nbformat.write(notebook, given.out)
+    if given.pictures:
+        kept = nbformat.read(NOTEBOOK, as_version=4)
+        for cell, executed in zip(kept.cells, notebook.cells, strict=True):
+            if cell.cell_type == "code":
+                cell.outputs = pictures_of(executed)
+        nbformat.write(kept, NOTEBOOK)
     print(f"{NOTEBOOK.name}: every cell ran, in {time.monotonic() - began:.0f} seconds")
 
 
