@@ -128,9 +128,11 @@ def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
         points = [row for row in rows if row["what grows"] == what and "seconds a step" in row]
         for line, key in enumerate(("seconds a step", "peak GB")):
             ax = axes[line][column]
-            xs = [row[what] for row in points]
-            ax.plot(xs, [row[key] for row in points], "o-", color=f"C{line}")
-            ax.set(xlabel=name, xticks=[x for x in xs if 8 * x >= max(xs)], ylim=(0, None))
+            xs, ys = ([row[k] for row in points] for k in (what, key))
+            ax.plot(xs, ys, "o-", color=f"C{line}")
+            ax.set(
+                xlabel=name, xticks=[x for x in xs if 8 * x >= max(xs)], ylim=(0, 1.08 * max(ys, default=1))
+            )
             if column == 0:
                 ax.set_ylabel(key)
             ax.grid(alpha=0.3)
