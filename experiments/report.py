@@ -130,7 +130,10 @@ def of_runs(runs: Sequence[Run], temporary: pathlib.Path, source: str | None) ->
         if source is not None:
             path = temporary / f"figure4-{number}.png"
             figure4.main([f"--weights={run.workdir}", f"--source={source}", f"--out={path}"])
-            caption = f"{run.name}: test images, what the net says of them, and the nearest training images."
+            caption = (
+                f"{run.name}: test images, what the net says of them (orange: their own class), and the "
+                "nearest training images."
+            )
             filters.append(picture(path, caption))
     if filters:
         parts.append(section("What the nets look like from inside", *filters))
