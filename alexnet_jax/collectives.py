@@ -37,7 +37,7 @@ class Collective:
 # --- As compiled -----------------------------------------------------------------------------------------
 
 _KINDS = "all-gather|reduce-scatter|all-reduce|all-to-all|collective-permute|collective-broadcast"
-_LINE = re.compile(rf"= (?P<shapes>.+?) (?P<kind>{_KINDS})(?:-start)?\((?P<rest>.*)$")
+_LINE = re.compile(rf"= (?P<shapes>.+?) (?P<kind>{_KINDS})(?P<start>-start)?\((?P<rest>.*)$")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
 _GROUPS = re.compile(
     r"replica_groups=(?:\{(?P<listed>\{.*?\})\}"
@@ -57,6 +57,8 @@ def of_compiled(text: str, data: int, column: int) -> list[Collective]:
         if not (match := _LINE.search(line)):
             continue
         kind, sizes = match["kind"], [_bytes(*shape) for shape in _SHAPE.findall(match["shapes"])]
+        if match["start"] and kind == "all-gather":
+            sizes = sizes[len(sizes) // 2 :]  # before them stands what goes in
         axis = _axis(_group(match["rest"]), data, column)
         # A scatter's result is its share of what it takes.
         share = {DATA: data, COLUMN: column}.get(axis, data * column) if kind == "reduce-scatter" else 1

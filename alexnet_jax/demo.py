@@ -161,7 +161,8 @@ def make_gallery(loaded: Pretrained, folder: pathlib.Path | None) -> Gallery | N
             bar.update()
         flush()
     if not squares:
-        raise UserError(f"--gallery={folder}: none of the images there can be read")
+        where = f"--gallery={folder}" if folder is not None else f"the test images of {loaded.path}"
+        raise UserError(f"{where}: none of the images there can be read")
     return Gallery(np.stack(squares), names, np.concatenate(points))
 
 

@@ -55,8 +55,9 @@ def drop_metrics_after(workdir: pathlib.Path, step: int, *, evaluated: bool = Tr
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, oldest first."""
-    return [json.loads(line) for line in (pathlib.Path(workdir) / METRICS).read_text().splitlines()]
+    """The lines of a run's `metrics.jsonl`, oldest first; one that is not finished yet is left out."""
+    lines = (pathlib.Path(workdir) / METRICS).read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class RunLog:

@@ -2,8 +2,8 @@
 
 XLA takes its buffers from the C library's `malloc`, which by default maps large ones anew each time and gives
 them back after each step, so that the kernel clears every page again and again. Kept, 80 steps of the default
-config on two CPU cores took 22 s of user and 2 s of system time instead of 22 s and 20 s, and 2.1 GB at the
-peak instead of 1.3 GB.
+config on two CPU cores took 22 s of user and 2 s of system time instead of 22 s and 20 s, and more memory at
+the peak.
 """
 
 import ctypes

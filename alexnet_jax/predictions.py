@@ -9,10 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import NamedSharding
 
-from alexnet_jax import columns, compiled, steps
+from alexnet_jax import columns, compiled, progress, steps
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import replacing
 from alexnet_jax.preprocess import Preprocess
@@ -81,7 +80,7 @@ def predict(
     step = jax.jit(log_probabilities, compiler_options=compiled.options())
     probabilities = np.full((len(source), len(ids)), 1 / len(ids), np.float32)
     labels, bad = np.zeros(len(source), np.int32), np.zeros(len(source), bool)
-    with tqdm.tqdm(total=len(source), unit="image", desc=str(loaded.path), disable=None) as bar:
+    with progress.bar(len(source), "image", str(loaded.path)) as bar:
         for index, its, images in _groups(source, loaded.preprocess, group):
             side = loaded.preprocess.stored_size
             batch = np.zeros((group, side, side, 3), np.uint8)

@@ -3,6 +3,7 @@ make of each image is computed once, and training reads that instead.
 """
 
 import functools
+import hashlib
 import itertools
 import pathlib
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from alexnet_jax.preprocess import Preprocess
 from alexnet_jax.sources import Source
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
-FILE_NAME = "pool5.npy"  # of a workdir
 _GROUP = 32  # images at a time
 
 
@@ -39,6 +39,19 @@ def view(maps: jax.Array, key: jax.Array, example_ids: jax.Array, step: jax.Arra
     """In the place of `augment.training_views`: there is nothing to do."""
     del key, example_ids, step
     return maps
+
+
+def file_name(source: str, params: Any, preprocess: Preprocess) -> str:
+    """Of a workdir, `pool5-*.npy`: other images, convolutions or preprocessing have another.
+
+    Args:
+      source: `config.data.source`.
+    """
+    digest = hashlib.sha256(repr((source, preprocess.stored_size, preprocess.crop_size)).encode())
+    kernels = jax.device_get({name: params[name] for name in CONVOLUTIONS})
+    for array in (*jax.tree.leaves(kernels), preprocess.mean, preprocess.std):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return f"pool5-{digest.hexdigest()[:8]}.npy"
 
 
 def pooled_maps(

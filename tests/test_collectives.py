@@ -108,6 +108,15 @@ def test_the_axis_of_each_way_to_write_groups(groups, axis):
     assert collectives.of_compiled(line, 4, 2) == [Collective("all-gather", axis, "", False, 80)]
 
 
+def test_a_gather_that_is_only_started_counts_what_comes_out():
+    line = (
+        "  %x = (f32[8,27,27,128]{3,2,1,0}, f32[8,27,27,256]{3,2,1,0}) all-gather-start(%y), channel_id=1, "
+        "replica_groups={{0,1}}, dimensions={3}"
+    )
+    expected = Collective("all-gather", "column", "", False, 8 * 27 * 27 * 256 * 4)
+    assert collectives.of_compiled(line, 1, 2) == [expected]
+
+
 # --- On other machines -------------------------------------------------------------------------------------
 
 

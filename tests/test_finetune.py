@@ -1,5 +1,6 @@
 """Training that starts from weights: what is taken over, what rests, what a run leaves."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -74,14 +75,34 @@ def test_a_trunk_at_rest_is_computed_once_and_trains_the_same(finetune, tmp_path
     assert not trunk.rests(finetune(**{"optimizer.layer_rates": (*FROZEN, ("conv1", 3.0, 0.1))}))
 
     training.train(finetune(), tmp_path / "once")
-    assert len(np.load(tmp_path / "once" / trunk.FILE_NAME)) == 60
+    (maps,) = (tmp_path / "once").glob("pool5-*.npy")
+    assert len(np.load(maps)) == 60
     monkeypatch.setattr(trunk, "rests", lambda config: False)
     training.train(finetune(), tmp_path / "each")
-    assert not (tmp_path / "each" / trunk.FILE_NAME).exists()
+    assert not list((tmp_path / "each").glob("pool5*"))
     once, each = (logs.read_metrics(tmp_path / name) for name in ("once", "each"))
     for a, b in zip(once, each, strict=True):
         for key in {"train/loss", "eval/loss"} & set(a):
             assert a[key] == pytest.approx(b[key], rel=1e-4)
+
+
+def test_maps_of_other_images_weights_or_means_are_not_taken_for_these(finetune, tmp_path):
+    run = training.build(finetune(), tmp_path / "run")
+    params = {
+        **run.model.init(jax.random.key(0), np.zeros((1, 55, 55, 3), np.float32))["params"],
+        **run.start,
+    }
+    name = trunk.file_name("folder:a", params, run.preprocess)
+    assert name == trunk.file_name("folder:a", params, run.preprocess)
+    other = {**params, "conv3": jax.tree.map(lambda x: x + 1e-3, params["conv3"])}
+    darker = dataclasses.replace(run.preprocess, mean=run.preprocess.mean + 1)
+    names = {
+        name,
+        trunk.file_name("folder:b", params, run.preprocess),
+        trunk.file_name("folder:a", other, run.preprocess),
+        trunk.file_name("folder:a", params, darker),
+    }
+    assert len(names) == 4
 
 
 def test_a_trunk_at_rest_on_a_mesh(finetune, tmp_path):
