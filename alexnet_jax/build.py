@@ -183,7 +183,7 @@ def open_batches(run: Run, params: Any, start_step: int) -> Iterator[input_pipel
     """The run's batches from a step on, of images or of what a trunk at rest makes of them."""
     data, seed = run.config.data, run.config.run.seed
     if trunk.rests(run.config):
-        path = run.workdir / trunk.file_name(data.source, params, run.preprocess)
+        path = run.workdir / trunk.file_name(data.source, run.model, params, run.preprocess)
         records = trunk.pooled_maps(path, run.model, params, run.preprocess, run.source)
         return trunk.batches(records, data.batch_size, seed, start_step)
     share, shares = columns.share(run.mesh)

@@ -41,13 +41,14 @@ def view(maps: jax.Array, key: jax.Array, example_ids: jax.Array, step: jax.Arra
     return maps
 
 
-def file_name(source: str, params: Any, preprocess: Preprocess) -> str:
-    """Of a workdir, `pool5-*.npy`: other images, convolutions or preprocessing have another.
+def file_name(source: str, model: AlexNet, params: Any, preprocess: Preprocess) -> str:
+    """Of a workdir, `pool5-*.npy`: other images, another net, weights or preprocessing have another.
 
     Args:
       source: `config.data.source`.
     """
-    digest = hashlib.sha256(repr((source, preprocess.stored_size, preprocess.crop_size)).encode())
+    sizes = preprocess.stored_size, preprocess.crop_size, preprocess.resize
+    digest = hashlib.sha256(repr((source, model, sizes)).encode())
     kernels = jax.device_get({name: params[name] for name in CONVOLUTIONS})
     for array in (*jax.tree.leaves(kernels), preprocess.mean, preprocess.std):
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -69,7 +69,7 @@ def test_the_nets_convolutions_are_not_given_away(monkeypatch):
     text = run.lower(x, kernel).compile().as_text()
     assert "convolution(" in text
     assert "ynn" not in text
-    np.testing.assert_allclose(run(x, kernel), jax.jit(convolve)(x, kernel), atol=2e-3)  # of values near 35
+    np.testing.assert_allclose(run(x, kernel), jax.jit(convolve)(x, kernel), atol=2e-4)  # of values near 35
 
 
 @pytest.mark.parametrize(

@@ -86,23 +86,24 @@ def test_a_trunk_at_rest_is_computed_once_and_trains_the_same(finetune, tmp_path
             assert a[key] == pytest.approx(b[key], rel=1e-4)
 
 
-def test_maps_of_other_images_weights_or_means_are_not_taken_for_these(finetune, tmp_path):
+def test_maps_of_other_images_nets_weights_or_means_are_not_taken_for_these(finetune, tmp_path):
     run = training.build(finetune(), tmp_path / "run")
     params = {
         **run.model.init(jax.random.key(0), np.zeros((1, 55, 55, 3), np.float32))["params"],
         **run.start,
     }
-    name = trunk.file_name("folder:a", params, run.preprocess)
-    assert name == trunk.file_name("folder:a", params, run.preprocess)
+    name = trunk.file_name("folder:a", run.model, params, run.preprocess)
+    assert name == trunk.file_name("folder:a", run.model, params, run.preprocess)
     other = {**params, "conv3": jax.tree.map(lambda x: x + 1e-3, params["conv3"])}
     darker = dataclasses.replace(run.preprocess, mean=run.preprocess.mean + 1)
     names = {
         name,
-        trunk.file_name("folder:b", params, run.preprocess),
-        trunk.file_name("folder:a", other, run.preprocess),
-        trunk.file_name("folder:a", params, darker),
+        trunk.file_name("folder:b", run.model, params, run.preprocess),
+        trunk.file_name("folder:a", run.model, other, run.preprocess),
+        trunk.file_name("folder:a", run.model, params, darker),
+        trunk.file_name("folder:a", run.model.clone(norm=not run.model.norm), params, run.preprocess),
     }
-    assert len(names) == 4
+    assert len(names) == 5
 
 
 def test_a_trunk_at_rest_on_a_mesh(finetune, tmp_path):
