@@ -87,6 +87,8 @@ class Preprocess:
 
     def decode(self, data: bytes) -> np.ndarray | None:
         """The same of the bytes of an image file, or None where they are not a whole image."""
+        if self.resize == "central":
+            return images.decode_square(data, self.stored_size)
         return images.decode(data, lambda image: _square(image, self))
 
     def view(self, stored: Any) -> jax.Array:

@@ -217,6 +217,53 @@ def test_agrees_with_plain_resize_and_crop(width, height, simd, monkeypatch):
     assert abs(ours.astype(float) - plain(photo, 256)).mean() < 0.3  # the order of rounding
 
 
+def both_decoders(data: bytes, size: int, monkeypatch) -> list[np.ndarray | None]:
+    """By simplejpeg where it takes the image, and by Pillow alone."""
+    ways = [images.decode_square(data, size)]
+    with monkeypatch.context() as without:
+        without.setattr(images, "simplejpeg", None)
+        return [*ways, images.decode_square(data, size)]
+
+
+needs_simplejpeg = pytest.mark.skipif(images.simplejpeg is None, reason="simplejpeg is not installed")
+
+
+@needs_simplejpeg
+@pytest.mark.parametrize("simd", [images.simd, None], ids=["vector instructions", "Pillow alone"])
+@pytest.mark.parametrize("options", [
+    {"subsampling": "4:4:4"}, {"subsampling": "4:2:2"}, {"subsampling": "4:2:0"}, {"quality": 30},
+    {"progressive": True}, {"optimize": True}, {"restart_marker_rows": 1}, {"keep_rgb": True},
+    {"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\1\3\0\1\0\0\0\x06\0\0\0\0\0\0\0"},
+], ids=lambda options: next(iter(options)))  # fmt: skip
+def test_both_decoders_give_the_same_pixels(options, simd, monkeypatch):
+    monkeypatch.setattr(images, "simd", simd)
+    for width, height in [(90, 60), (61, 97), (32, 32), (33, 32), (128, 131), (7, 300), (1, 1)]:
+        fast, plain = both_decoders(encode(photograph(width, height), **options), SIZE, monkeypatch)
+        assert fast is not None and plain is not None
+        if (width, height) == (90, 60):
+            takes = options.keys() != {"keep_rgb"}  # colours stored as RGB are Pillow's
+            assert (images._photograph(encode(photograph(), **options), SIZE) is not None) == takes
+        np.testing.assert_array_equal(fast, plain, err_msg=f"{width} x {height}")
+
+
+@needs_simplejpeg
+def test_both_decoders_have_the_same_bad_images(monkeypatch):
+    """Cut off at any place, and with any byte wrong."""
+    data = encode(photograph(), quality=80)
+    rng = np.random.default_rng(0)
+    broken = [data[:n] for n in range(0, len(data), 17)]
+    for place in rng.integers(0, len(data), 400):
+        broken.append(data[:place] + bytes([rng.integers(256)]) + data[place + 1 :])
+    outcomes = set()
+    for one in broken:
+        fast, plain = both_decoders(one, SIZE, monkeypatch)
+        assert (fast is None) == (plain is None)
+        outcomes.add(fast is None)
+        if fast is not None and plain is not None:
+            np.testing.assert_array_equal(fast, plain)
+    assert outcomes == {True, False}
+
+
 def test_any_size_can_be_cut():
     # 1313 x 58 at 224 leaves a box that is 7e-15 pixels too high.
     for width, height in [(1313, 58), *((w, 7 * w % 501 + 1) for w in range(1, 1400, 3))]:
@@ -224,7 +271,7 @@ def test_any_size_can_be_cut():
         assert (square == (9, 99, 199)).all(), (width, height)
 
 
-def test_agrees_with_pillow_on_photographs():
+def test_agrees_with_pillow_on_photographs(monkeypatch):
     root = os.environ.get("ALEXNET_JAX_TEST_DATA")
     if not root:
         pytest.skip("ALEXNET_JAX_TEST_DATA is not set to the folder of unpacked test data")
@@ -233,6 +280,8 @@ def test_agrees_with_pillow_on_photographs():
     for path in paths:
         ours = images.decode_square(path.read_bytes(), 256)
         assert ours is not None
+        fast, by_pillow = both_decoders(path.read_bytes(), 256, monkeypatch)
+        np.testing.assert_array_equal(fast, by_pillow)
         differences.append(abs(ours.astype(float) - plain(Image.open(path), 256)).mean())
     assert len(paths) == 200
     assert np.mean(differences) < 0.2 and np.max(differences) < 1

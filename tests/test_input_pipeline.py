@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import input_pipeline, records, sources, tensorflow_host
+from alexnet_jax import images, input_pipeline, records, sources, tensorflow_host
 from alexnet_jax.errors import UserError
 
 
@@ -42,8 +42,9 @@ def png(level: int) -> bytes:
 
 @pytest.fixture(params=["tf.data", "threads"])
 def engine(request, monkeypatch):
-    """Both ways of reading ahead: with TensorFlow and where there is none."""
-    monkeypatch.setattr(tensorflow_host, "installed", lambda: request.param == "tf.data")
+    """Both ways of reading ahead, whatever the source."""
+    if request.param == "tf.data":
+        monkeypatch.setattr(input_pipeline, "_ahead_by_threads", input_pipeline._ahead_by_tf_data)
 
 
 def take(batches, count: int) -> list[dict[str, np.ndarray]]:
@@ -156,6 +157,28 @@ def test_embedded_set_through_the_pipeline():
     assert 70 < images.mean() < 76  # Fashion-MNIST's mean grey is 72.9
 
 
+@pytest.mark.parametrize(
+    ("decoder", "tensorflow", "size", "way"),
+    [
+        (True, True, 16, "_ahead_by_threads"),
+        (False, True, 16, "_ahead_by_tf_data"),
+        (False, False, 16, "_ahead_by_threads"),
+        (False, True, 8, "_ahead_by_threads"),
+    ],
+)
+def test_tf_data_has_prepared_squares_where_there_is_no_fast_decoder(
+    decoder, tensorflow, size, way, tmp_path, monkeypatch
+):
+    source = prepared(tmp_path, [records.encode_example({"image": jpeg(0), "label": 0, "file_name": b"x"})])
+    monkeypatch.setattr(images, "simplejpeg", images.simplejpeg if decoder else None)
+    monkeypatch.setattr(tensorflow_host, "installed", lambda: tensorflow)
+    (batch,) = input_pipeline.eval_batches(source, batch_size=1, image_size=size)
+    assert batch["weight"] == [1]
+    batches = input_pipeline.eval_batches(source, batch_size=1, image_size=size)
+    assert batches.gi_code.co_name == way  # type: ignore[attr-defined]
+    batches.close()
+
+
 def test_no_batches_of_no_examples(engine):
     assert list(input_pipeline.eval_batches(Numbered(0), batch_size=4, image_size=2)) == []
 
@@ -226,27 +249,32 @@ def jpeg(level: int, width: int = 16) -> bytes:
     return out.getvalue()
 
 
-def test_both_engines_give_the_same_bits_of_prepared_records(tmp_path):
-    # Square JPEGs take a way of their own through tf.data; a record that is none of them must not.
-    images = [jpeg(level) for level in range(70)]
-    images[3], images[40], images[41], images[69] = images[3][:-30], b"", png(7), jpeg(9, width=24)
-    examples = [
-        records.encode_example({"image": data, "label": i % 2, "file_name": b"x"})
-        for i, data in enumerate(images)
-    ]
-    examples[50] = b"\xff\xff"
-    records.write_shard(records.shard_path(tmp_path, "small", "train", 0, 1), examples)
+def prepared(path: pathlib.Path, examples: list[bytes]) -> sources.Source:
+    """Prepared records of 16 x 16."""
+    records.write_shard(records.shard_path(path, "small", "train", 0, 1), examples)
     records.write_info(
-        tmp_path,
+        path,
         name="small",
-        shard_lengths={"train": [70]},
+        shard_lengths={"train": [len(examples)]},
         class_ids=("a", "b"),
         class_names=("a", "b"),
         image_shape=(16, 16, 3),
         encoding="jpeg",
         description="Small.",
     )
-    source = sources.open_source(f"prepared:{tmp_path}", "train")
+    return sources.open_source(f"prepared:{path}", "train")
+
+
+def test_both_engines_give_the_same_bits_of_prepared_records(tmp_path):
+    # Square JPEGs take a way of their own through tf.data; a record that is none of them must not.
+    encoded = [jpeg(level) for level in range(70)]
+    encoded[3], encoded[40], encoded[41], encoded[69] = encoded[3][:-30], b"", png(7), jpeg(9, width=24)
+    examples = [
+        records.encode_example({"image": data, "label": i % 2, "file_name": b"x"})
+        for i, data in enumerate(encoded)
+    ]
+    examples[50] = b"\xff\xff"
+    source = prepared(tmp_path, examples)
     assert isinstance(source, records.RecordSource) and source.jpeg_size == 16
     for size in (16, 20):
         slices = [np.arange(0, 64), np.concatenate([np.arange(64, 70), np.full(58, -1)])]
