@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 
 BATCH = 128
 SIZE = 256
-IMAGES = 1280  # in a round, for each way; the photographs are gone through as often as it takes
+IMAGES = 3840  # in a round, for each way; the photographs are gone through as often as it takes
 
 
 def decode_only(photos: pathlib.Path) -> Iterator[int]:

@@ -129,8 +129,9 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
     text += "\n\n" + tables.markdown(rows, ("what", "median", "lowest", "highest", "goal", "reached"))
     print(text, end="")
     if given.out:
-        tables.write_csv(given.out / "whole_run.csv", rows, label)
-        (given.out / "whole_run.md").write_text(text)
+        name = "whole_run_prepared" if given.prepared else "whole_run"
+        tables.write_csv(given.out / f"{name}.csv", rows, label)
+        (given.out / f"{name}.md").write_text(text)
 
 
 def row(what: str, values: list[float]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The catalogue: what becomes of every sort of image, and agreement with Pillow's plain resize and crop."""
 
 import io
+import itertools
 import os
 import pathlib
 import resource
@@ -237,13 +238,14 @@ needs_simplejpeg = pytest.mark.skipif(images.simplejpeg is None, reason="simplej
 ], ids=lambda options: next(iter(options)))  # fmt: skip
 def test_both_decoders_give_the_same_pixels(options, simd, monkeypatch):
     monkeypatch.setattr(images, "simd", simd)
-    for width, height in [(90, 60), (61, 97), (32, 32), (33, 32), (128, 131), (7, 300), (1, 1)]:
-        fast, plain = both_decoders(encode(photograph(width, height), **options), SIZE, monkeypatch)
+    sizes = [(90, 60), (61, 97), (32, 32), (33, 32), (128, 131), (7, 300), (1, 1)]
+    for (width, height), mode in itertools.product(sizes, ("RGB", "L")):
+        data = encode(photograph(width, height).convert(mode), **options)
+        by_pillow = min(width, height) >= 4 * SIZE or (mode == "RGB" and "keep_rgb" in options)
+        assert (images._photograph(data, SIZE) is None) == by_pillow
+        fast, plain = both_decoders(data, SIZE, monkeypatch)
         assert fast is not None and plain is not None
-        if (width, height) == (90, 60):
-            takes = options.keys() != {"keep_rgb"}  # colours stored as RGB are Pillow's
-            assert (images._photograph(encode(photograph(), **options), SIZE) is not None) == takes
-        np.testing.assert_array_equal(fast, plain, err_msg=f"{width} x {height}")
+        np.testing.assert_array_equal(fast, plain, err_msg=f"{width} x {height}, {mode}")
 
 
 @needs_simplejpeg
