@@ -3,11 +3,12 @@
 Runs main.py on photographs (DIR holds a folder a class; a few hundred do, as they are gone through again and
 again) with configs/imagenet2012.py, the paper's net at batch 128, and measures:
   the loop     images/s of the run by its own metrics.jsonl, reading and decoding included
-  bare step    the same compiled step on one batch that lies ready, in a process right after each run
+  bare step    the same compiled step on one batch that lies ready, in a process before and after each run
   first step   seconds from the start of the process to the line of its first step, with an empty compilation
                cache and with what the start before it left there
   memory       the peak of the run's process
-Runs and bare steps take turns. `--config=` words after `--` go to main.py, as in
+Runs and bare steps take turns, and a run is compared with the mean of the bare steps on both sides of it, so
+that a machine that grows slower or faster favours neither. `--config=` words after `--` go to main.py, as in
 `-- --config.data.batch_size=32`.
 """
 
@@ -90,26 +91,23 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
         for kind in seconds:
             seconds[kind].append(first_step(flags, root / f"{kind}{number}", cache))
             print(f"first step, {kind}: {seconds[kind][-1]:.1f} s", file=sys.stderr, flush=True)
-    loops, steps, waits, peaks = [], [], [], []
+    loops, waits, peaks = [], [], []
+    first_step(flags, root / "run", cache)  # not measured: the first bare step needs a run's directory
+    steps = [bare_process(root / "run", given.steps, cache)]
     for number in range(given.rounds):
         workdir = root / f"run{number}"
         rate, wait, peak = loop(flags, workdir, given, cache)
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.whole_run",
-            f"--bare={workdir}",
-            f"--steps={given.steps}",
-        ]
-        said = tables.answer(command, cache)
-        if "failed" in said:
-            raise SystemExit(f"the bare step failed: {said['failed']}")
         loops.append(rate)
         waits.append(wait)
         peaks.append(peak / 1e9)
-        steps.append(said["images_per_second"])
-        print(f"loop {rate:.2f}, bare step {steps[-1]:.2f} images/s", file=sys.stderr, flush=True)
-    shares = [a / b for a, b in zip(loops, steps, strict=True)]
+        steps.append(bare_process(workdir, given.steps, cache))
+        rates = [steps[-2]["images_per_second"], rate, steps[-1]["images_per_second"]]
+        print("bare, loop, bare: {:.2f}, {:.2f}, {:.2f} images/s".format(*rates), file=sys.stderr, flush=True)
+    about = steps[0]["about"]
+    steps = [said["images_per_second"] for said in steps]
+    shares = [
+        2 * rate / (before + after) for rate, before, after in zip(loops, steps[:-1], steps[1:], strict=True)
+    ]
     rows = [
         row("loop, images/s", loops),
         row("bare step, images/s", steps),
@@ -123,7 +121,7 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
         "rounds": given.rounds,
         "images": source.split(":")[0],
         "precision": "float32",
-        **said["about"],
+        **about,
     }
     text = ", ".join(f"{key} {value}" for key, value in label.items())
     text += "\n\n" + tables.markdown(rows, ("what", "median", "lowest", "highest", "goal", "reached"))
@@ -132,6 +130,15 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
         name = "whole_run_prepared" if given.prepared else "whole_run"
         tables.write_csv(given.out / f"{name}.csv", rows, label)
         (given.out / f"{name}.md").write_text(text)
+
+
+def bare_process(workdir: pathlib.Path, number: int, environment: dict[str, str]) -> dict[str, Any]:
+    """What `bare` says, from a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.whole_run", f"--bare={workdir}", f"--steps={number}"]
+    said = tables.answer(command, environment)
+    if "failed" in said:
+        raise SystemExit(f"the bare step failed: {said['failed']}")
+    return said
 
 
 def row(what: str, values: list[float]) -> dict[str, Any]:
