@@ -14,10 +14,10 @@ import sys
 SWITCH = "ALEXNET_JAX_KEEP_COMPILED"  # set to 0 to compile anew each time
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own; where it is set it holds
 
-OPTIONS_SWITCH = "ALEXNET_JAX_XLA_OPTIONS"  # set to 0 for XLA as it comes
+OPTIONS_SWITCH = "ALEXNET_JAX_XLA_OPTIONS"  # set to 0 for no options
 # On a CPU, XLA gives matrix products, sums and convolutions to YNNPACK where it has it. The convolutions of
-# a forward pass are faster without, its products and sums with; for a training step it is all one
-# (`docs/speed.md`).
+# a forward pass are faster without, its products and sums with. A training step has no option: there some of
+# its convolutions are faster with and others without, which `ops` chooses (`docs/speed.md`).
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _ON_CPU = {_YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 

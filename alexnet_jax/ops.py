@@ -70,17 +70,18 @@ def _convolve_backward(stride, edges, residuals, g):
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
-FEW_OUTPUTS = 128  # below, YNNPACK's convolutions are slower than Eigen's
+FEW_OUTPUTS = 128  # below, YNNPACK's convolutions are slower than Eigen's (two cores, batch 128)
 
 
 def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
     """A convolution inside a training step on a CPU: one of few outputs goes to Eigen.
 
     XLA gives a convolution to YNNPACK, which is the faster of the two beside other work, but leaves much of
-    the second core idle where there are few outputs: on two cores conv1 takes 130 ms for 128 images instead
-    of 90, and the gradient of conv2's inputs 280 instead of 190. Maps higher than the inputs it does not take
-    (`IsConvolutionOpSupportedByYnn` in XLA's `ynn_support.cc`), and so there are a few more rows here, which
-    are dropped. At a stride, that many rows become channels first, as the inputs would have too many rows.
+    the second core idle where there are few outputs (`benchmarks.kernels` has conv1 and the gradient of
+    conv2's inputs). YNNPACK takes no convolution whose outputs are higher than its inputs, or that has 16
+    channels at most (`IsConvolutionOpSupportedByYnn` in XLA's `ynn_support.cc`); and so there are a few more
+    rows here, which are dropped. At a stride s, s rows become channels first: otherwise the inputs would be s
+    times as high as the outputs. An XLA without YNNPACK computes the rows for nothing, 2 to 5 % of these two.
     A program that runs the net forward only has an option of XLA instead (`compiled.options`).
     """
     (batch, _, width, inputs), (window_height, window_width, _, outputs) = x.shape, kernel.shape
@@ -89,7 +90,7 @@ def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -
     squares = -(-window_height // stride)  # the window's height in rows of channels
     height = x.shape[1] if stride == 1 else count - 1 + squares
     more = max(height + 1 - count, 0)
-    if outputs >= FEW_OUTPUTS or more > count // 8:
+    if outputs >= FEW_OUTPUTS or max(inputs, outputs) <= 16 or more > count // 8:
         return _xla_convolution(x, kernel, stride, edges)
     if stride > 1:
         zero = jnp.zeros((), x.dtype)

@@ -72,6 +72,14 @@ def kernel_gradient(convolve: Callable) -> Callable:
     return lambda x, kernel, g: jax.vjp(functools.partial(convolve, x), kernel)[1](g)
 
 
+def in_a_step(convolve: Callable) -> Callable:
+    return lambda x, kernel: jax.vjp(convolve, x, kernel)[0]
+
+
+def input_gradient(convolve: Callable) -> Callable:
+    return lambda x, kernel, g: jax.vjp(lambda x: convolve(x, kernel), x)[1](g)
+
+
 def cases(batch: int) -> Iterator[Case]:
     """Name, kernel, reference and arguments of each."""
     numbers = (jax.random.key(i) for i in range(100))
@@ -96,6 +104,15 @@ def cases(batch: int) -> Iterator[Case]:
         g = draw(batch, size, size, outputs)
         convolve = functools.partial(_convolve, stride=stride, padding=padding)
         plain = functools.partial(plain_convolution, stride=stride, edge=edge)
+        if stride > 1:  # the image's own gradient is not needed
+            yield f"{name} in a step", in_a_step(convolve), plain, (x, kernel)
+        else:
+            yield (
+                f"{name} gradient of its inputs",
+                input_gradient(convolve),
+                input_gradient(plain),
+                (x, kernel, g),
+            )
         yield (
             f"{name} gradient of its kernel",
             kernel_gradient(convolve),

@@ -7,6 +7,7 @@ again) with configs/imagenet2012.py, the paper's net at batch 128, and measures:
   first step   seconds from the start of the process to the line of its first step, with an empty compilation
                cache and with what the start before it left there
   memory       the peak of the run's process
+With --prepared it makes records of the photographs first and trains from those (whole_run_prepared.md).
 Runs and bare steps take turns, and a run is compared with the mean of the bare steps on both sides of it, so
 that a machine that grows slower or faster favours neither. `--config=` words after `--` go to main.py, as in
 `-- --config.data.batch_size=32`.

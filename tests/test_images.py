@@ -206,6 +206,13 @@ def test_the_largest_photograph_takes_bounded_memory():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
+def test_large_images_are_pillows():
+    for size in [(300, 60_000), (1_100, 1_030)]:
+        data = encode(photograph(*size), quality=50)
+        assert images._photograph(data, 256) is None
+        assert images.decode_square(data, 256) is not None
+
+
 @pytest.mark.parametrize("simd", [images.simd, None], ids=["vector instructions", "Pillow alone"])
 @pytest.mark.parametrize(
     ("width", "height"), [(500, 375), (375, 500), (500, 334), (333, 500), (257, 256), (640, 480)]

@@ -48,18 +48,20 @@ def test_no_window_fits():
 
 # Shapes [B, H, W, I], kernel window and outputs, and how the windows lie.
 CONVOLUTIONS = [
-    ((1, 224, 224, 3), 11, 8, 4, 0, True),  # conv1: 55 x 55
-    ((2, 27, 27, 6), 5, 7, 1, 2, True),
+    ((1, 224, 224, 3), 11, 17, 4, 0, True),  # conv1: 55 x 55
+    ((2, 27, 27, 6), 5, 18, 1, 2, True),
     ((2, 13, 13, 5), 3, 4, 1, 1, True),
     ((3, 17, 23, 2), 11, 3, 4, 0, True),  # overhang of 2 and of none
     ((3, 17, 23, 2), 11, 3, 4, 0, False),  # the last rows are seen by no window
     ((2, 16, 19, 3), 11, 4, 4, 2, True),
     ((2, 16, 19, 3), 11, 4, 4, 2, False),
-    ((1, 99, 102, 3), 11, 4, 4, 2, True),  # high enough for the few rows more that a CPU's have
-    ((1, 99, 102, 3), 11, 4, 4, 2, False),
+    ((1, 99, 102, 3), 11, 17, 4, 2, True),  # high enough for the few rows more that a CPU's have
+    ((1, 99, 102, 3), 11, 17, 4, 2, False),
+    ((1, 106, 99, 3), 11, 17, 4, 0, False),  # so, too, with two rows that no window sees
     ((1, 11, 11, 1), 11, 1, 4, 0, True),  # a single window
     ((2, 9, 8, 3), 3, 4, 1, 0, True),
     ((2, 9, 8, 3), 4, 5, 1, 1, True),  # an even window
+    ((1, 40, 6, 17), 3, 4, 1, 3, True),
     ((2, 5, 6, 3), 3, 4, 1, 3, True),  # more padding than the window reaches: the gradient's is negative
 ]
 
@@ -153,19 +155,32 @@ def reference_convolution(x, kernel, padding):
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@pytest.mark.parametrize(
-    ("shape", "window", "inputs", "stride", "padding"),
-    [((2, 224, 224), 11, 3, 4, 0), ((2, 224, 224), 11, 3, 4, 2), ((2, 27, 27), 5, 128, 1, 2)],
-)
-def test_convolutions_of_few_outputs_are_eigens(shape, window, inputs, stride, padding):
-    """conv1 of the paper's net and of torchvision's, and conv2's gradient of its inputs."""
-    x, kernel = np.ones((*shape, inputs), np.float32), np.ones((window, window, inputs, 48), np.float32)
+def compiled_text(function, *shapes: tuple[int, ...]) -> str:
+    return jax.jit(function).lower(*(np.ones(shape, np.float32) for shape in shapes)).compile().as_text()
 
-    def forward(x, kernel):
-        return jax.vjp(functools.partial(ops.convolution, stride=stride, padding=padding), x, kernel)[0]
 
-    text = jax.jit(forward).lower(x, kernel).compile().as_text()
+@pytest.mark.parametrize(("stride", "padding"), [(4, 0), (4, 2)], ids=["paper", "torchvision"])
+def test_conv1_is_eigens_in_a_training_step(stride, padding):
+    shapes = (2, 224, 224, 3), (11, 11, 3, 64)
+    convolve = functools.partial(ops.convolution, stride=stride, padding=padding)
+    if "ynn" not in compiled_text(convolve, *shapes):
+        pytest.skip(f"jax {jax.__version__} has no YNNPACK to choose instead")
+    text = compiled_text(lambda x, kernel: jax.vjp(convolve, x, kernel)[0], *shapes)
     assert "convolution(" in text and "ynn" not in text
+
+
+def test_the_gradient_of_few_inputs_is_eigens():
+    """conv2's of its 48 inputs, where the same convolution of 128 is YNNPACK's."""
+
+    def of_inputs(x, kernel, g):
+        return jax.vjp(functools.partial(ops.convolution, padding=2), x, kernel)[1](g)[0]
+
+    def text(inputs):
+        return compiled_text(of_inputs, (2, 27, 27, inputs), (5, 5, inputs, 128), (2, 27, 27, 128))
+
+    if "ynn" not in text(128):
+        pytest.skip(f"jax {jax.__version__} has no YNNPACK to choose instead")
+    assert "convolution(" in text(48) and "ynn" not in text(48)
 
 
 def test_gradients_in_half_precision_are_those_in_float32_rounded():
