@@ -11,6 +11,8 @@ import pathlib
 import platform
 import sys
 
+from alexnet_jax import settings
+
 SWITCH = "ALEXNET_JAX_KEEP_COMPILED"  # set to 0 to compile anew each time
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own; where it is set it holds
 
@@ -24,7 +26,7 @@ _ON_CPU = {_YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_RED
 
 def keep() -> pathlib.Path | None:
     """Has JAX keep what it compiles, and gives the directory; None where the user has said otherwise."""
-    if os.environ.get(SWITCH) == "0" or VARIABLE in os.environ:
+    if settings.off(SWITCH) or VARIABLE in os.environ:
         return None
     directory = cache_directory() / "compiled" / processor()
     os.environ[VARIABLE] = str(directory)  # for a JAX that is imported later
@@ -43,7 +45,7 @@ def options() -> dict[str, str]:
     """
     import jax  # here, as `keep` comes before JAX
 
-    if os.environ.get(OPTIONS_SWITCH) == "0" or _YNNPACK in os.environ.get("XLA_FLAGS", ""):
+    if settings.off(OPTIONS_SWITCH) or _YNNPACK in os.environ.get("XLA_FLAGS", ""):
         return {}
     if jax.default_backend() != "cpu":
         return {}

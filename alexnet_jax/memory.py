@@ -7,8 +7,9 @@ the peak.
 """
 
 import ctypes
-import os
 import sys
+
+from alexnet_jax import settings
 
 SWITCH = "ALEXNET_JAX_KEEP_MEMORY"  # set to 0 for malloc as it comes
 
@@ -20,19 +21,19 @@ def keep() -> bool:
     """Tells glibc's `malloc` to keep freed memory for the next step; gives whether it did.
 
     To be called before the first large allocation. Nothing is done on other systems, with another allocator,
-    or where the environment variable `ALEXNET_JAX_KEEP_MEMORY` is 0.
+    or where the environment variable `ALEXNET_JAX_KEEP_MEMORY` or `ALEXNET_JAX_SETTINGS` is 0.
     """
-    if not sys.platform.startswith("linux") or os.environ.get(SWITCH) == "0":
+    if not sys.platform.startswith("linux") or settings.off(SWITCH):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # musl has none
         return False
     never = -1  # as a large size; the largest int would be 2 GB, of which a step frees more at once
-    settings = (
+    parameters = (
         (_M_ARENA_MAX, 1),  # those of threads are too small for such buffers, which would be mapped again
         (_M_MMAP_MAX, 0),
         (_M_TRIM_THRESHOLD, never),
         (_M_TOP_PAD, 64 * 2**20),
     )
-    return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+    return all(mallopt(parameter, value) == 1 for parameter, value in parameters)

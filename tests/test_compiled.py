@@ -42,7 +42,9 @@ def test_it_lies_in_the_users_cache(tmp_path):
     assert any(directory.iterdir())
 
 
-@pytest.mark.parametrize("variable", ["ALEXNET_JAX_KEEP_COMPILED", "JAX_COMPILATION_CACHE_DIR"])
+@pytest.mark.parametrize(
+    "variable", ["ALEXNET_JAX_KEEP_COMPILED", "ALEXNET_JAX_SETTINGS", "JAX_COMPILATION_CACHE_DIR"]
+)
 def test_the_user_can_say_otherwise(tmp_path, variable):
     value = "0" if variable.startswith("ALEXNET") else str(tmp_path / "own")
     assert kept(XDG_CACHE_HOME=str(tmp_path), **{variable: value}) == "None"
@@ -74,7 +76,11 @@ def test_the_nets_convolutions_are_not_given_away(monkeypatch):
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("ALEXNET_JAX_XLA_OPTIONS", "0"), ("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")],
+    [
+        ("ALEXNET_JAX_XLA_OPTIONS", "0"),
+        ("ALEXNET_JAX_SETTINGS", "0"),
+        ("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type="),
+    ],
 )
 def test_the_users_options_hold(monkeypatch, variable, value):
     compiled.options.cache_clear()

@@ -31,14 +31,14 @@ def test_leaves_import_no_one_but_errors():
         "logs",
         "columns",
         "statistics",
-        "memory",
-        "compiled",
+        "settings",
         "profile",
         "typed",
         "distributed",
     )
     for leaf in leaves:
         assert arrows()[leaf] <= {"errors"}, leaf
+    assert arrows()["memory"] | arrows()["compiled"] <= {"settings"}
     assert arrows()["checkpoint"] <= {"errors", "distributed"}
     assert arrows()["collectives"] <= {"columns"}
     assert arrows()["cli"] <= {"errors", "memory", "compiled"}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from alexnet_jax import memory
+from alexnet_jax import memory, settings
 
 # Takes and gives back 64 MB fifty times, as a step does, and counts the pages that the kernel had to provide.
 PROGRAM = """
@@ -55,11 +55,18 @@ def test_more_than_two_gigabytes_are_kept():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is Linux's")
-@pytest.mark.parametrize(("switch", "kept"), [("1", "True"), ("0", "False")])
-def test_large_buffers_keep_their_pages_unless_switched_off(switch, kept):
+@pytest.mark.parametrize(
+    ("variables", "kept"),
+    [
+        ({memory.SWITCH: "1"}, "True"),
+        ({memory.SWITCH: "0"}, "False"),
+        ({memory.SWITCH: "1", settings.ALL: "0"}, "False"),
+    ],
+)
+def test_large_buffers_keep_their_pages_unless_switched_off(variables, kept):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        env={**os.environ, memory.SWITCH: switch, "GLIBC_TUNABLES": ""},
+        env={**os.environ, **variables, "GLIBC_TUNABLES": ""},
         capture_output=True,
         text=True,
         check=True,
