@@ -233,7 +233,9 @@ def both_decoders(data: bytes, size: int, monkeypatch) -> list[np.ndarray | None
         return [*ways, images.decode_square(data, size)]
 
 
-needs_simplejpeg = pytest.mark.skipif(images.simplejpeg is None, reason="there is no simplejpeg here, so Pillow decodes all")
+needs_simplejpeg = pytest.mark.skipif(
+    images.simplejpeg is None, reason="no simplejpeg here: Pillow decodes all"
+)
 
 
 @needs_simplejpeg
