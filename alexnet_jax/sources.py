@@ -149,7 +149,7 @@ class FileSource:
 
     def _bytes(self, index: int) -> bytes:
         try:
-            with open(os.path.join(self.root, self.paths[index]), "rb") as file:
+            with open(os.path.join(self.root, self.paths[index]), "rb", buffering=0) as file:
                 return file.read()
         except FileNotFoundError as error:
             if index in self.absent:

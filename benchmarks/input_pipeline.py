@@ -96,13 +96,19 @@ def main() -> None:
     parser.add_argument("--prepared", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
-        ways: dict[str, Callable[[], Iterator[int]]] = {
-            "decode only": lambda: decode_only(given.photos),
-            "raw": lambda: ours(f"folder:{given.photos}"),
-            "prepared": lambda: ours(f"prepared:{given.prepared}"),
-        }
         name, _, workers = given.serve.partition(" ")
-        serve(torchvision(given.photos, int(workers)) if name == "torchvision" else ways[given.serve]())
+        if name == "torchvision":
+            serve(torchvision(given.photos, int(workers)))
+        else:
+            from alexnet_jax import memory
+
+            memory.keep()  # as every command of this project does first
+            ways: dict[str, Callable[[], Iterator[int]]] = {
+                "decode only": lambda: decode_only(given.photos),
+                "raw": lambda: ours(f"folder:{given.photos}"),
+                "prepared": lambda: ours(f"prepared:{given.prepared}"),
+            }
+            serve(ways[given.serve]())
         return
     with tempfile.TemporaryDirectory() as directory:
         compare(given, pathlib.Path(directory) / "prepared")
