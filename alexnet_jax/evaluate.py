@@ -1,7 +1,9 @@
 """Testing as in the paper: top-1 and top-5 error in %, one or ten views of every example once."""
 
 import dataclasses
+import functools
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -62,6 +64,14 @@ def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBa
         yield ahead
 
 
+def bad_images(batch: HostBatch, source: sources.Source, named: set[int]) -> Iterator[str]:
+    """A line for each image of a host's batch that cannot be read and is not in `named`, where it goes."""
+    for index in batch["index"][batch["weight"] == 0].tolist():
+        if index >= 0 and index not in named:  # -1 fills up the last batch of a test
+            named.add(index)
+            yield f"bad image, left out: {source.name(index)}"
+
+
 def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
     """Raises `UserError` where the batch does not split over the mesh, or its share into micro-batches."""
     parts = mesh.shape[columns.DATA]
@@ -83,13 +93,19 @@ def make_evaluator(
     """Gives `evaluate(params)`, which tests the net on all of `source`.
 
     With `show_progress=True` there is a bar; the function `stop=` is asked at each batch whether to break
-    off, and then the result is None.
+    off, and then the result is None; `say=` takes a line for each image that cannot be read, once. More of
+    those than `data.max_bad_fraction` are a `UserError`.
     """
     views, (share, shares) = config.run.eval_views, columns.share(mesh)
     eval_step = steps.make_eval_step(model, mesh, preprocess, views)
+    named: set[int] = set()
 
     def evaluate(
-        params: Any, *, show_progress: bool = False, stop: Callable[[], bool] = lambda: False
+        params: Any,
+        *,
+        show_progress: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: None,
     ) -> Result | None:
         batches = input_pipeline.eval_batches(
             source,
@@ -105,9 +121,11 @@ def make_evaluator(
         in_flight = steps.InFlight(mesh)
         in_flight.add(params)  # the training step that they come from may still run
         with bar:
-            for _, batch in on_device(batches, mesh):
+            for host, batch in on_device(batches, mesh):
                 if stop():
                     return None
+                for line in bad_images(host, source, named):
+                    say(line)
                 in_flight.make_room()
                 new = eval_step(params, batch)
                 sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
@@ -115,14 +133,21 @@ def make_evaluator(
                 bar.update()
         assert sums is not None  # sources have at least one example
         total = {key: float(value) for key, value in jax.device_get(sums).items()}
-        examples = max(total["examples"], 1.0)
+        examples = int(total["examples"])
+        bad = len(source) - examples
+        if not examples or bad > config.data.max_bad_fraction * len(source):
+            raise UserError(
+                f"data.source={config.data.source}: {bad} of {len(source)} test images could not be read, "
+                f"more than data.max_bad_fraction={config.data.max_bad_fraction}; mend those named above, or "
+                "raise it"
+            )
         return Result(
             top1_error=100.0 * total["top1_wrong"] / examples,
             top5_error=100.0 * total["top5_wrong"] / examples,
             loss=total["loss"] / examples,
             views=views,
-            examples=int(total["examples"]),
-            bad_images=len(source) - int(total["examples"]),
+            examples=examples,
+            bad_images=bad,
         )
 
     return evaluate
@@ -155,7 +180,8 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
     preprocess = trained.preprocess.resized(config.data.stored_size, config.data.image_size)
     model = configs.build_model(config, source.num_classes)
     params, step = checkpoint.restore_params(workdir, NamedSharding(mesh, columns.PARAMETERS))
-    result = make_evaluator(config, model, mesh, source, preprocess)(params, show_progress=True)
+    evaluate = make_evaluator(config, model, mesh, source, preprocess)
+    result = evaluate(params, show_progress=True, say=functools.partial(print, file=sys.stderr))
     assert result is not None  # nothing breaks it off
     return result, step
 

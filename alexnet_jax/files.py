@@ -16,3 +16,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: pathlib.Path) -> None:
+    """Waits until the disk has a file, so that no power cut can leave its name without its bytes."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

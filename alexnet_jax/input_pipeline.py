@@ -208,16 +208,16 @@ def _ahead_by_tf_data(
         one = tf.data.Dataset.from_tensors(chunk)
         return one.map(decode_squares).ignore_errors().concatenate(one.map(decode_any)).take(1)
 
-    parallel = {"num_parallel_calls": _threads(), "deterministic": True}
+    parallel = {"num_parallel_calls": threads(), "deterministic": True}
     dataset = tf.data.Dataset.from_generator(chunks, output_signature=tf.TensorSpec((chunk_size,), tf.int64))
     dataset = dataset.map(read_chunk, **parallel)
-    dataset = dataset.interleave(decode_squares_or_any, cycle_length=_threads(), **parallel)
+    dataset = dataset.interleave(decode_squares_or_any, cycle_length=threads(), **parallel)
     if chunk_size < len(first):
         dataset = dataset.batch(len(first) // chunk_size, drop_remainder=True)
     dataset = dataset.prefetch(_BATCHES_AHEAD)
     options = tf.data.Options()
     options.autotune.enabled = False  # the bounds are those above, not whatever memory there is
-    options.threading.private_threadpool_size = _threads() + 2  # the decoders, the generator and the batcher
+    options.threading.private_threadpool_size = threads() + 2  # the decoders, the generator and the batcher
     try:
         for values in dataset.with_options(options).as_numpy_iterator():
             yield {k: v.reshape(len(first), *pixels.get(k, ())) for k, v in zip(_KEYS, values, strict=True)}
@@ -229,7 +229,7 @@ def _ahead_by_threads(
     source: Source, slices: Iterable[np.ndarray], image_size: int
 ) -> Generator[Batch, None, None]:
     waiting: collections.deque[tuple[Batch, list[Future[None]]]] = collections.deque()
-    pool = ThreadPoolExecutor(_threads(), thread_name_prefix="input")
+    pool = ThreadPoolExecutor(threads(), thread_name_prefix="input")
 
     def whole() -> Batch:
         batch, parts = waiting.popleft()
@@ -247,7 +247,7 @@ def _ahead_by_threads(
             }
             parts = [slice(i, i + _SHARE_EXAMPLES) for i in range(0, len(indices), _SHARE_EXAMPLES)]
             waiting.append((batch, [pool.submit(_read_and_decode, source, batch, part) for part in parts]))
-            if len(waiting) > _BATCHES_AHEAD and sum(len(its) for _, its in waiting) > 2 * _threads():
+            if len(waiting) > _BATCHES_AHEAD and sum(len(its) for _, its in waiting) > 2 * threads():
                 yield whole()
         while waiting:
             yield whole()
@@ -255,7 +255,7 @@ def _ahead_by_threads(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _threads() -> int:
+def threads() -> int:
     """As many as this process may use cores, which in a container are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

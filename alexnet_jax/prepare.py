@@ -22,13 +22,14 @@ import numpy as np
 import tqdm
 from PIL import Image
 
-from alexnet_jax import cli, progress, records, sources
+from alexnet_jax import cli, files, input_pipeline, progress, records, sources
 from alexnet_jax.colour_sums import ColourSums
 from alexnet_jax.errors import UserError
 from alexnet_jax.images import decode_square
 
 BAD_IMAGES_FILE = "bad_images.txt"
 _SETTINGS_FILE = "settings.json"
+_REPORTS = "reports"
 _CHUNK_EXAMPLES = 16  # what one thread reads, decodes and encodes at a time
 
 
@@ -61,6 +62,7 @@ class ShardReport:
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with temporary.open("wb") as file:
             np.savez(file, **dataclasses.asdict(self.sums), bad=np.array(json.dumps(self.bad)))
+        files.sync(temporary)
         temporary.replace(path)
 
     @classmethod
@@ -128,6 +130,8 @@ def prepare(
             report.save(_report_path(partial, split, shard))
     bad = _finish(partial, name, settings, opened)
     partial.rename(out)
+    shutil.rmtree(out / _REPORTS)  # after the name: killed before it, nothing is to be done again
+    (out / _SETTINGS_FILE).unlink()
     return bad
 
 
@@ -165,22 +169,23 @@ def _write_shard(
     """Writes the records of `indices`, decoded and encoded in parallel, in their order."""
     sums, bad = ColourSums.zeros(image_size), []
 
-    def chunk(first: int) -> list[tuple[str, int, bytes | None, ColourSums | None]]:
+    def chunk(first: int) -> tuple[list[tuple[str, int, bytes | None]], ColourSums]:
         some = indices[first : first + _CHUNK_EXAMPLES]
         encoded, labels = source.read(some)
-        return [
-            (source.name(int(index)), int(label), *_square_jpeg(data, image_size, quality))
-            for index, data, label in zip(some, encoded, labels, strict=True)
-        ]
+        its_sums, results = ColourSums.zeros(image_size), []
+        for index, data, label in zip(some, encoded, labels, strict=True):
+            square = _square_jpeg(data, image_size, quality, its_sums)
+            results.append((source.name(int(index)), int(label), square))
+        return results, its_sums
 
     def examples() -> Iterator[bytes]:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            for results in pool.map(chunk, range(0, len(indices), _CHUNK_EXAMPLES)):
-                for name, label, data, image_sums in results:
-                    if data is None or image_sums is None:
+        with ThreadPoolExecutor(input_pipeline.threads()) as pool:
+            for results, its_sums in pool.map(chunk, range(0, len(indices), _CHUNK_EXAMPLES)):
+                sums.add(its_sums)
+                for name, label, data in results:
+                    if data is None:
                         bad.append(name)
                     else:
-                        sums.add(image_sums)
                         yield records.encode_example(
                             {"image": data, "label": label, "file_name": name.encode()}
                         )
@@ -190,16 +195,17 @@ def _write_shard(
     return ShardReport(sums, bad)
 
 
-def _square_jpeg(data: bytes, image_size: int, quality: int) -> tuple[bytes | None, ColourSums | None]:
-    """The central square as a JPEG, with the sums of what that JPEG decodes to; None for a bad image."""
+def _square_jpeg(data: bytes, image_size: int, quality: int, sums: ColourSums) -> bytes | None:
+    """The central square as a JPEG, None for a bad image; what it decodes to is added to `sums`."""
     image = decode_square(data, image_size)
     if image is None:
-        return None, None
+        return None
     out = io.BytesIO()
     Image.fromarray(image).save(out, "JPEG", quality=quality)
     stored = decode_square(out.getvalue(), image_size)
     assert stored is not None  # it was encoded a line ago
-    return out.getvalue(), ColourSums.of(stored)
+    sums.add(ColourSums.of(stored))
+    return out.getvalue()
 
 
 def _finish(
@@ -241,13 +247,14 @@ def _finish(
     )
     for left_by_a_kill in partial.glob(".*.tmp"):
         left_by_a_kill.unlink()
-    shutil.rmtree(partial / "reports")
-    (partial / _SETTINGS_FILE).unlink()
+    for path in partial.iterdir():
+        if path.is_file():
+            files.sync(path)
     return bad
 
 
 def _report_path(partial: pathlib.Path, split: str, shard: int) -> pathlib.Path:
-    directory = partial / "reports"
+    directory = partial / _REPORTS
     directory.mkdir(exist_ok=True)
     return directory / f"{split}-{shard:05d}.npz"
 
@@ -255,7 +262,10 @@ def _report_path(partial: pathlib.Path, split: str, shard: int) -> pathlib.Path:
 def _dataset_name(out: pathlib.Path) -> str:
     """A name that TFDS takes: letters, digits and underscores, the first a letter."""
     name = "".join(c if c.isascii() and c.isalnum() else "_" for c in out.name.lower()).strip("_")
-    return name if name[:1].isalpha() else f"images_{name}".rstrip("_")
+    # Of TFDS's own set of that name other splits and sizes would be expected.
+    if not name[:1].isalpha() or name in (*sources.TFDS_SIZES, *sources.TEST_LABELS_UNPUBLISHED):
+        return f"images_{name}".rstrip("_")
+    return name
 
 
 def _flags(argv: Sequence[str] | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from alexnet_jax import tensorflow_host
+from alexnet_jax import files, tensorflow_host
 from alexnet_jax.classes import readable_names
 from alexnet_jax.errors import Fault, UserError, vanished
 from alexnet_jax.statistics import Statistics
@@ -64,6 +64,7 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes], group_size: int = 
         for record in records:
             writer.write(record)
         writer.close()
+        files.sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -201,9 +202,7 @@ def read_contents(directory: pathlib.Path, key: str) -> Contents:
         image, count = features[image_key]["image"], int(features[label_key]["classLabel"]["numClasses"])
         shape = [int(n) for n in image["shape"]["dimensions"]]
         names = directory / f"{label_key}.labels.txt"
-        class_ids = (
-            names.read_text(encoding="utf-8").splitlines() if names.exists() else map(str, range(count))
-        )
+        class_ids = _lines(names) if names.exists() else map(str, range(count))
         return Contents(
             info["name"],
             directory,
@@ -432,11 +431,16 @@ def _keys(
     return ("image" if "image" in images else images[0]), labels[0]
 
 
+def _lines(path: pathlib.Path) -> list[str]:
+    # splitlines() would split at a dozen other characters too, which names may have.
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
 def _class_names(directory: pathlib.Path, class_ids: tuple[str, ...]) -> tuple[str, ...]:
     path = directory / CLASS_NAMES_FILE
     if not path.exists():
         return readable_names(class_ids)
-    names = tuple(path.read_text(encoding="utf-8").splitlines())
+    names = tuple(_lines(path))
     if len(names) != len(class_ids):
         raise UserError(f"{path}: {len(names)} names for {len(class_ids)} classes; mend it or delete it")
     return names

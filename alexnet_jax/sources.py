@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -28,7 +28,7 @@ KINDS = ("embedded", "tfds", "folder", "kaggle", "tars", "prepared")
 # What stands for "test" where a set has several other splits, in this order; a labelled test set comes
 # first except where its labels were never published.
 _TFDS_TEST_SPLITS = ("test", "validation", "val", "valid", "dev")
-_TEST_LABELS_UNPUBLISHED = ("imagenet2012", "imagenet2012_subset", "imagenet_resized", "imagenet2012_real")
+TEST_LABELS_UNPUBLISHED = ("imagenet2012", "imagenet2012_subset", "imagenet_resized", "imagenet2012_real")
 _FOLDER_TRAIN = ("train", "training")
 _FOLDER_TEST = ("val", "valid", "validation", "test")
 
@@ -203,7 +203,7 @@ def _tfds_split(contents: Contents, split: str, key: str) -> str:
     """The data set's own name for `split`, after its size was checked where it is known."""
     splits = contents.splits
     wanted = ("train",) if split == "train" else _TFDS_TEST_SPLITS
-    if split == "test" and contents.name in _TEST_LABELS_UNPUBLISHED:
+    if split == "test" and contents.name in TEST_LABELS_UNPUBLISHED:
         wanted = tuple(name for name in wanted if name != "test")
     found = next((name for name in wanted if name in splits), None)
     expected = TFDS_SIZES.get(contents.name, {})
@@ -269,7 +269,7 @@ def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[lis
         try:
             with os.scandir(directory / name) as entries:
                 return sorted(
-                    f"{name}/{e.name}" for e in entries if not e.name.startswith(".") and e.is_file()
+                    f"{name}/{e.name}" for e in entries if not e.name.startswith(".") and _is(e.is_file)
                 )
         except FileNotFoundError:
             return []
@@ -296,7 +296,15 @@ def _subdirectory(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | No
 
 def _visible_directories(path: pathlib.Path) -> list[str]:
     with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        return sorted(e.name for e in entries if not e.name.startswith(".") and _is(e.is_dir))
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """What `DirEntry` says of an entry; a symbolic link to itself is neither file nor folder."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 # --- Kaggle's ImageNet ------------------------------------------------------------------------------
@@ -322,6 +330,12 @@ def _kaggle(path: pathlib.Path, split: str, key: str) -> FileSource:
     else:
         paths, labels = _kaggle_solution(root / "LOC_val_solution.csv", ids, key)
     there = {entry.name for entry in os.scandir(images)} if split == "test" else set()
+    nameless = sorted(name for name in there.difference(paths) if name.endswith(".JPEG"))
+    if nameless:
+        raise UserError(
+            f"{key}: {root / 'LOC_val_solution.csv'} has no label for {nameless[0]}, one of {len(nameless)}; "
+            "it was cut short, so fetch it again"
+        )
     return FileSource(
         root=str(images),
         paths=paths,
@@ -348,6 +362,8 @@ def _kaggle_solution(solution: pathlib.Path, ids: tuple[str, ...], key: str) -> 
         labels = np.array([label_of[class_id] for _, class_id in rows], np.int32)
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise UserError(f"{key}: {solution} is not Kaggle's file ({error}); fetch it again") from error
+    if not rows:
+        raise UserError(f"{key}: {solution} names no images; it was cut short, so fetch it again")
     return [f"{image}.JPEG" for image, _ in rows], labels
 
 

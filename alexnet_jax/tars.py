@@ -22,6 +22,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.statistics import Statistics
 
 _BLOCK = 512
+_PADDING = 2**20  # after the last file a tar is filled up with zeros, by 10 KB unless told otherwise
 # By year: the training tar, and the tars to test on with the name their ground truth goes by. The labels of
 # the 2010 test images were published, and the paper's Table 1 is on them; those of 2012 never were.
 _TARS = {
@@ -136,6 +137,10 @@ def members(file: int, start: int, end: int, path: pathlib.Path) -> Iterator[Mem
     while start + _BLOCK <= end:
         header = os.pread(file, _BLOCK, start)
         if not header.strip(b"\0"):
+            if end - start > _PADDING:
+                raise UserError(
+                    f"{path}: empty from byte {start:,} on, its download was cut short; fetch it again"
+                )
             return
         if not _checksum_holds(header):
             raise UserError(f"{path}: damaged at byte {start:,}; fetch it again")
@@ -150,6 +155,7 @@ def members(file: int, start: int, end: int, path: pathlib.Path) -> Iterator[Mem
             yield Member(long_name or name, start, size)
             long_name = None
         start += -(-size // _BLOCK) * _BLOCK
+    raise UserError(f"{path}: cut short at byte {end:,}, without a mark of its end; fetch it again")
 
 
 def _index_train(

@@ -196,7 +196,11 @@ def loop(
 
         if run.evaluates_at(step) and not stop.wanted():
             meter.flush()
-            state = evaluate_and_log(run, log, state, record, step, stop)
+            try:
+                state = evaluate_and_log(run, log, state, record, step, stop)
+            except UserError:  # too many bad images; the run goes on from here once they are mended
+                save(run, log, checkpoints, state, record, step, last=True)
+                raise
             meter.restart(step)
         if is_due(step, run.save_every) or record.best_step == step or meter.minutes_are_over():
             meter.flush()
@@ -244,7 +248,7 @@ def evaluate_and_log(
     A wish to stop breaks it off without a trace; the run that goes on from here begins with it.
     """
     started = time.monotonic()
-    result = run.evaluate(state.params, stop=stop.wanted)
+    result = run.evaluate(state.params, stop=stop.wanted, say=log.say_own)
     if result is None:
         return state
     record.evaluated_step, record.evaluation = step, dataclasses.asdict(result)
@@ -335,10 +339,8 @@ class TrainingBatches(Iterator[steps.Batch]):
         host, batch = next(self._batches)
         if self._in_flight.is_idle():
             self.wait_seconds += time.monotonic() - started
-        for index in host["index"][host["weight"] == 0].tolist():
-            if index not in self._named:
-                self._named.add(index)
-                self._log.say_own(f"bad image, left out: {self._source.name(index)}")
+        for line in evaluate.bad_images(host, self._source, self._named):
+            self._log.say_own(line)
         return batch
 
 

@@ -30,7 +30,6 @@ from collections.abc import Callable, Iterator
 
 BATCH = 128
 SIZE = 256
-IMAGES = 3840  # in a round, for each way; the photographs are gone through as often as it takes
 
 
 def decode_only(photos: pathlib.Path) -> Iterator[int]:
@@ -58,7 +57,7 @@ def ours(spec: str) -> Iterator[int]:
         yield int(batch["weight"].sum())
 
 
-def torchvision(photos: pathlib.Path, workers: int) -> Iterator[int]:
+def torchvision(photos: pathlib.Path, workers: int, images: int) -> Iterator[int]:
     """Numbers of images that torchvision delivers."""
     import torch
     from torchvision import datasets, transforms
@@ -66,12 +65,12 @@ def torchvision(photos: pathlib.Path, workers: int) -> Iterator[int]:
     steps = [transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.PILToTensor()]
     (split,) = [path for path in sorted(photos.iterdir()) if path.is_dir()][:1]
     data = datasets.ImageFolder(str(split), transforms.Compose(steps))
-    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=100 * IMAGES)
+    sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=100 * images)
     for images, _ in torch.utils.data.DataLoader(data, BATCH, sampler=sampler, num_workers=workers):
         yield len(images)
 
 
-def serve(way: Iterator[int]) -> None:
+def serve(way: Iterator[int], images: int) -> None:
     """Measures a round of `way` whenever a line comes in, and prints its images/s."""
     with contextlib.closing(way):
         for _ in itertools.repeat(
@@ -81,7 +80,7 @@ def serve(way: Iterator[int]) -> None:
         print("ready", flush=True)
         for _ in sys.stdin:
             done, began = 0, time.perf_counter()
-            while done < IMAGES:
+            while done < images:
                 done += next(way)
             print(done / (time.perf_counter() - began), flush=True)
 
@@ -91,6 +90,9 @@ def main() -> None:
     parser.add_argument("--photos", required=True, type=pathlib.Path)
     parser.add_argument("--torch_python")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--images", type=int, default=3840, help="of a round, gone through as often as it takes (3840)"
+    )
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--prepared", help=argparse.SUPPRESS)
@@ -98,7 +100,7 @@ def main() -> None:
     if given.serve:
         name, _, workers = given.serve.partition(" ")
         if name == "torchvision":
-            serve(torchvision(given.photos, int(workers)))
+            serve(torchvision(given.photos, int(workers), given.images), given.images)
         else:
             from alexnet_jax import memory
 
@@ -108,7 +110,7 @@ def main() -> None:
                 "raw": lambda: ours(f"folder:{given.photos}"),
                 "prepared": lambda: ours(f"prepared:{given.prepared}"),
             }
-            serve(ways[given.serve]())
+            serve(ways[given.serve](), given.images)
         return
     with tempfile.TemporaryDirectory() as directory:
         compare(given, pathlib.Path(directory) / "prepared")
@@ -128,7 +130,7 @@ def compare(given: argparse.Namespace, prepared: pathlib.Path) -> None:
     rates: dict[str, list[float]] = {name: [] for name in pythons}
     for _ in range(given.rounds):
         for name, python in pythons.items():
-            rates[name].append(one_round(name, python, given.photos, prepared))
+            rates[name].append(one_round(name, python, given, prepared))
     median = {name: statistics.median(values) for name, values in rates.items()}
     print(f"{cores} cores, {platform.machine()}, Python {platform.python_version()}, {given.rounds} rounds")
     print(f"{'':16}{'images/s':>10}{'spread':>16}{'of decode only':>16}")
@@ -144,9 +146,10 @@ def compare(given: argparse.Namespace, prepared: pathlib.Path) -> None:
         given.out.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def one_round(name: str, python: str, photos: pathlib.Path, prepared: pathlib.Path) -> float:
+def one_round(name: str, python: str, given: argparse.Namespace, prepared: pathlib.Path) -> float:
     """Starts a way in a process of its own, lets it run warm, and gives the images/s of one round."""
-    command = [python, __file__, f"--photos={photos}", f"--serve={name}", f"--prepared={prepared}"]
+    command = [python, __file__, f"--photos={given.photos}", f"--images={given.images}"]
+    command += [f"--serve={name}", f"--prepared={prepared}"]
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
     with subprocess.Popen(
         command,

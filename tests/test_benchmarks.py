@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import growth, kernels, speed, tables
 from tests import tiny
@@ -154,3 +156,18 @@ def test_a_whole_run_is_measured(tmp_path):
     assert rows["loop of bare step"] == pytest.approx(share)
     assert rows["cold first step, s"] > 0 and rows["warm first step, s"] > 0
     assert 0.1 < rows["peak memory, GB"] < 10
+
+
+def test_input_pipeline_compares_what_is_there(tmp_path):
+    generator = np.random.default_rng(0)
+    for i in range(8):
+        path = tmp_path / "photos" / "val" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
+        (tmp_path / "photos" / "train" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+    out = tmp_path / "rates.json"
+    arguments = ["--rounds=1", "--images=128", f"--photos={tmp_path / 'photos'}", f"--out={out}"]
+    said = bench("input_pipeline", *arguments).stdout
+    rates = json.loads(out.read_text())["rates"]
+    assert set(rates) == {"decode only", "raw", "prepared"} and all(rate > 0 for (rate,) in rates.values())
+    assert f"{rates['raw'][0] / rates['decode only'][0]:.2f}" in said

@@ -210,5 +210,36 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_records(tmp_path):
     assert digests(killed) == digests(whole)
 
 
+def test_stopped_when_all_but_its_name_was_done_it_decodes_nothing_again(folder, tmp_path, monkeypatch):
+    out = tmp_path / "set"
+    with monkeypatch.context() as power_cut:
+        power_cut.setattr(pathlib.Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare(f"folder:{folder}", out, image_size=32)
+    assert not out.exists()
+    monkeypatch.setattr(prepare, "_square_jpeg", lambda *_: pytest.fail("decoded again"))
+    assert prepare.prepare(f"folder:{folder}", out, image_size=32) == ["train/a/broken.jpg"]
+    assert not (out / "reports").exists() and not (out / "settings.json").exists()
+    assert len(sources.open_source(f"prepared:{out}", "train")) == 60
+
+
+@pytest.mark.parametrize("name", ["imagenet2012", "imagenet_resized", "2012"])
+def test_a_set_may_have_the_name_of_one_of_tfds(name, folder, tmp_path):
+    out = tmp_path / name
+    prepare.prepare(f"folder:{folder}", out, image_size=16)
+    assert [len(sources.open_source(f"prepared:{out}", split)) for split in ("train", "test")] == [60, 20]
+
+
+def test_a_class_name_with_a_character_that_ends_lines_elsewhere(tmp_path):
+    root = tmp_path / "images"
+    for split in ("train", "val"):
+        for name in ("a", "b\u2028c", "d\x1ce"):
+            (root / split / name).mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(root / split / name / "1.png")
+    prepare.prepare(f"folder:{root}", tmp_path / "set", image_size=16)
+    source = sources.open_source(f"prepared:{tmp_path / 'set'}", "train")
+    assert source.class_ids == ("a", "b\u2028c", "d\x1ce") and source.num_classes == 3
+
+
 def finished(out: pathlib.Path) -> int:
     return len(list(out.with_name("set.partial").glob("reports/*.npz")))

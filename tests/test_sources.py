@@ -87,6 +87,17 @@ def test_folder(tmp_path):
     assert test.read(np.array([1]))[0][0] == (tmp_path / "val/dog/0.png").read_bytes()
 
 
+def test_links_to_themselves_are_passed_over(tmp_path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "1.png").write_bytes(b"")
+            (tmp_path / split / name / "loop.png").symlink_to("loop.png")
+        (tmp_path / split / "loop").symlink_to("loop")
+    source = sources.open_source(f"folder:{tmp_path}", "train")
+    assert len(source) == 2 and source.class_ids == ("a", "b")
+
+
 def test_a_class_without_test_images_does_not_shift_the_labels(tmp_path):
     make_folder(tmp_path, {"train/a": 1, "train/b": 1, "train/c": 1, "test/a": 1, "test/c": 1})
     assert sources.open_source(f"folder:{tmp_path}", "test").read(np.arange(2))[1].tolist() == [0, 2]

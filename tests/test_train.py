@@ -311,6 +311,27 @@ def test_too_many_bad_images_stop_the_run(tiny, images, tmp_path):
     assert status(tmp_path / "run")["status"] == "failed"
 
 
+def test_bad_test_images_are_named_and_limited(tiny, images, tmp_path, capsys):
+    folder = copy_of(images, tmp_path / "images")
+    config = tiny(**{"mesh.data": 1, "data.source": f"folder:{folder}", "run.total_steps": 2})
+    victims = sorted(set(folder.rglob("*.png")) - set((folder / "train").rglob("*.png")))
+    assert len(victims) == 30
+    whole = [victim.read_bytes() for victim in victims]
+    for victim in victims:
+        victim.write_bytes(b"")
+    with pytest.raises(UserError, match=f"{len(victims)} of {len(victims)} test images .*max_bad_fraction"):
+        training.train(config, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert all(said.count(f"bad image, left out: {v.parent.name}/{v.name}") == 1 for v in victims)
+    # Nothing of the training is lost: mended, the run ends with the test that could not be made.
+    for victim, data in zip(victims, whole, strict=True):
+        victim.write_bytes(data)
+    assert training.train(config, tmp_path / "run") == "done"
+    said = capsys.readouterr().err
+    assert "loss" not in said and "top-1 error" in said
+    assert logs.read_metrics(tmp_path / "run")[-1]["eval/examples"] == len(victims)
+
+
 def copy_of(folder, target):
     shutil.copytree(folder, target)
     return target
