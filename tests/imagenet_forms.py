@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import pathlib
 import tarfile
 
@@ -13,7 +14,7 @@ VALIDATION = 20
 
 
 class Forms:
-    """Small sets under `root`: `folder`, `kaggle`, `tars` (and what TFDS wants: the tars again)."""
+    """Small sets under `root`: `folder`, `kaggle`, `tars` and `tfds`, where TFDS finds the tars again."""
 
     def __init__(self, root: pathlib.Path, ids: list[str], truth: list[str], images: list[bytes]) -> None:
         """Writes all forms.
@@ -69,15 +70,19 @@ class Forms:
             "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
         }
         write(self.root / "tars/ILSVRC2012_devkit_t12.tar.gz", tar(kit, "w:gz"))
+        manual = self.root / "tfds/downloads/manual"
+        manual.mkdir(parents=True)
+        for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
+            os.link(self.root / "tars" / name, manual / name)
 
 
-def meta_mat(number: dict[str, int]) -> bytes:
+def meta_mat(number: dict[str, int], year: str = "2012") -> bytes:
     """The kit's table of synsets, as MATLAB writes it."""
     import scipy.io
 
     synsets = np.zeros(
         (len(number), 1),
-        dtype=[("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("gloss", object)],
+        dtype=[(f"ILSVRC{year}_ID", object), ("WNID", object), ("words", object), ("gloss", object)],
     )
     for row, (wordnet_id, n) in enumerate(number.items()):
         synsets[row, 0] = (np.uint16(n), wordnet_id, f"words of {wordnet_id}, more words", "what it means")
@@ -97,6 +102,7 @@ def tar(files: dict[str, bytes], mode: str = "w") -> bytes:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
+            member.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
             archive.addfile(member, io.BytesIO(data))
     return out.getvalue()
 

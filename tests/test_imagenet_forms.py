@@ -1,18 +1,23 @@
 """ImageNet in every form: the same labels, names and pixels, whichever way it comes in."""
 
+import io
 import json
 import os
 import pathlib
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from alexnet_jax import input_pipeline, prepare, sources
 from alexnet_jax.errors import UserError
 from tests import imagenet_forms
 
 tfds = pytest.importorskip("tensorflow_datasets")
+
+DATA = os.environ.get("ALEXNET_JAX_TEST_DATA")
 
 
 @pytest.fixture(scope="module")
@@ -29,31 +34,44 @@ def official() -> tuple[list[str], list[str]]:
 @pytest.fixture(scope="module")
 def forms(official, tmp_path_factory) -> imagenet_forms.Forms:
     ids, truth = official
-    count = len(ids) * imagenet_forms.TRAIN_EACH + len(truth)
-    return imagenet_forms.Forms(
-        tmp_path_factory.mktemp("forms"), ids, truth, imagenet_forms.photographs(count)
-    )
+    images = imagenet_forms.photographs(number_of_images(ids, truth))
+    return imagenet_forms.Forms(tmp_path_factory.mktemp("forms"), ids, truth, images)
+
+
+@pytest.fixture(scope="module")
+def real_forms(official, tmp_path_factory) -> imagenet_forms.Forms:
+    """Of real photographs, under the labels of their places: TFDS knows a validation image by its place."""
+    if DATA is None:
+        pytest.skip("ALEXNET_JAX_TEST_DATA names no folder of real data")
+    ids, truth = official
+    paths = sorted(pathlib.Path(DATA, "imagenet_samples").rglob("*.JPEG"))[: number_of_images(ids, truth)]
+    images = [path.read_bytes() for path in paths]
+    return imagenet_forms.Forms(tmp_path_factory.mktemp("real"), ids, truth, images)
+
+
+@pytest.fixture(scope="module", params=["forms", "real_forms"])
+def either_forms(request) -> imagenet_forms.Forms:
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
 def tfds_dir(forms) -> pathlib.Path:
-    """The real TFDS builder of imagenet2012, run on the small tars."""
+    """Where TFDS has made its set of the small tars."""
     data_dir = forms.root / "tfds"
-    manual = data_dir / "downloads" / "manual"
-    manual.mkdir(parents=True)
-    for name in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"):
-        os.link(forms.root / "tars" / name, manual / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sources.TFDS_SIZES, "imagenet2012")
+        sources.open_source("tfds:imagenet2012", "train", data_dir=str(data_dir))
     return data_dir
 
 
-def spec_and_dir(forms, tfds_dir, form: str) -> tuple[str, str | None]:
-    return ("tfds:imagenet2012", str(tfds_dir)) if form == "tfds" else (f"{form}:{forms.root / form}", None)
+def number_of_images(ids: list[str], truth: list[str]) -> int:
+    return len(ids) * imagenet_forms.TRAIN_EACH + len(truth)
 
 
 def everything(source: sources.Source) -> dict[str, tuple[str, bytes]]:
     """Class id and pixels by file name."""
     found = {}
-    for batch in input_pipeline.eval_batches(source, batch_size=16, image_size=64):
+    for batch in input_pipeline.eval_batches(source, batch_size=16, image_size=256):
         for image, label, weight, index in zip(*batch.values(), strict=True):
             if index >= 0:
                 assert weight == 1
@@ -63,15 +81,17 @@ def everything(source: sources.Source) -> dict[str, tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_every_form_gives_the_same_labels_and_pixels(forms, tfds_dir, split, monkeypatch):
+def test_every_form_gives_the_same_labels_and_pixels(either_forms, split, monkeypatch):
+    forms = either_forms
     images = forms.train if split == "train" else forms.val
     monkeypatch.setitem(
         sources.TFDS_SIZES, "imagenet2012", {"train": len(forms.train), "validation": len(forms.val)}
     )
     results = {}
     for form in ("folder", "kaggle", "tars", "tfds"):
-        spec, data_dir = spec_and_dir(forms, tfds_dir, form)
-        source = sources.open_source(spec, split, data_dir=data_dir)
+        # The real TFDS builder of imagenet2012 runs on the small tars.
+        spec = "tfds:imagenet2012" if form == "tfds" else f"{form}:{forms.root / form}"
+        source = sources.open_source(spec, split, data_dir=str(forms.root / "tfds"))
         assert len(source) == len(images)
         results[form] = everything(source)
     assert {name: label for name, (label, _) in results["folder"].items()} == {
@@ -90,9 +110,10 @@ def test_names_travel_with_the_labels(forms):
     assert folder.class_names[folder.class_ids.index("n01440764")] == "tench, Tinca tinca"
 
 
-def test_prepared_records_hold_the_same_images(forms):
+def test_prepared_records_hold_the_same_images(either_forms):
+    forms = either_forms
     out = forms.root / "prepared"
-    prepare.prepare(f"tars:{forms.root / 'tars'}", out, image_size=64, shard_examples=25)
+    prepare.prepare(f"tars:{forms.root / 'tars'}", out, image_size=256, shard_examples=25)
     for split, images in (("train", forms.train), ("test", forms.val)):
         original = sources.open_source(f"tars:{forms.root / 'tars'}", split)
         source = sources.open_source(f"prepared:{out}", split)
@@ -101,8 +122,14 @@ def test_prepared_records_hold_the_same_images(forms):
         assert stored.keys() == fresh.keys() == images.keys()
         for name, (label, pixels) in stored.items():
             assert label == fresh[name][0]
-            difference = np.frombuffer(pixels, np.uint8).astype(int) - np.frombuffer(fresh[name][1], np.uint8)
-            assert abs(difference).mean() < 2  # JPEG at quality 95
+            assert pixels == after_jpeg(fresh[name][1])
+
+
+def after_jpeg(pixels: bytes) -> bytes:
+    """What a JPEG at quality 95 leaves of the pixels of a square of 256."""
+    out = io.BytesIO()
+    Image.frombytes("RGB", (256, 256), pixels).save(out, "JPEG", quality=95)
+    return Image.open(out).tobytes()
 
 
 def test_tfds_set_with_a_missing_or_short_tar_is_refused(forms, tfds_dir):
@@ -180,6 +207,15 @@ class TestWrongTars:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         self.refused(tars, "train", r"ILSVRC2012_img_train\.tar: cut short within n\d+\.tar")
 
+    @pytest.mark.parametrize("tail", [0, 2 << 20])
+    def test_train_tar_cut_short_between_two_files(self, tail, tars):
+        # So does a broken download end, or one whose room was taken beforehand.
+        path = tars / "ILSVRC2012_img_train.tar"
+        with tarfile.open(path) as tar:
+            last = tar.getmembers()[-1].offset
+        path.write_bytes(path.read_bytes()[:last] + bytes(tail))
+        self.refused(tars, "train", r"ILSVRC2012_img_train\.tar: .*cut short.*; fetch it again")
+
     def test_damaged_header(self, tars):
         path = tars / "ILSVRC2012_img_val.tar"
         data = bytearray(path.read_bytes())
@@ -226,6 +262,74 @@ def test_tars_of_2010_have_their_own_names(forms, tmp_path):
     assert source.description.startswith("ILSVRC2010_images_test.tar: 20 images")
 
 
+# ILSVRC-2010 made small: the kit's numbers of the classes, in no order of the ids, and of the synsets above
+# them; the ground truth in those numbers; and the labels that follow.
+CLASSES_2010 = {"n02119789": 1, "n01440764": 2, "n03126707": 3}
+ABOVE_2010 = {"n00001740": 4, "n02512053": 5}
+TRUTH_2010 = {"val": [3, 1, 2, 3], "test": [2, 3, 3, 1, 2]}
+LABELS_2010 = {"train": [0, 0, 0, 1, 1, 1, 2, 2, 2], "val": [2, 1, 0, 2], "test": [0, 2, 2, 1, 0]}
+
+
+class TestTarsOf2010:
+    """ILSVRC-2010 in its own layout, with its kit packed, unpacked or as loose files."""
+
+    @pytest.fixture
+    def images(self) -> dict[str, dict[str, bytes]]:
+        """By split and file name, in the order of the names."""
+        rest = iter(imagenet_forms.photographs(sum(map(len, LABELS_2010.values()))))
+        names = {
+            "train": [f"{i}_{n}.JPEG" for i in sorted(CLASSES_2010) for n in (1, 10, 2)],
+            **{
+                split: [f"ILSVRC2010_{split}_{n + 1:08d}.JPEG" for n in range(len(truth))]
+                for split, truth in TRUTH_2010.items()
+            },
+        }
+        return {split: {name: next(rest) for name in names[split]} for split in names}
+
+    @pytest.fixture(params=["packed", "unpacked", "loose"])
+    def tars(self, request, images, tmp_path) -> pathlib.Path:
+        tar, write = imagenet_forms.tar, imagenet_forms.write
+
+        def backwards(split: str, start: str) -> dict[str, bytes]:
+            return {n: data for n, data in reversed(images[split].items()) if n.startswith(start)}
+
+        train = {f"{i}.tar": tar(backwards("train", i)) for i in CLASSES_2010}
+        write(tmp_path / "ILSVRC2010_images_train.tar", tar(train))
+        write(tmp_path / "ILSVRC2010_images_val.tar", tar(backwards("val", "")))
+        # A tar may hold its folder, too.
+        within = {f"test/{name}": data for name, data in backwards("test", "").items()}
+        write(tmp_path / "ILSVRC2010_images_test.tar", tar({"test/": b"", **within}))
+        truth = {split: "".join(f"{n}\n" for n in numbers).encode() for split, numbers in TRUTH_2010.items()}
+        write(tmp_path / "ILSVRC2010_test_ground_truth.txt", truth["test"])  # not in the kit, which is older
+        kit = {
+            "devkit-1.0/readme.txt": b"This is the documentation of the kit.",
+            "devkit-1.0/data/ILSVRC2010_validation_ground_truth.txt": truth["val"],
+            "devkit-1.0/data/meta.mat": imagenet_forms.meta_mat(CLASSES_2010 | ABOVE_2010, "2010"),
+        }
+        if request.param == "packed":
+            write(tmp_path / "ILSVRC2010_devkit-1.0.tar.gz", tar(kit, "w:gz"))
+        for name, data in kit.items() if request.param != "packed" else ():
+            write(tmp_path / (name if request.param == "unpacked" else pathlib.PurePath(name).name), data)
+        return tmp_path
+
+    @pytest.mark.parametrize("split", ["train", "val", "test"])
+    def test_labels_names_and_bytes(self, tars, images, split):
+        if split == "val":  # the test images come first where they are
+            (tars / "ILSVRC2010_images_test.tar").unlink()
+        source = sources.open_source(f"tars:{tars}", "train" if split == "train" else "test")
+        assert source.class_ids == ("n01440764", "n02119789", "n03126707")
+        assert source.class_names == tuple(f"words of {i}, more words" for i in source.class_ids)
+        encoded, labels = source.read(np.arange(len(source)))
+        names = [pathlib.PurePath(source.name(i)).name for i in range(len(source))]
+        assert list(zip(names, encoded, strict=True)) == list(images[split].items())
+        assert labels.tolist() == LABELS_2010[split]
+
+    def test_a_synset_above_the_classes_is_no_label(self, tars):
+        (tars / "ILSVRC2010_test_ground_truth.txt").write_text("2\n3\n4\n1\n2\n")
+        with pytest.raises(UserError, match="has class 4, which the training tar has not"):
+            sources.open_source(f"tars:{tars}", "test")
+
+
 class TestWrongKaggle:
     """What is said of Kaggle's archive when a part of it is missing."""
 
@@ -251,6 +355,13 @@ class TestWrongKaggle:
     def test_another_csv(self, kaggle):
         (kaggle / "LOC_val_solution.csv").write_text("a,b\n1,2\n")
         with pytest.raises(UserError, match="not Kaggle's file"):
+            sources.open_source(f"kaggle:{kaggle}", "test")
+
+    @pytest.mark.parametrize("rows", [0, 1])
+    def test_a_csv_cut_short(self, rows, kaggle):
+        path = kaggle / "LOC_val_solution.csv"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + rows]))
+        with pytest.raises(UserError, match=r"LOC_val_solution\.csv .*cut short, so fetch it again"):
             sources.open_source(f"kaggle:{kaggle}", "test")
 
     def test_the_inner_folder_will_do(self, kaggle):
