@@ -4,8 +4,6 @@ import io
 import itertools
 import os
 import pathlib
-import resource
-import subprocess
 import sys
 import zlib
 
@@ -13,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import images, input_pipeline, sources
+from alexnet_jax import config as configs
+from alexnet_jax import images, input_pipeline, logs, sources, train
+from configs import default
+from tests import peak, tiny
 
 # pytest undoes the filter that images.py sets.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
@@ -184,26 +185,47 @@ def test_catalogue(name, tmp_path):
         assert abs(difference).mean() <= tolerance
 
 
-def test_a_huge_image_takes_bounded_memory(tmp_path):
-    huge = Image.new("L", (20_000, 20_000), 128)
-    huge.save(tmp_path / "huge.jpg", quality=10)
-    program = (
-        "import resource, sys, pathlib; from alexnet_jax.images import decode_square\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(decode_square(pathlib.Path(sys.argv[1]).read_bytes(), 256))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path / "huge.jpg")]
-    result, kilobytes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert result == "None" and int(kilobytes) < 50_000
+DECODE = """
+import pathlib, sys
+from PIL import JpegImagePlugin
+from alexnet_jax import images
+from tests import peak
+data = pathlib.Path(sys.argv[1]).read_bytes()
+{change}
+before = peak.kilobytes()
+square = images.decode_square(data, 256)
+print(square is None, peak.kilobytes() - before)
+"""
+WITHOUT_A_LIMIT = "images.MAX_PIXELS = 10**9"
+WITHOUT_DRAFT = "JpegImagePlugin.JpegImageFile.draft = lambda *arguments: None"
 
 
-def test_the_largest_photograph_takes_bounded_memory():
-    data = encode(photograph(9_900, 9_900), quality=50)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert images.decode_square(data, 256) is not None
-    # Decoded at an eighth of its sides it is 6 MB; encoding it above took the memory of the whole.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+def decoded(path: pathlib.Path, change: str = "") -> tuple[bool, int]:
+    """Whether a new process takes a file for a bad image, and the kilobytes that this needs."""
+    bad, kilobytes = peak.said_by(DECODE.format(change=change), path)
+    return bad == "True", int(kilobytes)
+
+
+@peak.needed
+@pytest.mark.parametrize(("name", "side"), [("huge.jpg", 20_000), ("huge.png", 10_100)])
+def test_a_huge_image_takes_bounded_memory(name, side, tmp_path):
+    Image.new("L", (side, side), 128).save(tmp_path / name, quality=10)
+    bad, kilobytes = decoded(tmp_path / name)
+    assert bad and kilobytes < 50_000
+    if side < 15_000:  # a larger one Pillow itself refuses
+        bad, kilobytes = decoded(tmp_path / name, WITHOUT_A_LIMIT)
+        assert not bad and kilobytes > 50_000
+
+
+@peak.needed
+def test_the_largest_photograph_takes_bounded_memory(tmp_path):
+    path = tmp_path / "large.jpg"
+    path.write_bytes(encode(photograph(9_900, 9_900), quality=50))
+    # Decoded at an eighth of its sides it is 6 MB; the whole takes four bytes a pixel.
+    bad, kilobytes = decoded(path)
+    assert not bad and kilobytes < 100_000
+    bad, kilobytes = decoded(path, WITHOUT_DRAFT)
+    assert not bad and kilobytes > 100_000
 
 
 def test_large_images_are_pillows():
@@ -393,12 +415,60 @@ class TestFolders:
         assert source.read(np.arange(2))[0] == [b"", JPEG]
 
 
-def test_hymenoptera_as_it_is():
+NOT_FOUND = "ants/imageNotFound.gif"  # a picture that says so, of the right format
+
+
+@pytest.fixture
+def hymenoptera() -> pathlib.Path:
     root = os.environ.get("ALEXNET_JAX_TEST_DATA")
     if not root:
         pytest.skip("ALEXNET_JAX_TEST_DATA is not set to the folder of unpacked test data")
+    return pathlib.Path(root, "hymenoptera")
+
+
+def bad_names(root: pathlib.Path, split: str) -> list[str]:
+    source = sources.open_source(f"folder:{root}", split)
+    batches = list(input_pipeline.eval_batches(source, batch_size=64, image_size=64))
+    index, weight = (np.concatenate([batch[key] for batch in batches]) for key in ("index", "weight"))
+    assert sorted(index[index >= 0]) == list(range(len(source)))
+    return [source.name(i) for i in index[(index >= 0) & (weight == 0)].tolist()]
+
+
+@pytest.fixture
+def with_a_bad_image(hymenoptera, tmp_path) -> pathlib.Path:
+    """Links to the photographs, and one image that was cut off."""
+    root = tmp_path / "hymenoptera"
+    for split, theirs in (("train", "train"), ("test", "val")):
+        for path in (hymenoptera / theirs).glob("*/*"):
+            link = root / split / path.parent.name / path.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+    bad = root / "train" / NOT_FOUND
+    data = bad.read_bytes()
+    bad.unlink()
+    bad.write_bytes(data[: len(data) // 2])
+    return root
+
+
+def test_hymenoptera_as_it_is(hymenoptera):
     for split, count in (("train", 245), ("test", 153)):
-        source = sources.open_source(f"folder:{root}/hymenoptera", split)
-        batches = list(input_pipeline.eval_batches(source, batch_size=64, image_size=64))
-        assert len(source) == sum(batch["weight"].sum() for batch in batches) == count
-        assert source.class_names == ("ants", "bees")
+        source = sources.open_source(f"folder:{hymenoptera}", split)
+        assert len(source) == count and source.class_names == ("ants", "bees")
+        assert bad_names(hymenoptera, split) == []
+        assert (NOT_FOUND in [source.name(i) for i in range(count)]) == (split == "train")
+
+
+@pytest.mark.parametrize(
+    ("folder", "bad"), [("hymenoptera", []), ("with_a_bad_image", [NOT_FOUND])], ids=["as it is", "cut off"]
+)
+def test_a_run_counts_the_bad_images_of_hymenoptera(folder, bad, request, tmp_path, capsys):
+    root = request.getfixturevalue(folder)
+    assert bad_names(root, "train") == bad
+    keys = {"data.source": f"folder:{root}", "mesh.data": 1, "run.total_steps": 2, "run.log_every_steps": 1}
+    # A batch is an epoch: each step sees each image once.
+    keys |= {**tiny.NET, "data.batch_size": 245}
+    config = configs.resolve(default.get_config(), keys)
+    assert train.train(config, tmp_path / "run") == "done"
+    lines = [line for line in logs.read_metrics(tmp_path / "run") if "train/bad_images" in line]
+    assert [line["train/bad_images"] for line in lines] == [len(bad), 2 * len(bad)]
+    assert capsys.readouterr().err.count("bad image, left out") == len(bad)

@@ -2,18 +2,33 @@
 
 import io
 import itertools
-import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
+import time
+import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import images, input_pipeline, records, sources, tensorflow_host
+from alexnet_jax import (
+    columns,
+    evaluate,
+    images,
+    input_pipeline,
+    logs,
+    records,
+    sources,
+    steps,
+    tensorflow_host,
+    train,
+)
 from alexnet_jax.errors import UserError
+from tests import peak
 
 
 class Numbered:
@@ -204,41 +219,140 @@ def test_a_program_ends_while_batches_are_in_the_making(end):
 
 
 START = """
-import resource, time
+import sys, time
 import numpy as np
 from alexnet_jax import input_pipeline
-from tests.test_input_pipeline import Numbered
+from tests import peak
+
+class Many:
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def read(self, indices):
+        return [{image}] * len(indices), indices.astype(np.int32)
 
 def first_batch(count, start_step):
     batches = input_pipeline.train_batches(
-        Numbered(count), batch_size=128, image_size=8, seed=1, start_step=start_step
+        Many(count), batch_size=128, image_size=8, seed=1, start_step=start_step
     )
-    indices = next(batches)["index"]
+    batch = next(batches)
     batches.close()
-    return indices
+    assert batch["weight"].sum() == 128
+    return batch["index"]
 
 first_batch(100, 0)
-before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-indices = first_batch({count}, {start})
-print(time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-assert 0 <= indices.min() and indices.max() < {count} and len(set(indices)) == 128
+count, start = map(int, sys.argv[1:])
+{change}
+before, began = peak.kilobytes(), time.monotonic()
+indices = first_batch(count, start)
+print(time.monotonic() - began, peak.kilobytes() - before)
+assert 0 <= indices.min() and indices.max() < count and len(set(indices)) == 128
+"""
+START_KILOBYTES = 300_000
+# The order as Python's numbers, which take 36 bytes each.
+AS_A_LIST = """
+order = input_pipeline.epoch_order
+input_pipeline.epoch_order = lambda *epoch: np.array(order(*epoch).tolist())
 """
 
 
+def start(count: int, epoch: float, change: str = "") -> tuple[float, float]:
+    """The seconds and kilobytes that the first batch takes in a new process."""
+    program = START.format(image=repr(png(7)), change=change)
+    seconds, kilobytes = map(float, peak.said_by(program, count, int(epoch * count / 128)))
+    return seconds, kilobytes
+
+
+@peak.needed
 @pytest.mark.parametrize("count", [1_281_167, 15_000_000])
 @pytest.mark.parametrize("epoch", [0, 7.5])
 def test_imagenet_starts_at_once_anywhere_and_in_little_memory(count, epoch):
-    program = START.format(count=count, start=int(epoch * count / 128))
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=pathlib.Path(__file__).parent,
-        env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
-    )
-    assert done.returncode == 0, done.stderr
-    seconds, kilobytes = map(float, done.stdout.split())
-    assert seconds < 5 and kilobytes < 300_000
+    seconds, kilobytes = start(count, epoch)
+    assert seconds < 5 and kilobytes < START_KILOBYTES
+
+
+@peak.needed
+def test_a_start_that_takes_much_memory_is_seen():
+    assert start(15_000_000, 0, AS_A_LIST)[1] > START_KILOBYTES
+
+
+class Disk(Numbered):
+    """Reads one request after the other, each so many seconds long."""
+
+    def __init__(self, count: int, seconds: float) -> None:
+        super().__init__(count)
+        self.seconds, self.head = seconds, threading.Lock()
+
+    def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        with self.head:
+            time.sleep(self.seconds)
+        return super().read(indices)
+
+
+class Step:
+    """What a step gives that takes so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def is_ready(self) -> bool:
+        return time.monotonic() >= self.end
+
+    def block_until_ready(self) -> "Step":
+        time.sleep(max(0.0, self.end - time.monotonic()))
+        return self
+
+
+@pytest.mark.parametrize(
+    ("read_seconds", "step_seconds", "least", "most"),
+    [(0.0, 0.3, 0.0, 0.0), (0.2, 0.02, 0.5, 3.0)],
+    ids=["fast", "slow"],
+)
+def test_a_slow_source_is_seen_in_the_wait_for_input(read_seconds, step_seconds, least, most):
+    mesh, source = columns.make_mesh(1, 1), Disk(100, read_seconds)
+    host = input_pipeline.train_batches(source, batch_size=8, image_size=4, seed=0)
+    in_flight = steps.InFlight(mesh)
+    run, log = types.SimpleNamespace(mesh=mesh, source=source), logs.NoLog("here")
+    batches = train.TrainingBatches(run, log, host, in_flight)
+    for step in range(5):  # as the loop of train.py, but for the step
+        next(batches)
+        in_flight.make_room()
+        in_flight.add(Step(step_seconds))
+        if step == 0:  # the loop forgets the first wait, with the compiler's time
+            batches.wait_seconds = 0.0
+    host.close()
+    assert least <= batches.wait_seconds <= most
+
+
+def test_the_next_batch_is_on_the_devices_before_it_is_asked_for(monkeypatch):
+    mesh, taken, placed = columns.make_mesh(2, 1), [], []
+    place = jax.make_array_from_process_local_data
+
+    def recorded(*arguments):
+        placed.append(place(*arguments))
+        return placed[-1]
+
+    def batches():
+        for batch in input_pipeline.eval_batches(Numbered(32), batch_size=8, image_size=4):
+            taken.append(batch)
+            yield batch
+
+    monkeypatch.setattr(jax, "make_array_from_process_local_data", recorded)
+    ahead, arrays = evaluate.on_device(batches(), mesh), len(("image", "label", "weight"))
+    assert not taken
+    for n in range(4):
+        host, batch = next(ahead)
+        its, following = placed[n * arrays : (n + 1) * arrays], placed[(n + 1) * arrays :]
+        assert host is taken[n] and all(one is other for one, other in zip(batch.values(), its, strict=True))
+        np.testing.assert_array_equal(batch["label"], host["label"])
+        if n < 3:  # one batch further, and no more than one
+            assert len(taken) == n + 2 and len(following) == arrays
+            assert all(isinstance(one, jax.Array) and one.sharding.mesh == mesh for one in following)
+            np.testing.assert_array_equal(following[1], taken[n + 1]["label"])
+    assert next(ahead, None) is None and len(taken) == 4
 
 
 def jpeg(level: int, width: int = 16) -> bytes:
