@@ -12,6 +12,8 @@ What is measured:
   raw             this project, from the photographs
   prepared        this project, from records that `alexnet_jax.prepare` made of them
   torchvision N   ImageFolder, Resize, CenterCrop and DataLoader with N workers
+
+All but torchvision keep freed memory (`alexnet_jax.memory`), as every command of this project does.
 """
 
 import argparse
