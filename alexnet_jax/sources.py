@@ -7,6 +7,7 @@ business.
 import csv
 import dataclasses
 import difflib
+import errno
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -303,7 +304,9 @@ def _is(kind: Callable[[], bool]) -> bool:
     """What `DirEntry` says of an entry; a symbolic link to itself is neither file nor folder."""
     try:
         return kind()
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
         return False
 
 
