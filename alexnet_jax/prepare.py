@@ -211,7 +211,7 @@ def _square_jpeg(data: bytes, image_size: int, quality: int, sums: ColourSums) -
 def _finish(
     partial: pathlib.Path, name: str, settings: Settings, opened: dict[str, sources.Source]
 ) -> list[str]:
-    """Checks the counts, then writes statistics, bad images and metadata; all that is left is the name."""
+    """Checks the counts, then writes statistics, bad images and metadata; what is left is to name it."""
     lengths: dict[str, list[int]] = {}
     bad: list[str] = []
     for split in settings.splits:

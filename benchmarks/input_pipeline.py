@@ -36,6 +36,7 @@ SIZE = 256
 
 def decode_only(photos: pathlib.Path) -> Iterator[int]:
     """Numbers of images read and decoded by tf.data, with as many threads as there are cores."""
+    from alexnet_jax import input_pipeline
     from alexnet_jax.tensorflow_host import tensorflow
 
     tf = tensorflow()
@@ -43,7 +44,7 @@ def decode_only(photos: pathlib.Path) -> Iterator[int]:
     dataset = tf.data.Dataset.from_tensor_slices(paths).cache().repeat()
     dataset = dataset.map(
         lambda path: tf.shape(tf.io.decode_jpeg(tf.io.read_file(path), channels=3))[0],
-        num_parallel_calls=len(os.sched_getaffinity(0)),
+        num_parallel_calls=input_pipeline.threads(),
         deterministic=True,
     )
     for batch in dataset.batch(BATCH).prefetch(2):
@@ -68,8 +69,8 @@ def torchvision(photos: pathlib.Path, workers: int, images: int) -> Iterator[int
     (split,) = [path for path in sorted(photos.iterdir()) if path.is_dir()][:1]
     data = datasets.ImageFolder(str(split), transforms.Compose(steps))
     sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=100 * images)
-    for images, _ in torch.utils.data.DataLoader(data, BATCH, sampler=sampler, num_workers=workers):
-        yield len(images)
+    for batch, _ in torch.utils.data.DataLoader(data, BATCH, sampler=sampler, num_workers=workers):
+        yield len(batch)
 
 
 def serve(way: Iterator[int], images: int) -> None:
@@ -120,10 +121,11 @@ def main() -> None:
 
 def compare(given: argparse.Namespace, prepared: pathlib.Path) -> None:
     """Runs all ways by turns and prints the table."""
+    from alexnet_jax.input_pipeline import threads
     from alexnet_jax.prepare import prepare
 
     prepare(f"folder:{given.photos}", prepared, splits=("test",))
-    cores = len(os.sched_getaffinity(0))
+    cores = threads()
     pythons = {name: sys.executable for name in ("decode only", "raw", "prepared")}
     if given.torch_python:
         pythons |= {

@@ -16,5 +16,14 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> pathlib.Path:
+    """The folder of real photographs and weights, which are too large for the repository."""
+    if not (folder := os.environ.get("ALEXNET_JAX_TEST_DATA")):
+        pytest.skip("ALEXNET_JAX_TEST_DATA names no folder of real data")
+    return pathlib.Path(folder)

@@ -17,7 +17,6 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.preprocess import Preprocess
 from tests.fixtures import seeded
 
-DATA = os.environ.get("ALEXNET_JAX_TEST_DATA")
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
@@ -58,13 +57,11 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.skipif(DATA is None, reason="ALEXNET_JAX_TEST_DATA names no folder of real data")
-def test_pool5_of_photographs_agrees_with_pytorch_and_separates_ants_from_bees():
-    data = pathlib.Path(str(DATA))
-    loaded = pretrained.read(data / "torchvision_alexnet_features.npz", partial=True)
+def test_pool5_of_photographs_agrees_with_pytorch_and_separates_ants_from_bees(real_data):
+    loaded = pretrained.read(real_data / "torchvision_alexnet_features.npz", partial=True)
     sets = {}
     for split in ("train", "val"):
-        names = image_files.find([data / "hymenoptera" / split])
+        names = image_files.find([real_data / "hymenoptera" / split])
         groups = list(features.extract(loaded, names, "pool5"))
         points = np.concatenate([activities.reshape(len(group), -1) for group, activities in groups])
         sets[split] = ([name for group, _ in groups for name in group], points)
@@ -76,7 +73,7 @@ def test_pool5_of_photographs_agrees_with_pytorch_and_separates_ants_from_bees()
     places = seeded.places("pool5", points.shape[1], 64)
     assert len(files) == len(samples) == 153
     for file, point in zip(files, points, strict=True):
-        key = pathlib.Path(file).relative_to(data / "hymenoptera").as_posix()
+        key = pathlib.Path(file).relative_to(real_data / "hymenoptera").as_posix()
         scale = np.abs(samples[key]).max()
         np.testing.assert_allclose(point[places], samples[key], atol=1e-3 * scale, rtol=0, err_msg=key)
         np.testing.assert_allclose(np.linalg.norm(point), norms[key], rtol=1e-3, err_msg=key)

@@ -17,8 +17,6 @@ from tests import imagenet_forms
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-DATA = os.environ.get("ALEXNET_JAX_TEST_DATA")
-
 
 @pytest.fixture(scope="module")
 def official() -> tuple[list[str], list[str]]:
@@ -39,12 +37,10 @@ def forms(official, tmp_path_factory) -> imagenet_forms.Forms:
 
 
 @pytest.fixture(scope="module")
-def real_forms(official, tmp_path_factory) -> imagenet_forms.Forms:
+def real_forms(real_data, official, tmp_path_factory) -> imagenet_forms.Forms:
     """Of real photographs, under the labels of their places: TFDS knows a validation image by its place."""
-    if DATA is None:
-        pytest.skip("ALEXNET_JAX_TEST_DATA names no folder of real data")
     ids, truth = official
-    paths = sorted(pathlib.Path(DATA, "imagenet_samples").rglob("*.JPEG"))[: number_of_images(ids, truth)]
+    paths = sorted((real_data / "imagenet_samples").rglob("*.JPEG"))[: number_of_images(ids, truth)]
     images = [path.read_bytes() for path in paths]
     return imagenet_forms.Forms(tmp_path_factory.mktemp("real"), ids, truth, images)
 

@@ -304,11 +304,8 @@ def test_any_size_can_be_cut():
         assert (square == (9, 99, 199)).all(), (width, height)
 
 
-def test_agrees_with_pillow_on_photographs(monkeypatch):
-    root = os.environ.get("ALEXNET_JAX_TEST_DATA")
-    if not root:
-        pytest.skip("ALEXNET_JAX_TEST_DATA is not set to the folder of unpacked test data")
-    paths = sorted(pathlib.Path(root, "imagenet_samples").rglob("*.JPEG"))
+def test_agrees_with_pillow_on_photographs(real_data, monkeypatch):
+    paths = sorted((real_data / "imagenet_samples").rglob("*.JPEG"))
     differences = []
     for path in paths:
         ours = images.decode_square(path.read_bytes(), 256)
@@ -419,11 +416,8 @@ NOT_FOUND = "ants/imageNotFound.gif"  # a picture that says so, of the right for
 
 
 @pytest.fixture
-def hymenoptera() -> pathlib.Path:
-    root = os.environ.get("ALEXNET_JAX_TEST_DATA")
-    if not root:
-        pytest.skip("ALEXNET_JAX_TEST_DATA is not set to the folder of unpacked test data")
-    return pathlib.Path(root, "hymenoptera")
+def hymenoptera(real_data) -> pathlib.Path:
+    return real_data / "hymenoptera"
 
 
 def bad_names(root: pathlib.Path, split: str) -> list[str]:

@@ -16,8 +16,6 @@ from alexnet_jax import predict, pretrained
 from alexnet_jax.errors import UserError
 from tests.test_features import net, photos, run  # noqa: F401  (fixtures)
 
-DATA = os.environ.get("ALEXNET_JAX_TEST_DATA")
-
 
 def probabilities(path: pathlib.Path, name: str) -> np.ndarray:
     model, variables, preprocess = pretrained.load_pretrained(path)
@@ -121,11 +119,10 @@ def test_without_a_classifier_it_says_so(tmp_path, net, photos):  # noqa: F811
     assert done.stderr.count("\n") == 1 and "no classifier" in done.stderr
 
 
-@pytest.mark.skipif(DATA is None, reason="ALEXNET_JAX_TEST_DATA names no folder of real data")
-def test_the_real_convolutions_have_no_classifier():
-    weights = f"--weights={DATA}/torchvision_alexnet_features.npz"
+def test_the_real_convolutions_have_no_classifier(real_data):
+    weights = f"--weights={real_data}/torchvision_alexnet_features.npz"
     with pytest.raises(UserError, match="no classifier, for fc6, fc7, fc8 are missing"):
-        predict.main([f"{DATA}/imagenet_samples/val", weights])
+        predict.main([f"{real_data}/imagenet_samples/val", weights])
 
 
 @pytest.mark.parametrize(
