@@ -15,9 +15,10 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax import cli, distributed
 from alexnet_jax import config as configs
-from alexnet_jax.errors import UserError
+from alexnet_jax.common import command_line
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.run import processes
 
 FLAGS = flags.FLAGS
 
@@ -61,10 +62,12 @@ def main() -> int:
     config = None if FLAGS.mode == "eval" else configs.resolve(FLAGS.config, overrides)
     if config is not None and FLAGS.mode == "summary":
         return summarise(config)
-    place = distributed.find(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
-    with distributed.job(place, FLAGS.start_timeout_seconds):
+    place = processes.find(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+    with processes.job(place, FLAGS.start_timeout_seconds):
         if config is None:
-            config = configs.of_workdir(cli.required("workdir", FLAGS.workdir, "the run to test"), overrides)
+            config = configs.of_workdir(
+                command_line.required("workdir", FLAGS.workdir, "the run to test"), overrides
+            )
         refuse_other_flags(config)
         return test(config) if FLAGS.mode == "eval" else train(config)
 
@@ -72,7 +75,7 @@ def main() -> int:
 def refuse_other_flags(config: configs.Config) -> None:
     """Raises `UserError` in a process that was given other flags than process 0."""
     own = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
-    first, values = json.loads(distributed.from_first(json.dumps([own, json.loads(config.to_json())])))
+    first, values = json.loads(processes.from_first(json.dumps([own, json.loads(config.to_json())])))
     different = [f"{key}: {first[key]!r} -> {own[key]!r}" for key in own if first[key] != own[key]]
     different += configs.all_differences(configs.resolve(values), config)
     if different:
@@ -86,20 +89,20 @@ def train(config: configs.Config) -> int:
     from alexnet_jax.train import train
 
     path = config_flags.get_config_filename(FLAGS["config"])
-    return cli.EXIT_CODES[train(config, FLAGS.workdir or cli.fresh_workdir(path))]
+    return command_line.EXIT_CODES[train(config, FLAGS.workdir or command_line.fresh_workdir(path))]
 
 
 def test(config: configs.Config) -> int:
     from alexnet_jax import evaluate
 
-    if cli.config_path(sys.argv) is not None:
+    if command_line.config_path(sys.argv) is not None:
         print(
             f"note: a run is tested by its own config, {FLAGS.workdir}/config.json, not by --config",
             file=sys.stderr,
         )
     result, step = evaluate.evaluate_workdir(config, pathlib.Path(FLAGS.workdir))
     values = {"step": step, **dataclasses.asdict(result)}
-    if not distributed.is_first():
+    if not processes.is_first():
         return 0
     print(
         json.dumps(values) if FLAGS.json else "\n".join(f"{key:12} {value}" for key, value in values.items())
@@ -108,7 +111,8 @@ def test(config: configs.Config) -> int:
 
 
 def summarise(config: configs.Config) -> int:
-    from alexnet_jax import evaluate, summary
+    from alexnet_jax import evaluate
+    from alexnet_jax.tools import summary
 
     num_classes = config.data.num_classes or evaluate.open_source(config, "train").num_classes
     table = summary.summarise(configs.build_model(config, num_classes), config.data.image_size)
@@ -117,4 +121,6 @@ def summarise(config: configs.Config) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, default_config=pathlib.Path(__file__).parent / "configs" / "default.py")
+    command_line.run(
+        main, define_flags, default_config=pathlib.Path(__file__).parent / "configs" / "default.py"
+    )

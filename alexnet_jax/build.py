@@ -13,13 +13,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from alexnet_jax import augment, checkpoint, columns, evaluate, input_pipeline, pretrained, steps, trunk
+from alexnet_jax import augment, columns, evaluate, steps
 from alexnet_jax import config as configs
 from alexnet_jax import optimizer as optimizers
+from alexnet_jax.data import pipeline
+from alexnet_jax.data.preprocess import TORCHVISION, Preprocess
+from alexnet_jax.data.sources import Source
+from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.model import AlexNet
-from alexnet_jax.preprocess import TORCHVISION, Preprocess
-from alexnet_jax.sources import Source
-from alexnet_jax.statistics import Statistics
+from alexnet_jax.run import cached_features, checkpoint
+from alexnet_jax.weights import pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +71,8 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
     optimizer = build_optimizer(config, len(source), total_steps)
     view = build_view(config, statistics, preprocess, len(source))
     trained = model
-    if trunk.rests(config):
-        trained, view = model.clone(reads="pool5"), trunk.view
+    if cached_features.rests(config):
+        trained, view = model.clone(reads="pool5"), cached_features.view
 
     def init_state() -> steps.TrainState:
         return steps.init_state(model, optimizer, data.image_size, run.seed, mesh)
@@ -179,15 +182,15 @@ def is_due(step: int, every: int) -> bool:
     return step > 0 and step % every == 0
 
 
-def open_batches(run: Run, params: Any, start_step: int) -> Iterator[input_pipeline.Batch]:
+def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Batch]:
     """The run's batches from a step on, of images or of what a trunk at rest makes of them."""
     data, seed = run.config.data, run.config.run.seed
-    if trunk.rests(run.config):
-        path = run.workdir / trunk.file_name(data.source, run.model, params, run.preprocess)
-        records = trunk.pooled_maps(path, run.model, params, run.preprocess, run.source)
-        return trunk.batches(records, data.batch_size, seed, start_step)
+    if cached_features.rests(run.config):
+        path = run.workdir / cached_features.file_name(data.source, run.model, params, run.preprocess)
+        records = cached_features.pooled_maps(path, run.model, params, run.preprocess, run.source)
+        return cached_features.batches(records, data.batch_size, seed, start_step)
     share, shares = columns.share(run.mesh)
-    return input_pipeline.train_batches(
+    return pipeline.train_batches(
         run.source,
         batch_size=data.batch_size,
         image_size=data.stored_size,

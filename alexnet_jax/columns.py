@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.common.errors import UserError
 
 DATA, COLUMN = "data", "column"
 

@@ -16,8 +16,8 @@ from typing import Any
 import ml_collections
 
 from alexnet_jax import augment, model, optimizer
-from alexnet_jax.errors import UserError
-from alexnet_jax.typed import as_type
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.typed import as_type
 
 
 @dataclasses.dataclass(frozen=True)

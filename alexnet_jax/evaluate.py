@@ -12,21 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from alexnet_jax import (
-    checkpoint,
-    columns,
-    distributed,
-    input_pipeline,
-    pretrained,
-    progress,
-    sources,
-    steps,
-)
+from alexnet_jax import columns, steps
 from alexnet_jax import config as configs
-from alexnet_jax.errors import UserError
+from alexnet_jax.common import progress
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import pipeline, sources
+from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.data.statistics import ILSVRC, Statistics
 from alexnet_jax.model import AlexNet
-from alexnet_jax.preprocess import Preprocess
-from alexnet_jax.statistics import ILSVRC, Statistics
+from alexnet_jax.run import checkpoint, processes
+from alexnet_jax.weights import pretrained
 
 HostBatch = dict[str, np.ndarray]
 
@@ -107,7 +102,7 @@ def make_evaluator(
         stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda line: None,
     ) -> Result | None:
-        batches = input_pipeline.eval_batches(
+        batches = pipeline.eval_batches(
             source,
             batch_size=config.data.batch_size,
             image_size=config.data.stored_size,
@@ -115,7 +110,7 @@ def make_evaluator(
             host_count=shares,
         )
         count = -(-len(source) // config.data.batch_size)
-        shown = show_progress and distributed.is_first()
+        shown = show_progress and processes.is_first()
         bar = progress.bar(count, "batch", "test", disable=not shown)
         sums: steps.Metrics | None = None
         in_flight = steps.InFlight(mesh)
@@ -200,7 +195,7 @@ def open_source(config: configs.Config, split: str) -> sources.Source:
             f"{source.num_classes} classes; correct one of them"
         )
     found = f"{len(source):,} {split} images of {source.num_classes} classes"
-    if (first := distributed.from_first(found)) != found:
+    if (first := processes.from_first(found)) != found:
         raise UserError(
             f"data.source={config.data.source}: has {found} here, but {first} for process 0; give all "
             "processes the same images"

@@ -16,10 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax import ops
+from alexnet_jax import layers as ops
 from alexnet_jax.columns import exchange
-from alexnet_jax.errors import UserError
-from alexnet_jax.typed import as_type
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.typed import as_type
 
 Array = jax.Array
 

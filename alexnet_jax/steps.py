@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from alexnet_jax import columns, compiled
-from alexnet_jax.errors import UserError
+from alexnet_jax import columns
+from alexnet_jax.common import compiled
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.model import AlexNet
-from alexnet_jax.preprocess import Preprocess
 
 Array = jax.Array
 Batch = dict[str, Array]  # image uint8 [B, S, S, 3], label int32 [B], weight float32 [B]

@@ -18,23 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from alexnet_jax import (
-    checkpoint,
-    distributed,
-    evaluate,
-    faults,
-    input_pipeline,
-    interrupt,
-    logs,
-    pretrained,
-    profile,
-    steps,
-)
 from alexnet_jax import config as configs
+from alexnet_jax import evaluate, steps
 from alexnet_jax import optimizer as optimizers
-from alexnet_jax import workdir as workdirs
 from alexnet_jax.build import Run, build, is_due, open_batches
-from alexnet_jax.errors import Fault, UserError
+from alexnet_jax.common import faults
+from alexnet_jax.common.errors import Fault, UserError
+from alexnet_jax.data import pipeline
+from alexnet_jax.run import checkpoint, logs, processes, profiler, signals
+from alexnet_jax.run import workdir as workdirs
+from alexnet_jax.weights import pretrained
 
 STEP_BACK_FACTOR = 0.5  # of the rates, each time a run goes back from divergence
 FLAT_WITHIN, FLAT_STEPS = 0.01, 1000  # a loss so near to ln(classes), for so many steps, is worth a warning
@@ -82,10 +75,10 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
       UserError: the config, the data or the directory is not as it must be.
       Fault: the disk is full, the directory is gone, or the memory does not suffice.
     """
-    with interrupt.Stop(config.run.max_seconds, distributed.Largest()) as stop:
-        workdir = distributed.from_first(str(workdir))
+    with signals.Stop(config.run.max_seconds, processes.Largest()) as stop:
+        workdir = processes.from_first(str(workdir))
         run = build(config, pathlib.Path(workdir))
-        distributed.barrier()  # all have looked at what is in the directory before one changes it
+        processes.barrier()  # all have looked at what is in the directory before one changes it
         try:
             with workdirs.opened(run.workdir, config):
                 return _train_and_tell(run, stop)
@@ -95,18 +88,18 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
             raise
 
 
-def _train_and_tell(run: Run, stop: interrupt.Stop) -> str:
+def _train_and_tell(run: Run, stop: signals.Stop) -> str:
     """Trains; how a run fails is told by its status, and in a line where the program is not to blame."""
     try:
-        if distributed.is_first():
+        if processes.is_first():
             pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
             logs.write_status(run.workdir, "running")
-            distributed.on_death(functools.partial(logs.write_failure, run.workdir))
+            processes.on_death(functools.partial(logs.write_failure, run.workdir))
         return _train(run, stop)
     except BaseException as error:
         known = faults.explain(error, run.workdir)
         with contextlib.suppress(OSError):  # the disk may be what failed
-            if distributed.is_first():
+            if processes.is_first():
                 logs.write_failure(run.workdir, str(known or f"{type(error).__name__}: {error}"))
         if known is not None:
             raise known from error
@@ -116,10 +109,10 @@ def _train_and_tell(run: Run, stop: interrupt.Stop) -> str:
 # --- the loop ---------------------------------------------------------------------------------------------
 
 
-def _train(run: Run, stop: interrupt.Stop) -> str:
+def _train(run: Run, stop: signals.Stop) -> str:
     """Restores, trains, finishes; goes back a checkpoint if the loss diverges and the config allows it."""
     settings = run.config.run
-    say = print_line if distributed.is_first() else lambda line: None
+    say = print_line if processes.is_first() else lambda line: None
     checkpoints = checkpoint.Checkpoints(
         run.workdir,
         keep=settings.keep_checkpoints,
@@ -127,8 +120,8 @@ def _train(run: Run, stop: interrupt.Stop) -> str:
         about=about(run),
         say=say,
     )
-    recorded = settings.profile_steps if distributed.is_first() else 0
-    recording = profile.Profile(run.workdir, recorded, say)
+    recorded = settings.profile_steps if processes.is_first() else 0
+    recording = profiler.Profile(run.workdir, recorded, say)
     rate_scale = None
     with contextlib.closing(checkpoints), contextlib.closing(recording):
         while True:
@@ -160,8 +153,8 @@ Log = logs.RunLog | logs.NoLog
 
 def open_log(run: Run, record: Record, first_step: int) -> Log:
     """The log from a step on; what was written beyond it is forgotten."""
-    if not distributed.is_first():
-        return logs.NoLog(distributed.label())
+    if not processes.is_first():
+        return logs.NoLog(processes.label())
     logs.drop_metrics_after(run.workdir, first_step, evaluated=record.evaluated_step == first_step)
     return logs.RunLog(run.workdir, first_step=first_step, total_steps=run.total_steps)
 
@@ -170,10 +163,10 @@ def loop(
     run: Run,
     log: Log,
     checkpoints: checkpoint.Checkpoints,
-    recording: profile.Profile,
+    recording: profiler.Profile,
     state: steps.TrainState,
     record: Record,
-    stop: interrupt.Stop,
+    stop: signals.Stop,
 ) -> str:
     """Steps until the last one, the plateau rule or a wish to stop ends it."""
     step = int(state.step)
@@ -241,7 +234,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[step
 
 
 def evaluate_and_log(
-    run: Run, log: Log, state: steps.TrainState, record: Record, step: int, stop: interrupt.Stop
+    run: Run, log: Log, state: steps.TrainState, record: Record, step: int, stop: signals.Stop
 ) -> steps.TrainState:
     """Tests the net, writes the result and lets the plateau rule lower the rate.
 
@@ -326,9 +319,7 @@ class TrainingBatches(Iterator[steps.Batch]):
     have they waited for it.
     """
 
-    def __init__(
-        self, run: Run, log: Log, batches: Iterator[input_pipeline.Batch], in_flight: steps.InFlight
-    ):
+    def __init__(self, run: Run, log: Log, batches: Iterator[pipeline.Batch], in_flight: steps.InFlight):
         self._log, self._source, self._in_flight = log, run.source, in_flight
         self._named: set[int] = set()
         self._batches = evaluate.on_device(batches, run.mesh)
@@ -350,7 +341,7 @@ class Meter:
     def __init__(self, run: Run, log: Log, batches: TrainingBatches, step: int):
         self._run, self._log, self._batches = run, log, batches
         self._saved, self._flat_steps, self._compiled = time.monotonic(), 0, False
-        self._agreed = distributed.Largest()
+        self._agreed = processes.Largest()
         self._pending: Callable[[], None] | None = None
         self.restart(step)
 
@@ -477,7 +468,7 @@ def finish(run: Run, log: Log, record: Record, status: str, step: int | None, me
     log.say(f"files      {run.workdir}: metrics.jsonl, status.json, checkpoints/, net.json")
     log.say(f"curves     tensorboard --logdir={run.workdir}")
     if status == "done":
-        log.say(f"use it     python -m alexnet_jax.predict IMAGE --weights={run.workdir}")
+        log.say(f"use it     python -m alexnet_jax.tools.predict IMAGE --weights={run.workdir}")
         log.say(f"train on   the same command with --workdir={run.workdir} and a larger run.total_epochs")
     if status == "interrupted":
         log.say(f"go on      the same command with --workdir={run.workdir}")
@@ -486,7 +477,7 @@ def finish(run: Run, log: Log, record: Record, status: str, step: int | None, me
 def _write_status(
     run: Run, status: str, record: Record, step: int | None, message: str | None = None
 ) -> None:
-    if not distributed.is_first():
+    if not processes.is_first():
         return
     fields: dict[str, Any] = {} if step is None else {"step": step, "epoch": round(run.epoch(step), 4)}
     logs.write_status(run.workdir, status, **fields, eval=record.evaluation, message=message)

@@ -10,10 +10,10 @@ rounds. `--torch_python` is a Python with torchvision, which needs nothing of th
 What is measured:
   decode only     tf.data reading and decoding the photographs, nothing else: the machine's limit
   raw             this project, from the photographs
-  prepared        this project, from records that `alexnet_jax.prepare` made of them
+  prepared        this project, from records that `alexnet_jax.data.prepare` made of them
   torchvision N   ImageFolder, Resize, CenterCrop and DataLoader with N workers
 
-All but torchvision keep freed memory (`alexnet_jax.memory`), as every command of this project does.
+All but torchvision keep freed memory (`alexnet_jax.common.memory`), as every command of this project does.
 """
 
 import argparse
@@ -36,15 +36,15 @@ SIZE = 256
 
 def decode_only(photos: pathlib.Path) -> Iterator[int]:
     """Numbers of images read and decoded by tf.data, with as many threads as there are cores."""
-    from alexnet_jax import input_pipeline
-    from alexnet_jax.tensorflow_host import tensorflow
+    from alexnet_jax.common.tensorflow_host import tensorflow
+    from alexnet_jax.data import pipeline
 
     tf = tensorflow()
     paths = [str(path) for path in sorted(photos.glob("*/*/*"))]
     dataset = tf.data.Dataset.from_tensor_slices(paths).cache().repeat()
     dataset = dataset.map(
         lambda path: tf.shape(tf.io.decode_jpeg(tf.io.read_file(path), channels=3))[0],
-        num_parallel_calls=input_pipeline.threads(),
+        num_parallel_calls=pipeline.threads(),
         deterministic=True,
     )
     for batch in dataset.batch(BATCH).prefetch(2):
@@ -53,10 +53,10 @@ def decode_only(photos: pathlib.Path) -> Iterator[int]:
 
 def ours(spec: str) -> Iterator[int]:
     """Numbers of images that this project's pipeline delivers."""
-    from alexnet_jax import input_pipeline, sources
+    from alexnet_jax.data import pipeline, sources
 
     source = sources.open_source(spec, "test")
-    for batch in input_pipeline.train_batches(source, batch_size=BATCH, image_size=SIZE, seed=0):
+    for batch in pipeline.train_batches(source, batch_size=BATCH, image_size=SIZE, seed=0):
         yield int(batch["weight"].sum())
 
 
@@ -105,7 +105,7 @@ def main() -> None:
         if name == "torchvision":
             serve(torchvision(given.photos, int(workers), given.images), given.images)
         else:
-            from alexnet_jax import memory
+            from alexnet_jax.common import memory
 
             memory.keep()  # as every command of this project does first
             ways: dict[str, Callable[[], Iterator[int]]] = {
@@ -121,8 +121,8 @@ def main() -> None:
 
 def compare(given: argparse.Namespace, prepared: pathlib.Path) -> None:
     """Runs all ways by turns and prints the table."""
-    from alexnet_jax.input_pipeline import threads
-    from alexnet_jax.prepare import prepare
+    from alexnet_jax.data.pipeline import threads
+    from alexnet_jax.data.prepare import prepare
 
     prepare(f"folder:{given.photos}", prepared, splits=("test",))
     cores = threads()

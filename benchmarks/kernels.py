@@ -1,4 +1,4 @@
-"""Each kernel of `alexnet_jax/ops.py` and its plain-XLA reference, in turns in one process.
+"""Each kernel of `alexnet_jax/layers.py` and its plain-XLA reference, in turns in one process.
 
     python -m benchmarks.kernels [--batch=128] [--rounds=7] [--out=DIR] [--only=REGEX]
 
@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from alexnet_jax import compiled, memory, ops
+from alexnet_jax import layers
+from alexnet_jax.common import compiled, memory
 from benchmarks import tables
 
 Array = jax.Array
@@ -89,16 +90,16 @@ def cases(batch: int) -> Iterator[Case]:
 
     for name, (side, channels) in POOLS.items():
         x, g = draw(batch, side, side, channels), draw(batch, side // 2, side // 2, channels)
-        pool = functools.partial(ops.max_pool, window=3, stride=2)
+        pool = functools.partial(layers.max_pool, window=3, stride=2)
         yield f"{name} forward", pool, plain_pool, (x,)
         yield f"{name} and gradient", with_gradient(pool), with_gradient(plain_pool), (x, g)
     for name, (side, channels) in NORMS.items():
         x, g = draw(batch, side, side, channels), draw(batch, side, side, channels)
-        norm = functools.partial(ops.local_response_norm, **LRN)
+        norm = functools.partial(layers.local_response_norm, **LRN)
         yield f"{name} forward", norm, plain_norm, (x,)
         yield f"{name} and gradient", with_gradient(norm), with_gradient(plain_norm), (x, g)
     for name, (window, stride, padding, side, inputs, outputs) in CONVOLUTIONS.items():
-        size = ops.output_size(side, window=window, stride=stride, padding=padding)
+        size = layers.output_size(side, window=window, stride=stride, padding=padding)
         edge = (padding, (size - 1) * stride + window - side - padding)
         x, kernel = draw(batch, side, side, inputs), draw(window, window, inputs, outputs)
         g = draw(batch, size, size, outputs)
@@ -125,12 +126,12 @@ def cases(batch: int) -> Iterator[Case]:
 
 
 def _convolve(x: Array, kernel: Array, *, stride: int, padding: int) -> Array:
-    return ops.convolution(x, kernel, stride=stride, padding=padding)
+    return layers.convolution(x, kernel, stride=stride, padding=padding)
 
 
 def _together(xs: Array, kernel: Array) -> Array:
     """Both columns as `model.Dense` has them."""
-    return ops.connect(xs, kernel, "float32")
+    return layers.connect(xs, kernel, "float32")
 
 
 def _one_by_one(xs: Array, kernel: Array) -> Array:

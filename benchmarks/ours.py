@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, help="only so many of the devices; all by default")
     given = parser.parse_args()
 
-    from alexnet_jax import compiled, memory
+    from alexnet_jax.common import compiled, memory
 
     memory.keep()
     compiled.keep()
@@ -84,10 +84,12 @@ def net(given: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from alexnet_jax import columns, compiled, steps, summary
+    from alexnet_jax import columns, steps
     from alexnet_jax import optimizer as optimizers
+    from alexnet_jax.common import compiled
+    from alexnet_jax.data.preprocess import Preprocess
     from alexnet_jax.model import create_model
-    from alexnet_jax.preprocess import Preprocess
+    from alexnet_jax.tools import summary
 
     mesh = columns.make_mesh(devices=jax.devices()[: given.devices])
     switches = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(given.net).items()}

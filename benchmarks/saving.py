@@ -17,9 +17,10 @@ import time
 
 import jax
 
-from alexnet_jax import build, checkpoint
+from alexnet_jax import build
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
+from alexnet_jax.run import checkpoint
 from configs import default
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -34,7 +34,7 @@ from benchmarks import tables
 THEIRS = pathlib.Path(__file__).with_name("theirs.py")
 THEIRS_EQX = pathlib.Path(__file__).with_name("theirs_eqx.py")
 HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-KEPT = {  # what alexnet_jax.memory sets for ours
+KEPT = {  # what alexnet_jax.common.memory sets for ours
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**62),

@@ -69,7 +69,7 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
         command = [
             sys.executable,
             "-m",
-            "alexnet_jax.prepare",
+            "alexnet_jax.data.prepare",
             f"--source={source}",
             f"--out={root / 'records'}",
         ]
@@ -210,7 +210,7 @@ def loop(
 
 def bare(workdir: pathlib.Path, number: int) -> dict[str, Any]:
     """The rate of a run's own step on one batch, as far ahead of the devices as in the loop."""
-    from alexnet_jax import compiled, memory
+    from alexnet_jax.common import compiled, memory
 
     memory.keep()
     compiled.keep()

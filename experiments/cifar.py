@@ -24,8 +24,10 @@ import optax
 import tqdm
 from jax import lax
 
-from alexnet_jax import input_pipeline, logs, ops, optimizer, sources, steps
-from alexnet_jax.images import decode_square
+from alexnet_jax import layers, optimizer, steps
+from alexnet_jax.data import pipeline, sources
+from alexnet_jax.data.decode import decode_square
+from alexnet_jax.run import logs
 
 Array = jax.Array
 
@@ -126,14 +128,14 @@ def logits(params: Any, x: Array, activation: str, norm: bool) -> Array:
     act = ACTIVATIONS[activation]
 
     def convolve(name: str, x: Array) -> Array:
-        return ops.convolution(x, params[name]["kernel"], padding=2) + params[name]["bias"]
+        return layers.convolution(x, params[name]["kernel"], padding=2) + params[name]["bias"]
 
     def normalise(x: Array) -> Array:
         # layer-params-18pct: scale 0.00005 over a window of 3 x 3 in the net's own maps; here section 3.3's
         # own form, 5 neighbouring channels, with its constants.
-        return ops.local_response_norm(x, k=2.0, alpha=1e-4, beta=0.75, size=5) if norm else x
+        return layers.local_response_norm(x, k=2.0, alpha=1e-4, beta=0.75, size=5) if norm else x
 
-    x = normalise(act(ops.max_pool(convolve("conv1", x), 3, 2)))  # [B, 16, 16, 32]
+    x = normalise(act(layers.max_pool(convolve("conv1", x), 3, 2)))  # [B, 16, 16, 32]
     x = normalise(_mean_pool(act(convolve("conv2", x))))  # [B, 8, 8, 32]
     x = _mean_pool(act(convolve("conv3", x)))  # [B, 4, 4, 64]
     return x.reshape(x.shape[0], -1) @ params["fc4"]["kernel"] + params["fc4"]["bias"]
@@ -178,7 +180,7 @@ def _train(settings: Settings, images: Images) -> list[dict[str, float]]:
     started = time.monotonic()
     with tqdm.tqdm(total=total, desc=settings.name, unit="step", disable=None) as bar:
         for step in range(total):
-            index = input_pipeline.batch_indices(step, count, BATCH_SIZE, settings.seed)
+            index = pipeline.batch_indices(step, count, BATCH_SIZE, settings.seed)
             batch = images.train[index], images.train_labels[index]
             params, state, sums = step_function(params, state, sums, jnp.int32(step), *batch)
             bar.update()

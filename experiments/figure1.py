@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from alexnet_jax import cli
+from alexnet_jax.common import command_line
 from experiments import cifar, plots, record
 
 TARGET = 25.0  # % training error
@@ -102,7 +102,7 @@ def table(found: dict[str, Any], args: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("experiments.figure1", __doc__)
+    parser = command_line.Parser("experiments.figure1", __doc__)
     parser.add_argument("--source", required=True, help="CIFAR-10, as data.source in a config")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/figure1"), help="histories")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="where the record goes")
@@ -131,4 +131,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    command_line.command(main)

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from alexnet_jax import cli, logs, pretrained
-from alexnet_jax.files import replacing
+from alexnet_jax.common import command_line
+from alexnet_jax.common.files import replacing
+from alexnet_jax.run import logs
+from alexnet_jax.weights import pretrained
 
 
 def colourfulness(kernel: np.ndarray) -> list[float]:
@@ -29,7 +31,7 @@ def colourfulness(kernel: np.ndarray) -> list[float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("experiments.figure3", __doc__)
+    parser = command_line.Parser("experiments.figure3", __doc__)
     parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="the picture to write, a .png")
     parser.add_argument("--across", type=int, default=16, help="filters a row")
@@ -45,4 +47,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    command_line.command(main)

@@ -15,7 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
-from alexnet_jax import cli, features, nearest, predict, pretrained, sources
+from alexnet_jax.common import command_line
+from alexnet_jax.data import sources
+from alexnet_jax.tools import features, nearest, predict
+from alexnet_jax.weights import pretrained
 from experiments import plots
 
 BARS = 5
@@ -134,7 +137,7 @@ def _short(name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("experiments.figure4", __doc__)
+    parser = command_line.Parser("experiments.figure4", __doc__)
     parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
     parser.add_argument("--source", required=True, help="the images, as data.source in a config")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="the picture to write: .png, .svg")
@@ -173,4 +176,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    command_line.command(main)

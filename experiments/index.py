@@ -9,8 +9,8 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from alexnet_jax import cli
-from alexnet_jax.errors import UserError
+from alexnet_jax.common import command_line
+from alexnet_jax.common.errors import UserError
 from experiments import record
 
 BEGIN, END = "<!-- experiments: made by python -m experiments.index -->", "<!-- experiments: end -->"
@@ -62,7 +62,7 @@ def pages(directory: pathlib.Path) -> dict[pathlib.Path, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("experiments.index", __doc__)
+    parser = command_line.Parser("experiments.index", __doc__)
     parser.add_argument(
         "--check", action="store_true", help="only says whether the pages are as they must be"
     )
@@ -79,4 +79,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    command_line.command(main)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_jax import cli
+from alexnet_jax.common import command_line
 from experiments import cifar, plots, record, sweep_results
 
 ARMS = {False: "without LRN", True: "with LRN"}
@@ -38,7 +38,7 @@ def table(errors: dict[bool, list[float]], trained: dict[bool, list[float]]) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("experiments.lrn_on_cifar", __doc__)
+    parser = command_line.Parser("experiments.lrn_on_cifar", __doc__)
     parser.add_argument("--source", required=True, help="CIFAR-10, as data.source in a config")
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/lrn"), help="histories")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="where the record goes")
@@ -78,4 +78,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    command_line.command(main)

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from alexnet_jax.files import replacing
+from alexnet_jax.common.files import replacing
 
 matplotlib.use("agg")
 matplotlib.rcParams.update(

@@ -22,8 +22,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from alexnet_jax import cli, features, image_files, logs, pretrained, probe
-from alexnet_jax.files import replacing
+from alexnet_jax.common import command_line
+from alexnet_jax.common.files import replacing
+from alexnet_jax.data import image_files
+from alexnet_jax.run import logs
+from alexnet_jax.tools import features, probe
+from alexnet_jax.weights import pretrained
 
 SEEDS = (0, 1, 2)
 # A few hundred photographs are not enough for the 54 million weights of fully connected layers of 4096.
@@ -97,7 +101,7 @@ def plot(path: pathlib.Path, curves: dict[str, list[list[dict[str, Any]]]], prob
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("experiments.pretraining", __doc__)
+    parser = command_line.Parser("experiments.pretraining", __doc__)
     parser.add_argument("--data", required=True, type=pathlib.Path, help="the photographs")
     parser.add_argument("--weights", default="torchvision", help="what `load_pretrained` reads")
     parser.add_argument(
@@ -135,4 +139,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    command_line.command(main)

@@ -10,8 +10,8 @@ import json
 import pathlib
 from typing import Any
 
-from alexnet_jax.errors import UserError
-from alexnet_jax.files import replacing
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.files import replacing
 
 DIRECTORY = pathlib.Path(__file__).resolve().parent
 FILE, VERDICT, TABLE, PAGE = "record.json", "verdict.md", "table.md", "README.md"

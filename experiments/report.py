@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax import checkpoint, cli, logs, pretrained
 from alexnet_jax import config as configs
-from alexnet_jax.errors import UserError
+from alexnet_jax.common import command_line
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.run import checkpoint, logs
+from alexnet_jax.weights import pretrained
 from experiments import figure4, plots, record, sweep_results
 
 STYLE = """
@@ -204,7 +206,7 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("experiments.report", __doc__)
+    parser = command_line.Parser("experiments.report", __doc__)
     parser.add_argument(
         "what", nargs="+", type=pathlib.Path, metavar="WHAT", help="workdirs, sweeps' outputs"
     )
@@ -229,4 +231,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    command_line.command(main)

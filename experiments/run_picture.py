@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from alexnet_jax import checkpoint, cli, logs
-from alexnet_jax.files import replacing
+from alexnet_jax.common import command_line
+from alexnet_jax.common.files import replacing
+from alexnet_jax.run import checkpoint, logs
 
 
 def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
@@ -47,7 +48,7 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("experiments.run_picture", __doc__)
+    parser = command_line.Parser("experiments.run_picture", __doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of a run that has ended")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="the picture to write, .png")
     args = parser.parse_args(argv)
@@ -56,4 +57,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    command_line.command(main)

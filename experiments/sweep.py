@@ -47,9 +47,10 @@ from typing import Any
 
 import tqdm
 
-from alexnet_jax import cli, logs, workdir
 from alexnet_jax import config as configs
-from alexnet_jax.errors import UserError
+from alexnet_jax.common import command_line
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.run import logs, workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARENT = "parent"
@@ -311,7 +312,7 @@ def _processes() -> Any:
     """Makes processes from one that has the libraries loaded, which takes longer than many a small run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["alexnet_jax.train", "alexnet_jax.tensorflow_host", "tensorflow_datasets"]
+        ["alexnet_jax.train", "alexnet_jax.common.tensorflow_host", "tensorflow_datasets"]
     )
     return context
 
@@ -323,7 +324,9 @@ def train_here(config: str, directory: str) -> None:
         os.dup2(log, stream)
     from alexnet_jax.train import train
 
-    cli.command(lambda: cli.EXIT_CODES[train(configs.resolve(json.loads(config)), directory)])
+    command_line.command(
+        lambda: command_line.EXIT_CODES[train(configs.resolve(json.loads(config)), directory)]
+    )
 
 
 def _wait_for_others(directory: pathlib.Path) -> None:
@@ -347,7 +350,7 @@ def _outcome(run: Run) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.Parser("experiments.sweep", __doc__)
+    parser = command_line.Parser("experiments.sweep", __doc__)
     parser.add_argument("sweep", type=pathlib.Path, help="the sweep's file")
     parser.add_argument("--runs", type=pathlib.Path, help="workdirs; by default runs/ and the file's name")
     parser.add_argument("--out", type=pathlib.Path, help="tables and plots; by default --runs itself")
@@ -370,4 +373,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    cli.command(main)
+    command_line.command(main)

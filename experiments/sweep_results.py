@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from alexnet_jax import checkpoint, evaluate, logs, predictions, pretrained
-from alexnet_jax.files import replacing
+from alexnet_jax import evaluate
+from alexnet_jax.common.files import replacing
+from alexnet_jax.run import checkpoint, logs
+from alexnet_jax.tools import predictions
+from alexnet_jax.weights import pretrained
 from experiments import plots
 from experiments.sweep import PARENT, Run, Sweep
 

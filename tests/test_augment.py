@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import augment
-from alexnet_jax.statistics import ILSVRC
+from alexnet_jax.data.statistics import ILSVRC
 
 STORED, SIZE = 40, 33  # a margin of 7, odd, so that the centre is not symmetric
 MEAN_IMAGE = np.random.default_rng(9).uniform(90, 130, (STORED, STORED, 3)).astype(np.float32)

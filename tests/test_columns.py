@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 from alexnet_jax import augment, columns, create_model, optimizer, steps
-from alexnet_jax.errors import UserError
-from alexnet_jax.statistics import ILSVRC
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data.statistics import ILSVRC
 from tests.reference import random_params, relative_error
 
 STORED, SIZE, BATCH, CLASSES = 80, 67, 8, 10

@@ -4,16 +4,18 @@ import importlib
 
 import pytest
 
-from alexnet_jax import __main__, __version__, progress
+from alexnet_jax import __main__, __version__
+from alexnet_jax.common import progress
 
-COMMANDS = ("prepare", "predict", "features", "nearest", "probe", "export", "demo", "ensemble")
+TOOLS = ("predict", "features", "nearest", "probe", "export", "demo", "ensemble")
+COMMANDS = ("data.prepare", *(f"tools.{name}" for name in TOOLS))
 
 
 def test_the_package_lists_its_commands(capsys):
     assert __main__.main([]) == 0
     said = capsys.readouterr().out
     assert __version__ in said and "python main.py" in said
-    assert set(__main__.commands()) == {f"python -m alexnet_jax.{name}" for name in (*COMMANDS, "scaling")}
+    assert set(__main__.commands()) == {f"python -m alexnet_jax.{name}" for name in COMMANDS}
     for command, line in __main__.commands().items():
         assert line.endswith(".") and f"{command} " in said and line in said
 

@@ -11,7 +11,7 @@ import re
 import pytest
 
 from alexnet_jax import config as configs
-from alexnet_jax.errors import UserError
+from alexnet_jax.common.errors import UserError
 from configs import default, imagenet2012, original
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def keys_read(path):
 
 def test_every_key_is_read_somewhere():
     """A key that no code asks for is a promise that is not kept."""
-    modules = [path for path in (ROOT / "alexnet_jax").glob("*.py") if path.name != "config.py"]
+    modules = [path for path in (ROOT / "alexnet_jax").rglob("*.py") if path.name != "config.py"]
     read = set().union(*(keys_read(path) for path in modules))
     in_steps = re.findall(r'in_steps\("(\w+)"\)', (ROOT / "alexnet_jax" / "build.py").read_text())
     assert set(in_steps) == {"total", "eval_every", "save_every"}

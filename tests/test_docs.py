@@ -19,8 +19,10 @@ import pytest
 
 import alexnet_jax
 from alexnet_jax import config as configs
-from alexnet_jax import create_model, evaluate, pretrained, summary, train
-from alexnet_jax.preprocess import Preprocess
+from alexnet_jax import create_model, evaluate, train
+from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.tools import summary
+from alexnet_jax.weights import pretrained
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,7 +30,7 @@ GUIDES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(
     r"(?:<!-- (?P<mark>needs|run by): (?P<what>.*?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)\n```", re.S
 )
-SERVERS = ("alexnet_jax.demo",)  # would never end; tests/test_demo.py runs them
+SERVERS = ("alexnet_jax.tools.demo",)  # would never end; tests/test_demo.py runs them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import checkpoint, logs
+from alexnet_jax.run import checkpoint, logs
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import UserError, create_model, pretrained
+from alexnet_jax import UserError, create_model
 from alexnet_jax.model import VARIANTS
+from alexnet_jax.weights import pretrained
 from tests import reference
 from tests.reference import relative_error
 

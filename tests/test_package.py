@@ -18,7 +18,8 @@ USE = """
 import importlib.metadata, pathlib, sys
 import numpy as np
 import alexnet_jax
-from alexnet_jax import classes, pretrained, sources
+from alexnet_jax.data import classes, sources
+from alexnet_jax.weights import pretrained
 
 assert pathlib.Path(alexnet_jax.__file__).is_relative_to(sys.prefix), alexnet_jax.__file__
 assert importlib.metadata.version("alexnet-jax") == alexnet_jax.__version__

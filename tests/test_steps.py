@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from alexnet_jax import augment, columns, create_model, optimizer, steps
-from alexnet_jax.preprocess import Preprocess
-from alexnet_jax.statistics import ILSVRC
+from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.data.statistics import ILSVRC
 from tests.reference import random_params, relative_error, softmax
 
 SIZE, STORED, CLASSES = 67, 73, 12

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alexnet_jax import build, evaluate, summary
+from alexnet_jax import build, evaluate
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
+from alexnet_jax.tools import summary
 from tests import tiny as narrow
 
 # By layer: filters of all columns, window, channels that each sees (its own column's, or all); a fully
@@ -166,7 +167,8 @@ def test_pre_train_transfer_and_ensemble(images, tmp_path):
     """CNN*'s chain in small: 10 classes; 4 others from its layers but the last; two such nets averaged."""
     import shutil
 
-    from alexnet_jax import ensemble, predictions, pretrained
+    from alexnet_jax.tools import ensemble, predictions
+    from alexnet_jax.weights import pretrained
 
     fewer = tmp_path / "fewer"
     shutil.copytree(images, fewer)

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from alexnet_jax import build as building
-from alexnet_jax import checkpoint, columns, evaluate, logs, prepare, steps
+from alexnet_jax import columns, evaluate, steps
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
-from alexnet_jax.errors import UserError
-from alexnet_jax.preprocess import Preprocess
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import prepare
+from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.run import checkpoint, logs
 from configs import default
 from tests import tiny as narrow
 
@@ -340,7 +342,7 @@ def copy_of(folder, target):
 def test_a_second_run_in_the_same_workdir_is_refused(tiny, tmp_path):
     import os
 
-    from alexnet_jax import workdir as workdirs
+    from alexnet_jax.run import workdir as workdirs
 
     config = tiny(**{"mesh.data": 1})
     longer = tiny(**{"mesh.data": 1, "run.total_steps": 99})

@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from alexnet_jax import sources
+from alexnet_jax.data import sources
 
 CLASSES = 10
 

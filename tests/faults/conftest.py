@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from alexnet_jax import build, checkpoint, logs
+from alexnet_jax import build
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
+from alexnet_jax.run import checkpoint, logs
 from configs import default
 from tests.faults import runs
 from tests.faults.kill import untimed

@@ -23,9 +23,10 @@ from typing import Any
 
 import jax
 
-from alexnet_jax import build, checkpoint, logs
+from alexnet_jax import build
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
+from alexnet_jax.run import checkpoint, logs
 from tests.faults import runs
 
 # What is killed, one process after another.

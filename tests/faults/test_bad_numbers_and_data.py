@@ -5,15 +5,17 @@ import shutil
 
 import pytest
 
-from alexnet_jax import cli, faults, logs, steps
+from alexnet_jax import steps
 from alexnet_jax import train as training
-from alexnet_jax.errors import Fault, UserError
+from alexnet_jax.common import command_line, faults
+from alexnet_jax.common.errors import Fault, UserError
+from alexnet_jax.run import logs
 from tests.faults.conftest import status
 
 
 def test_numbers_that_are_not_finite_end_a_run(config, outcome, tmp_path, monkeypatch, capsys):
     blow_up_above(monkeypatch, 0.0)
-    assert cli.EXIT_CODES[training.train(config(), tmp_path)] == 3
+    assert command_line.EXIT_CODES[training.train(config(), tmp_path)] == 3
     told = status(tmp_path)
     assert told["status"] == "diverged"
     assert "the last good checkpoint is of step 6" in told["message"]

@@ -8,9 +8,9 @@ import types
 
 import pytest
 
-from alexnet_jax import checkpoint
 from alexnet_jax import train as training
-from alexnet_jax.errors import UserError
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.run import checkpoint
 from tests.faults import runs
 
 

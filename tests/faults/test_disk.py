@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from alexnet_jax import logs
 from alexnet_jax import train as training
-from alexnet_jax.errors import Fault
+from alexnet_jax.common.errors import Fault
+from alexnet_jax.run import logs
 from tests.faults import runs
 from tests.faults.conftest import status
 

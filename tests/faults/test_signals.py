@@ -8,8 +8,11 @@ import types
 import pytest
 
 from alexnet_jax import build as building
-from alexnet_jax import checkpoint, cli, input_pipeline, interrupt, steps
+from alexnet_jax import steps
 from alexnet_jax import train as training
+from alexnet_jax.common import command_line
+from alexnet_jax.data import pipeline
+from alexnet_jax.run import checkpoint, signals
 from tests.faults.conftest import status
 
 
@@ -33,7 +36,7 @@ def send(number):
 MOMENTS = {
     "build": lambda patch, send: during(patch, building, "build_optimizer", send),
     "compile": lambda patch, send: during(patch, steps, "summed_cross_entropy", send),
-    "prefetch": lambda patch, send: during(patch, input_pipeline, "_decode_into", send, calls=3),
+    "prefetch": lambda patch, send: during(patch, pipeline, "_decode_into", send, calls=3),
     "step": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=7),
     "step before a save": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=6),
     "step before a test": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=5),
@@ -52,7 +55,7 @@ def test_a_signal_saves_and_stops(config, whole, outcome, tmp_path, monkeypatch,
     with monkeypatch.context() as patch:
         MOMENTS[moment](patch, lambda: send(number))
         ended = training.train(config(), tmp_path)
-    assert (ended, cli.EXIT_CODES[ended]) == ("interrupted", 75)
+    assert (ended, command_line.EXIT_CODES[ended]) == ("interrupted", 75)
     told = status(tmp_path)
     assert (told["status"], told["message"]) == ("interrupted", f"by {number.name}")
     assert outcome(tmp_path).step == told["step"]  # it was saved
@@ -97,7 +100,7 @@ def test_the_best_checkpoint_stays_even_if_its_test_came_after_an_interruption(c
 
 def test_a_time_limit_saves_and_stops(config, whole, outcome, tmp_path, after_step, monkeypatch):
     late = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 5000)
-    after_step(7, lambda: monkeypatch.setattr(interrupt, "time", late))
+    after_step(7, lambda: monkeypatch.setattr(signals, "time", late))
     limited = config(**{"run.max_seconds": 5000.0})
     assert training.train(limited, tmp_path) == "interrupted"
     assert (status(tmp_path)["step"], status(tmp_path)["message"]) == (7, "by run.max_seconds")
@@ -110,7 +113,7 @@ def test_the_margin_of_a_time_limit_is_a_tenth_and_at_most_a_minute(monkeypatch)
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for limit, wanted_at in ((100, 90), (36_000, 35_940)):
-        stop = interrupt.Stop(limit)
+        stop = signals.Stop(limit)
         now = 1000.0 + wanted_at - 1
         assert not stop.wanted()
         now = 1000.0 + wanted_at

@@ -1,0 +1,37 @@
+"""What went wrong outside the program, in a line for the user."""
+
+import errno
+import os
+import pathlib
+
+from alexnet_jax.common.errors import Fault, UserError
+
+_MEMORY = (
+    "out of memory; raise data.micro_batches, lower data.batch_size or data.image_size, or use more devices "
+    "(mesh.data, mesh.column)"
+)
+
+
+def explain(error: BaseException, workdir: pathlib.Path) -> Fault | UserError | None:
+    """The error itself, or its cause, as a `Fault` or `UserError` for the user; None where it is a bug."""
+    if isinstance(error, Fault | UserError):
+        return error
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return Fault(_MEMORY)
+    if not workdir.exists() or (isinstance(error, FileNotFoundError) and _is_within(error, workdir)):
+        return Fault(f"{workdir}: was removed while the run was using it")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Fault(f"{workdir}: the disk is full; make room and start the same command again: it goes on")
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+        return Fault(
+            f"{workdir if _is_within(error, workdir) else error.filename}: cannot be read or written "
+            f"({error.strerror}); mend that and start the same command again: it goes on"
+        )
+    return None
+
+
+def _is_within(error: OSError, workdir: pathlib.Path) -> bool:
+    """Whether it is about the directory; a write to an open file has no name, and those are all of it."""
+    if error.filename is None:
+        return True
+    return pathlib.Path(os.fsdecode(error.filename)).resolve().is_relative_to(workdir.resolve())

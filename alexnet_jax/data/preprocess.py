@@ -1,0 +1,151 @@
+"""From an image to what a net was trained on: resize rule, crop, mean and scale, which belong to its weights.
+
+The same weights lose up to two points of accuracy under another net's preprocessing, so each set of weights
+comes with its own. Colours are always RGB: the first convolution of a net trained on BGR is turned when its
+weights are read.
+"""
+
+import base64
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from alexnet_jax import augment
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import decode as images
+from alexnet_jax.data.statistics import resize_mean
+
+RESIZES = ("central", "torchvision", "squash")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """What is done to an image before the net sees it.
+
+    First the image becomes `stored_size` x `stored_size` uint8 (`stored`), as training keeps its images; then
+    patches of `crop_size` are cut out and normalised (`view`).
+
+    Attributes:
+      stored_size: S, side in pixels of the square kept of each image.
+      crop_size: side in pixels of the patches that the net sees.
+      resize: `central` for shorter side to S and the central square, as in section 2 and as this package's
+        input pipeline does it; `torchvision` for the same to the rounding of torchvision's transforms;
+        `squash` for both sides to S whatever the shape, as Caffe's ImageNet was made.
+      mean: RGB in grey levels, `[3]` for one colour or `[S, S, 3]` for a mean image.
+      std: `[3]`, RGB in grey levels, by which what is left is divided.
+    """
+
+    stored_size: int = 256
+    crop_size: int = 224
+    resize: str = "central"
+    mean: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3, np.float32))
+    std: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(3, np.float32))
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise UserError(f"preprocess.resize={self.resize!r}: choose one of {', '.join(RESIZES)}")
+        if not 0 < self.crop_size <= self.stored_size:
+            raise UserError(f"preprocess.crop_size={self.crop_size}: must be 1 to {self.stored_size}")
+        mean, square = np.asarray(self.mean, np.float32), (self.stored_size, self.stored_size, 3)
+        if mean.shape not in ((3,), square):
+            raise UserError(f"preprocess.mean: its shape is {list(mean.shape)}, not [3] or {list(square)}")
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", np.asarray(self.std, np.float32))
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """The net's input for one image: float32 `[crop_size, crop_size, 3]`; add an axis for a batch of one.
+
+        Args:
+          image: a path, the bytes of an image file, a Pillow image, or uint8 `[H, W, 3]` or `[H, W]`.
+
+        Raises:
+          UserError: the image cannot be read.
+        """
+        return np.asarray(self.view(self.stored(image)[None])[0])
+
+    def stored(self, image: Any) -> np.ndarray:
+        """The square kept of one image, uint8 `[S, S, 3]`; arguments and errors as above."""
+        name = str(image) if isinstance(image, str | os.PathLike) else "image"
+        try:
+            if isinstance(image, str | os.PathLike):
+                image = pathlib.Path(image).read_bytes()
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+        if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+            raise UserError(f"an image as an array must be uint8, not {image.dtype}")
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
+        square = self.decode(image) if isinstance(image, bytes) else _square(image, self)
+        if square is None:
+            raise UserError(f"{name}: not a whole image in a known format")
+        return square
+
+    def decode(self, data: bytes) -> np.ndarray | None:
+        """The same of the bytes of an image file, or None where they are not a whole image."""
+        if self.resize == "central":
+            return images.decode_square(data, self.stored_size)
+        return images.decode(data, lambda image: _square(image, self))
+
+    def view(self, stored: Any) -> jax.Array:
+        """The central patches, normalised: uint8 `[B, S, S, 3]` to float32 `[B, crop_size, crop_size, 3]`."""
+        return augment.centre_view(jnp.asarray(stored), size=self.crop_size, **self._normalisation())
+
+    def ten_views(self, stored: Any) -> jax.Array:
+        """The ten views of section 4.1, normalised: float32 `[10, B, crop_size, crop_size, 3]`."""
+        return augment.ten_views(jnp.asarray(stored), size=self.crop_size, **self._normalisation())
+
+    def _normalisation(self) -> dict[str, jax.Array]:
+        return {"mean": jnp.asarray(self.mean), "std": jnp.asarray(self.std)}
+
+    def resized(self, stored_size: int, crop_size: int) -> "Preprocess":
+        """The same for other sizes, for images that come by the rule `central`, as all do in training."""
+        mean = resize_mean(self.mean, stored_size)
+        return Preprocess(stored_size, crop_size, "central", mean, self.std)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; a mean image as base64 of its float32 numbers."""
+        mean = self.mean.tolist() if self.mean.ndim == 1 else base64.b64encode(self.mean.tobytes()).decode()
+        return {**dataclasses.asdict(self), "mean": mean, "std": self.std.tolist()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Preprocess":
+        """The reverse of `to_json`."""
+        mean, side = values["mean"], values["stored_size"]
+        if isinstance(mean, str):
+            mean = np.frombuffer(base64.b64decode(mean), np.float32).reshape(side, side, 3)
+        return cls(**{**values, "mean": np.asarray(mean, np.float32)})
+
+
+def _square(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
+    """The square kept of a Pillow image."""
+    size = preprocess.stored_size
+    if preprocess.resize == "central":
+        return images.central_square(image, size)
+    image = images.as_rgb(image)
+    if preprocess.resize == "squash":
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    # torchvision rounds the longer side down and the crop's corner to the nearest, halves to even.
+    width, height = image.size
+    shorter = min(width, height)
+    width, height = int(size * width / shorter), int(size * height / shorter)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+# PyTorch's usual mean and standard deviation over ImageNet, in [0, 1] there.
+TORCHVISION = Preprocess(
+    resize="torchvision",
+    mean=np.array([0.485, 0.456, 0.406], np.float32) * 255,
+    std=np.array([0.229, 0.224, 0.225], np.float32) * 255,
+)
+# Caffe's, with the mean colour of its mean image, which lies in a file of its own.
+CAFFE = Preprocess(
+    crop_size=227, resize="squash", mean=np.array([122.67891434, 116.66876762, 104.00698793], np.float32)
+)

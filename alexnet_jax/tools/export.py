@@ -1,0 +1,70 @@
+"""Trained weights for other programs.
+
+    python -m alexnet_jax.tools.export WEIGHTS OUT
+
+WEIGHTS is whatever `load_pretrained` reads, such as a run's workdir. The ending of OUT says what is written:
+`.safetensors` or `.pth` (torchvision's names and layout), `.npz` (Caffe's), or `.stablehlo`, the inference
+function itself with its weights and its preprocessing, for any program that runs StableHLO.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+from alexnet_jax.common import command_line
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.files import replacing
+from alexnet_jax.weights import pretrained
+from alexnet_jax.weights.pretrained import Pretrained
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def stablehlo(loaded: Pretrained) -> bytes:
+    """The inference function, for any batch and on every platform; `jax.export.deserialize` reads it.
+
+    From uint8 `[B, S, S, 3]` RGB, where S is `preprocess.stored_size`, to logits `[B, classes]`.
+
+    Raises:
+      UserError: layers are missing.
+    """
+    if loaded.missing:
+        raise UserError(f"{loaded.path}: has no {', '.join(loaded.missing)}, which inference needs")
+    side = loaded.preprocess.stored_size
+
+    def logits(images: jax.Array) -> Any:
+        return loaded.model.apply(loaded.variables, loaded.preprocess.view(images))
+
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)
+    return bytes(jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = command_line.Parser("alexnet_jax.tools.export", __doc__)
+    parser.add_argument("weights", help="a file of weights, a workdir, or a name")
+    parser.add_argument("out", type=pathlib.Path, help="ends in .safetensors, .pth, .npz or .stablehlo")
+    args = parser.parse_args(argv)
+
+    loaded = pretrained.read(args.weights, partial=True)
+    if not args.out.parent.is_dir():
+        raise UserError(f"{args.out}: there is no folder {args.out.parent}")
+    if args.out.suffix == ".stablehlo":
+        data = stablehlo(loaded)
+        with replacing(args.out) as temporary:
+            temporary.write_bytes(data)
+    else:
+        pretrained.save_pretrained(
+            args.out, loaded.model, loaded.variables, loaded.preprocess, loaded.classes
+        )
+    missing = f", without {', '.join(loaded.missing)}" if loaded.missing else ""
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB{missing}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.command(main)

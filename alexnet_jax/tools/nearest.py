@@ -1,0 +1,114 @@
+"""The images nearest to an image, by what the net makes of them (the paper's Figure 4).
+
+python -m alexnet_jax.tools.features PHOTOS --layer=activation7 --out=photos.npz
+python -m alexnet_jax.tools.nearest photos.npz --k=6 --figure=nearest.png
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from alexnet_jax.common import command_line
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.files import replacing
+from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.tools import features
+
+_ROWS = 1024  # of queries at a time, so that the table of distances stays small
+_SIDE = 96  # pixels of a picture in the figure
+
+
+def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` rows of `others` nearest to each query, nearest first.
+
+    Args:
+      queries: float32 `[Q, D]`.
+      others: float32 `[N, D]`.
+
+    Returns:
+      Indices `[Q, k]` and Euclidean distances `[Q, k]`; where N is below k, N of them.
+    """
+    k = min(k, len(others))
+    norms = np.einsum("nd,nd->n", others, others)
+    indices, distances = [], []
+    for start in range(0, len(queries), _ROWS):
+        part = queries[start : start + _ROWS]
+        # |q|^2 is the same for all others, so that the order does not need it.
+        rough = norms - 2 * part @ others.T
+        best = np.argpartition(rough, k - 1, axis=1)[:, :k]
+        # Differences of large numbers would lose the small distances: those that matter are computed anew.
+        exact = np.stack([np.linalg.norm(others[b] - q, axis=1) for q, b in zip(part, best, strict=True)])
+        order = np.argsort(exact, axis=1, kind="stable")
+        indices.append(np.take_along_axis(best, order, axis=1))
+        distances.append(np.take_along_axis(exact, order, axis=1))
+    return np.concatenate(indices), np.concatenate(distances)
+
+
+def nearest_others(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same among the points themselves: for each the `k` nearest that are not it."""
+    indices, distances = nearest(points, points, k + 1)
+    own = indices == np.arange(len(points))[:, None]
+    own[~own.any(axis=1), -1] = True  # among many exact copies a point may miss itself: the last goes instead
+    shape = (len(points), indices.shape[1] - 1)
+    return indices[~own].reshape(shape), distances[~own].reshape(shape)
+
+
+def figure(path: pathlib.Path, rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Draws Figure 4: a query at the left of each row, what is nearest beside it.
+
+    Raises:
+      UserError: a picture is no longer there.
+    """
+    thumbnail = Preprocess(stored_size=_SIDE, crop_size=_SIDE)
+    columns = 1 + max(len(found) for _, found in rows)
+    sheet = Image.new("RGB", (columns * _SIDE + _SIDE // 8, len(rows) * _SIDE), "white")
+    for row, (query, found) in enumerate(rows):
+        for column, name in enumerate([query, *found]):
+            left = column * _SIDE + (_SIDE // 8 if column else 0)
+            sheet.paste(Image.fromarray(thumbnail.stored(name)), (left, row * _SIDE))
+    with replacing(path) as temporary:
+        sheet.save(temporary, path.suffix.lstrip(".") or "png")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = command_line.Parser("alexnet_jax.tools.nearest", __doc__)
+    parser.add_argument("features", help="a file of python -m alexnet_jax.tools.features: where to look")
+    parser.add_argument("--queries", help="another such file: what to look for; by default each image itself")
+    parser.add_argument("--k", type=int, default=6, help="how many to find")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--figure", type=pathlib.Path, help="a picture to draw, as in the paper's Figure 4")
+    args = parser.parse_args(argv)
+
+    files, points = features.load(args.features)
+    queries = files
+    if args.queries:
+        queries, wanted = features.load(args.queries)
+        if wanted.shape[1] != points.shape[1]:
+            raise UserError(
+                f"--queries={args.queries}: {wanted.shape[1]} numbers an image, but {args.features} has "
+                f"{points.shape[1]}; make both with the same layer and weights"
+            )
+        indices, distances = nearest(wanted, points, args.k)
+    else:
+        indices, distances = nearest_others(points, args.k)
+    found = [[files[i] for i in row] for row in indices]
+    for query, names, row in zip(queries, found, distances.tolist(), strict=True):
+        if args.json:
+            near = [{"file": name, "distance": distance} for name, distance in zip(names, row, strict=True)]
+            print(json.dumps({"file": query, "nearest": near}))
+        else:
+            print(
+                query,
+                *(f"  {distance:10.4g}  {name}" for name, distance in zip(names, row, strict=True)),
+                sep="\n",
+            )
+    if args.figure:
+        figure(args.figure, list(zip(queries, found, strict=True)))
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.command(main)

@@ -1,0 +1,158 @@
+"""Every form of source gives its images, labels and names, and wrong ones say what to mend."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax.common.errors import Fault, UserError
+from alexnet_jax.data import records, sources
+
+
+def test_directories_are_read_as_tfds_reads_them():
+    """So that they can be read where TFDS cannot: it needs TensorFlow."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    builder = tfds.builder_from_directory(sources.EMBEDDED)
+    assert records.read_contents(sources.EMBEDDED, "") == records.contents_of(builder, "")
+
+
+@pytest.mark.parametrize(("file", "before", "after", "said"), [
+    ("features.json", "classLabel", "text", "not a set of images with one class label"),
+    ("features.json", "featuresDict", "tensor", "is no TFDS directory of images"),
+    ("features.json", "{", "[", "is no TFDS directory of images"),
+    ("dataset_info.json", "shardLengths", "lengths", "is no TFDS directory of images"),
+    ("dataset_info.json", "12000", "many", "is no TFDS directory of images"),
+])  # fmt: skip
+def test_directories_that_are_not_whole(file, before, after, said, tmp_path):
+    for name in ("dataset_info.json", "features.json"):
+        text = (sources.EMBEDDED / name).read_text()
+        (tmp_path / name).write_text(text.replace(before, after) if name == file else text)
+    with pytest.raises(UserError, match=said) as raised:
+        sources.open_source(f"prepared:{tmp_path}", "train")
+    assert str(raised.value).startswith(f"data.source=prepared:{tmp_path}: ")
+    assert ("is no TFDS" in str(raised.value)) == ("is no TFDS" in said)
+
+
+def make_folder(root: pathlib.Path, layout: dict[str, int]) -> None:
+    """Makes `count` small images in each folder of `layout`."""
+    for where, count in layout.items():
+        (root / where).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(root / where / f"{i}.png")
+
+
+def test_embedded():
+    train, test = (sources.open_source("embedded", split) for split in ("train", "test"))
+    assert (len(train), len(test), train.num_classes) == (12_000, 2_000, 10)
+    for source, each in ((train, 1200), (test, 200)):
+        labels = source.read(np.arange(len(source)))[1]
+        assert np.bincount(labels).tolist() == [each] * 10 and labels.dtype == np.int32
+    assert train.class_names[9] == "Ankle boot" and train.class_ids == train.class_names
+    assert train.name(3) == "train-images-idx3-ubyte[3]"
+    assert train.statistics is not None and train.statistics.mean_image is not None
+    assert train.statistics.mean_image.shape == (28, 28, 3)
+    assert train.statistics.pca_sqrt_eigenvalues[:2].tolist() == [
+        0,
+        0,
+    ]  # grey varies along one direction only
+    assert train.description == "fashion_mnist: 12,000 train images in 10 classes"
+
+
+def test_embedded_is_small_and_licensed():
+    files = list(sources.EMBEDDED.iterdir())
+    assert sum(file.stat().st_size for file in files) < 8_000_000
+    assert "Zalando" in (sources.EMBEDDED / "LICENSE").read_text()
+
+
+def test_embedded_is_read_by_plain_tfds():
+    tfds = pytest.importorskip("tensorflow_datasets")
+    data = tfds.builder_from_directory(sources.EMBEDDED).as_data_source("test")
+    assert len(data) == 2000 and data[5]["image"].shape == (28, 28, 1)
+
+
+def test_reading_is_by_index_in_any_order():
+    source = sources.open_source("embedded", "train")
+    images, labels = source.read(np.array([7, 3, 7]))
+    assert images[0] == images[2] != images[1] and labels[0] == labels[2]
+
+
+def test_folder(tmp_path):
+    make_folder(tmp_path, {"train/cat": 3, "train/dog": 2, "val/dog": 1, "val/cat": 1, "test/cat": 1})
+    train, test = (sources.open_source(f"folder:{tmp_path}", split) for split in ("train", "test"))
+    assert train.class_names == ("cat", "dog")
+    assert train.read(np.arange(5))[1].tolist() == [0, 0, 0, 1, 1]
+    assert train.name(3) == "dog/0.png"
+    assert test.description.endswith("2 val images in 2 classes")
+    assert test.read(np.array([1]))[0][0] == (tmp_path / "val/dog/0.png").read_bytes()
+
+
+def test_links_to_themselves_are_passed_over(tmp_path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "1.png").write_bytes(b"")
+            (tmp_path / split / name / "loop.png").symlink_to("loop.png")
+        (tmp_path / split / "loop").symlink_to("loop")
+    source = sources.open_source(f"folder:{tmp_path}", "train")
+    assert len(source) == 2 and source.class_ids == ("a", "b")
+
+
+def test_a_class_without_test_images_does_not_shift_the_labels(tmp_path):
+    make_folder(tmp_path, {"train/a": 1, "train/b": 1, "train/c": 1, "test/a": 1, "test/c": 1})
+    assert sources.open_source(f"folder:{tmp_path}", "test").read(np.arange(2))[1].tolist() == [0, 2]
+
+
+def test_a_file_that_vanishes_is_a_fault_that_names_it(tmp_path):
+    make_folder(tmp_path, {"train/a": 2, "train/b": 1})
+    source = sources.open_source(f"folder:{tmp_path}", "train")
+    (tmp_path / "train/a/1.png").unlink()
+    assert source.read(np.array([0, 2]))[0][0] != b""
+    with pytest.raises(Fault, match=r"train/a/1\.png: was there and is gone"):
+        source.read(np.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("embeded", r"data\.source=embeded: .*did you mean embedded"),
+        ("folder", "after the colon"),
+        ("tfds:", "tfds:cifar10"),
+        ("tfds:imagenet2021", "did you mean imagenet2012"),
+        ("folder:{tmp}/data/hymenopter", "did you mean .*/data/hymenoptera"),
+        ("folder:{tmp}/nowhere/at/all", "the nearest folder there is, is"),
+        ("folder:{tmp}/data", "needs a folder train .* it has hymenoptera"),
+        ("folder:{tmp}/data/one", "two or more classes; it has only x"),
+        ("folder:{tmp}/data/none", "no images in the class folders"),
+        ("prepared:{tmp}/data", "no dataset_info.json"),
+    ],
+)
+def test_what_wrong_sources_say(spec, message, tmp_path):
+    make_folder(tmp_path / "data", {"hymenoptera": 0, "one/train/x": 1, "none/train/x": 0, "none/train/y": 0})
+    with pytest.raises(UserError, match=message) as error:
+        sources.open_source(spec.format(tmp=tmp_path), "train")
+    assert "\n" not in str(error.value)
+
+
+def test_classes_of_the_test_folder_that_training_has_not(tmp_path):
+    make_folder(tmp_path, {"train/a": 1, "train/b": 1, "val/a": 1, "val/z": 1})
+    with pytest.raises(UserError, match=r"has z, which .*train has not"):
+        sources.open_source(f"folder:{tmp_path}", "test")
+
+
+@pytest.mark.parametrize(("labels", "message"), [([-1, -1], "never published"), ([], "has no images")])
+def test_records_that_cannot_be_tested_on(labels, message, tmp_path):
+    examples = [records.encode_example({"image": b"", "label": label, "file_name": b""}) for label in labels]
+    records.write_shard(records.shard_path(tmp_path, "small", "test", 0, 1), examples)
+    records.write_info(
+        tmp_path,
+        name="small",
+        shard_lengths={"test": [len(labels)]},
+        class_ids=("a", "b"),
+        class_names=("a", "b"),
+        image_shape=(None, None, 3),
+        encoding="jpeg",
+        description="Small.",
+    )
+    with pytest.raises(UserError, match=message):
+        sources.open_source(f"prepared:{tmp_path}", "test")

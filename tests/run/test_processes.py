@@ -1,0 +1,283 @@
+"""Several processes as one job: how they find each other, agree, die and go on."""
+
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import columns, evaluate
+from alexnet_jax import config as configs
+from alexnet_jax import train as training
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.run import checkpoint, logs
+from alexnet_jax.run import processes as distributed
+from configs import default
+from tests import tiny
+from tests.processes import RUN, Job, arguments
+
+Place = distributed.Place
+
+
+def losses(workdir):
+    return [line["train/loss"] for line in logs.read_metrics(workdir) if "train/loss" in line]
+
+
+def untimed(workdir):
+    return [{k: v for k, v in line.items() if "second" not in k} for line in logs.read_metrics(workdir)]
+
+
+def params(workdir):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.device_get(checkpoint.restore_params(workdir, sharding)[0])
+
+
+def status(workdir):
+    return json.loads((workdir / logs.STATUS).read_text())
+
+
+# --- Finding each other ------------------------------------------------------------------------------------
+
+OMPI = {
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+OMPI4 = {**OMPI, "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911"}
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "5",
+    "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_STEP_NODELIST": "node[1-3]",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "place"),
+    [
+        ({}, {}, None),
+        ({}, {"count": 1}, None),
+        ({}, {"coordinator": "a:1", "count": 2, "index": 1}, Place(2, 1, "a:1", "deactivate")),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, {}, None),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, {"count": 2, "index": 0}, Place(2, 0, "a:1", "deactivate")),
+        (OMPI4, {}, Place(4, 3, None, "ompi", (1,))),
+        (OMPI4, {"count": 1}, None),
+        (OMPI, {"coordinator": "b:2"}, Place(4, 3, "b:2", "deactivate", (1,))),
+        ({**OMPI4, "OMPI_COMM_WORLD_SIZE": "1"}, {}, None),
+        ({**OMPI4, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, {}, Place(4, 3, None, "ompi")),
+        (SLURM, {}, Place(5, 2, None, "slurm", (0,))),
+        ({**SLURM, "CUDA_VISIBLE_DEVICES": "1"}, {}, Place(5, 2, None, "slurm")),
+        ({**SLURM, "CUDA_VISIBLE_DEVICES": "0,1"}, {}, Place(5, 2, None, "slurm", (0,))),
+        # The third node has a single task, which has all of its devices.
+        ({**SLURM, "SLURM_NODEID": "2", "SLURM_PROCID": "4"}, {}, Place(5, 4, None, "slurm")),
+        ({**SLURM, **OMPI4}, {}, Place(4, 3, None, "ompi", (1,))),
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, {}, None),
+        # A batch script, which srun did not start: the job has tasks, the process is alone.
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "5", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, {}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, {}, None),  # a notebook on a cluster
+    ],
+)
+def test_the_place_is_found_only_where_there_are_others(environment, flags, place):
+    assert distributed.find(**flags, environment=environment) == place
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "words"),
+    [
+        ({}, {"count": 2}, ["--coordinator_address, --process_id: missing"]),
+        ({}, {"index": 0}, ["--coordinator_address, --num_processes: missing"]),
+        ({}, {"coordinator": "a:1", "count": 2, "index": 2}, ["--process_id=2", "--num_processes=2"]),
+        ({}, {"coordinator": "a:1", "count": 2, "index": -1}, ["--process_id=-1"]),
+        ({}, {"coordinator": "a", "count": 2, "index": 0}, ["--coordinator_address=a", "host:port"]),
+        ({}, {"count": 0}, ["--num_processes=0"]),
+        (OMPI, {}, ["--coordinator_address", "does not say where process 0 is"]),
+    ],
+)
+def test_flags_that_do_not_make_a_whole(environment, flags, words):
+    with pytest.raises(UserError) as error:
+        distributed.find(**flags, environment=environment)
+    for word in words:
+        assert word in str(error.value)
+
+
+class _Device:
+    def __init__(self, index, process):
+        self.id, self.process_index = index, process
+
+
+def mesh_of(data, column, processes):
+    """A mesh of devices that are `processes`, in order; this test's process is number 0."""
+    return columns.make_mesh(data, column, [_Device(i, p) for i, p in enumerate(processes)])
+
+
+@pytest.mark.parametrize(
+    ("mesh", "processes", "me", "share"),
+    [
+        ((4, 1), [0, 0, 1, 1], 0, (0, 2)),
+        ((4, 1), [0, 0, 1, 1], 1, (1, 2)),
+        ((4, 1), [1, 0, 1, 0], 1, (1, 2)),  # numbered across the processes, as on some TPU slices
+        ((2, 2), [0, 0, 1, 1], 1, (1, 2)),
+        ((1, 2), [0, 1], 1, (0, 1)),  # each column in a process: both read all of the batch
+        ((2, 2), [0, 1, 2, 3], 1, (0, 2)),
+        ((2, 2), [0, 1, 2, 3], 2, (1, 2)),
+        ((2, 2), [0, 0, 0, 0], 0, (0, 1)),
+    ],
+)
+def test_each_process_reads_the_rows_that_it_computes(monkeypatch, mesh, processes, me, share):
+    monkeypatch.setattr(jax, "process_index", lambda: me)
+    assert columns.share(mesh_of(*mesh, processes)) == share
+
+
+def test_meshes_that_do_not_fit_the_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with pytest.raises(UserError, match=r"mesh.column=2: does not fit the 3 devices"):
+        columns.share(mesh_of(3, 2, [0, 0, 0, 1, 1, 1]))
+    with pytest.raises(UserError, match=r"leaves process 1 without any"):
+        mesh_of(1, 1, [0, 1])
+
+
+# --- The same on any number of devices and processes --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 60 training and 30 test images."""
+    return tiny.make_images(tmp_path_factory.mktemp("images"), train=6, test=3)
+
+
+def alone(images, workdir, data, column):
+    """The run of `RUN` in this process, on forced host devices."""
+    values = {**RUN, "data.source": f"folder:{images}", "mesh.data": data, "mesh.column": column}
+    config = configs.resolve(default.get_config(), values)
+    assert training.train(config, workdir) == "done"
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def one_device(images, tmp_path_factory):
+    return alone(images, tmp_path_factory.mktemp("one") / "run", 1, 1)
+
+
+@pytest.fixture(scope="module")
+def two_processes(images, tmp_path_factory):
+    """A run of two processes that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    job = Job(2, workdir.parent / "logs", *arguments(images, workdir))
+    assert job.codes() == [0, 0], job.said(0) + job.said(1)
+    return workdir, job
+
+
+@pytest.mark.parametrize("mesh", [(2, 1), (1, 2), (2, 2), (4, 2)])
+def test_fifty_steps_on_forced_devices(images, one_device, tmp_path, mesh):
+    expected = losses(one_device)
+    assert len(expected) == 10
+    assert np.ptp(expected) > 0.01
+    np.testing.assert_allclose(losses(alone(images, tmp_path / "run", *mesh)), expected, rtol=1e-4)
+
+
+def test_fifty_steps_in_two_processes(one_device, two_processes):
+    workdir, job = two_processes
+    np.testing.assert_allclose(losses(workdir), losses(one_device), rtol=1e-4)
+    assert "2 x 1 (data x column)" in job.said(0)
+    # Only the first process says and writes anything.
+    assert "step" not in job.said(1)
+    assert len(list(workdir.glob("events.out.tfevents*"))) == 1
+    assert status(workdir)["eval"]["examples"] == 30
+
+
+def test_fifty_steps_in_four_processes_with_each_column_in_its_own(images, one_device, tmp_path):
+    workdir = tmp_path / "run"
+    job = Job(4, tmp_path / "logs", *arguments(images, workdir, **{"mesh.column": 2}))
+    assert job.codes() == [0] * 4, "".join(job.said(index) for index in range(4))
+    assert "2 x 2 (data x column)" in job.said(0)
+    np.testing.assert_allclose(losses(workdir), losses(one_device), rtol=1e-4)
+    # What four processes wrote on 2 x 2 is tested here on one device and on 1 x 2, to the same errors.
+    results = []
+    for mesh in ((1, 1), (1, 2)):
+        config = configs.of_workdir(workdir, {"mesh.data": mesh[0], "mesh.column": mesh[1]})
+        result, step = evaluate.evaluate_workdir(config, workdir)
+        assert step == 50
+        results.append(result)
+        assert result.top1_error == status(workdir)["eval"]["top1_error"]
+        assert result.loss == pytest.approx(status(workdir)["eval"]["loss"], rel=1e-6)
+    assert results[0].top5_error == results[1].top5_error
+
+
+def test_two_processes_go_on_where_one_stopped(images, one_device, tmp_path):
+    """And test what it wrote."""
+    config = configs.of_workdir(one_device, {"run.total_steps": 20})
+    assert training.train(config, tmp_path / "run") == "done"
+    job = Job(2, tmp_path / "logs", *arguments(images, tmp_path / "run"))
+    assert job.codes() == [0, 0], job.said(0) + job.said(1)
+    assert "steps      20 to 50" in job.said(0)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(one_device), rtol=1e-4)
+    tested = Job(2, tmp_path / "logs", "--mode=eval", "--json", f"--workdir={tmp_path / 'run'}")
+    assert tested.codes() == [0, 0], tested.said(0) + tested.said(1)
+    result = json.loads(tested.said(0).splitlines()[-1])
+    assert result["top1_error"] == status(tmp_path / "run")["eval"]["top1_error"]
+    assert "top1_error" not in tested.said(1)
+
+
+# --- Ends --------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_to_one_stops_all_and_a_death_ends_all_and_both_go_on(images, two_processes, tmp_path):
+    workdir = tmp_path / "run"
+    job = Job(2, tmp_path / "logs", *arguments(images, workdir))
+    job.wait_until(r"step 15/50")
+    job.processes[1].send_signal(signal.SIGTERM)
+    assert job.codes() == [75, 75], job.said(0) + job.said(1)
+    assert "interrupted: by SIGTERM" in job.said(0)
+    stopped = status(workdir)
+    assert stopped["status"] == "interrupted"
+    assert 15 <= stopped["step"] < 50
+
+    job = Job(2, tmp_path / "logs", *arguments(images, workdir))
+    job.wait_until(r"step 40/50")
+    killed = time.monotonic()
+    job.processes[1].kill()
+    code = job.processes[0].wait(timeout=120)
+    assert (code, time.monotonic() - killed < 60) == (1, True)
+    assert "error: process 1 of 2 (process " in job.said(0)
+    assert "died or no longer answers" in job.said(0).strip().splitlines()[-1]
+    assert "process 1 of 2" in status(workdir)["message"]
+
+    job = Job(2, tmp_path / "logs", *arguments(images, workdir))
+    assert job.codes() == [0, 0], job.said(0) + job.said(1)
+    jax.tree.map(np.testing.assert_array_equal, params(workdir), params(two_processes[0]))
+    assert untimed(workdir) == untimed(two_processes[0])
+
+
+def test_the_death_of_process_0_and_what_is_wrong_with_one_are_told(images, tmp_path):
+    endless = arguments(images, tmp_path / "run", **{"run.total_steps": 100000})
+    job = Job(2, tmp_path / "logs", *endless)
+    job.wait_until(r"step 10/")
+    job.processes[0].kill()
+    assert job.processes[1].wait(timeout=60) == 1
+    assert job.said(1).strip().splitlines()[-1].startswith("error: process 0 of 2 (process ")
+
+    # One without its images: both end with code 2, and process 0 says whose fault it is.
+    job = Job(
+        2, tmp_path / "logs", *endless, each=lambda i: ["--config.data.source=folder:/no/such"] if i else []
+    )
+    assert job.codes() == [2, 2]
+    assert f"data.source: 'folder:{images}' -> 'folder:/no/such'" in job.said(1)
+    assert job.said(0).strip().splitlines()[-1].startswith("error: process 1 of 2 (process ")
+
+
+def test_a_process_whose_fellows_do_not_come_says_so(images, tmp_path):
+    of_two = [*arguments(images, tmp_path / "run"), "--num_processes=2", "--start_timeout_seconds=4"]
+    for index in (0, 1):
+        job = Job(1, tmp_path / "logs", *of_two, f"--process_id={index}")
+        assert job.codes() == [1]
+        last = job.said(0).strip().splitlines()[-1]
+        assert last.startswith(
+            f"error: process {index} of 2: the other processes were not all there within 4 s"
+        )

@@ -1,0 +1,357 @@
+"""Each operation and its gradient against float64 NumPy, window by window."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax import layers
+from tests import reference
+from tests.reference import relative_error
+
+LRN = {"k": 2.0, "alpha": 1e-4, "beta": 0.75, "size": 5}
+MAP_NORM = {"k": 1.0, "alpha": 0.001 / 25, "beta": 0.75, "size": 5}
+
+# (size, window, stride, padding): how many windows with ceil and without.
+SIZES = {
+    (224, 11, 4, 0): (55, 54),  # conv1 of the paper: the last window hangs over by 3
+    (227, 11, 4, 0): (55, 55),
+    (224, 11, 4, 2): (56, 55),  # torchvision pads by 2
+    (55, 3, 2, 0): (27, 27),
+    (56, 3, 2, 0): (28, 27),
+    (27, 3, 2, 0): (13, 13),
+    (13, 3, 2, 0): (6, 6),
+    (54, 2, 2, 0): (27, 27),
+    (55, 2, 2, 0): (28, 27),
+    (27, 5, 1, 2): (27, 27),
+    (13, 3, 1, 1): (13, 13),
+    (3, 3, 2, 0): (1, 1),
+    (4, 3, 2, 0): (2, 1),
+}
+
+
+@pytest.mark.parametrize(("axis", "counts"), SIZES.items())
+def test_number_of_windows(axis, counts):
+    size, window, stride, padding = axis
+    for ceil, count in zip((True, False), counts, strict=True):
+        own = layers.output_size(size, window=window, stride=stride, padding=padding, ceil=ceil)
+        assert own == count == len(reference.starts(size, window, stride, padding, ceil))
+
+
+def test_no_window_fits():
+    assert layers.output_size(10, window=11, stride=4) == 0
+    assert (
+        layers.output_size(10, window=11, stride=4, padding=1) == 2
+    )  # 12 places: one window and an overhang
+    assert layers.output_size(10, window=11, stride=4, padding=1, ceil=False) == 1
+
+
+# Shapes [B, H, W, I], kernel window and outputs, and how the windows lie.
+CONVOLUTIONS = [
+    ((1, 224, 224, 3), 11, 17, 4, 0, True),  # conv1: 55 x 55
+    ((2, 27, 27, 6), 5, 18, 1, 2, True),
+    ((2, 13, 13, 5), 3, 4, 1, 1, True),
+    ((3, 17, 23, 2), 11, 3, 4, 0, True),  # overhang of 2 and of none
+    ((3, 17, 23, 2), 11, 3, 4, 0, False),  # the last rows are seen by no window
+    ((2, 16, 19, 3), 11, 4, 4, 2, True),
+    ((2, 16, 19, 3), 11, 4, 4, 2, False),
+    ((1, 99, 102, 3), 11, 17, 4, 2, True),  # high enough for the few rows more that a CPU's have
+    ((1, 99, 102, 3), 11, 17, 4, 2, False),
+    ((1, 106, 99, 3), 11, 17, 4, 0, False),  # so, too, with two rows that no window sees
+    ((1, 11, 11, 1), 11, 1, 4, 0, True),  # a single window
+    ((2, 9, 8, 3), 3, 4, 1, 0, True),
+    ((2, 9, 8, 3), 4, 5, 1, 1, True),  # an even window
+    ((1, 40, 6, 17), 3, 4, 1, 3, True),
+    ((2, 5, 6, 3), 3, 4, 1, 3, True),  # more padding than the window reaches: the gradient's is negative
+]
+
+
+@pytest.mark.parametrize(("shape", "window", "outputs", "stride", "padding", "ceil"), CONVOLUTIONS)
+def test_convolution_and_its_gradients(shape, window, outputs, stride, padding, ceil):
+    rng = np.random.default_rng(0)
+    x = (100 * rng.standard_normal(shape)).astype(np.float32)
+    kernel = rng.standard_normal((window, window, shape[-1], outputs)).astype(np.float32)
+    size = {"stride": stride, "padding": padding, "ceil": ceil}
+    expected = reference.convolution(x, kernel, np.zeros(outputs), **size)
+    convolve = functools.partial(layers.convolution, **size)
+    assert relative_error(jax.jit(convolve)(x, kernel), expected) < 1e-5
+
+    # A convolution is linear in each argument: <g, conv(dx, k)> = <dx, gradient> for any direction dx.
+    g = rng.standard_normal(expected.shape).astype(np.float32)
+
+    def result_and_gradients(x, kernel, g):
+        y, back = jax.vjp(convolve, x, kernel)
+        return y, back(g)
+
+    y, gradients = jax.jit(result_and_gradients)(x, kernel, g)
+    assert relative_error(y, expected) < 1e-5
+    for place, (own, gradient) in enumerate(zip((x, kernel), gradients, strict=True)):
+        assert gradient.shape == own.shape
+        for _ in range(3):
+            direction = rng.standard_normal(own.shape)
+            moved = (direction, kernel) if place == 0 else (x, direction)
+            slope = np.sum(g * reference.convolution(*moved, np.zeros(outputs), **size))
+            scale = np.linalg.norm(direction) * np.linalg.norm(gradient)
+            assert np.sum(direction * np.asarray(gradient)) == pytest.approx(slope, abs=1e-6 * scale)
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 7])
+def test_kernel_gradients_come_a_few_images_at_a_time(images, monkeypatch):
+    """Seven images in groups of so many, of which the last is not full."""
+    shape, size = (7, 17, 23, 2), {"stride": 4, "padding": 1}
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal(shape), rng.standard_normal((11, 11, 2, 3))
+    y = reference.convolution(x, kernel, np.zeros(3), **size, ceil=True)
+    g = rng.standard_normal(y.shape)
+    monkeypatch.setattr(layers, "CACHED_BYTES", images * 4 * (x[0].size + g[0].size))
+    convolve = functools.partial(layers.convolution, **size)
+    x, g = x.astype(np.float32), g.astype(np.float32)
+    gradient = jax.jit(lambda kernel: jax.vjp(convolve, x, kernel)[1](g)[1])(kernel.astype(np.float32))
+    expected = np.zeros(kernel.shape)
+    for place in np.ndindex(*kernel.shape):  # linear in the kernel: its gradient is by each number alone
+        alone = np.zeros(kernel.shape)
+        alone[place] = 1
+        expected[place] = np.sum(g * reference.convolution(x, alone, np.zeros(3), **size, ceil=True))
+    assert relative_error(gradient, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("batch", "image_bytes", "images"), [
+    (128, 1_764_160, 2),  # conv1 of the paper's net
+    (128, 505_440, 8),
+    (32, 1_764_160, 2),
+    (7, 2**20, 4),  # a prime number of images: the last group is filled up
+    (4, 2**30, 1),
+    (4, 1, 4),
+])  # fmt: skip
+def test_groups_of_images_fit_the_cache_and_are_full(batch, image_bytes, images):
+    assert layers.images_at_once(batch, image_bytes) == images
+
+
+def test_gradients_in_a_loop_are_those_outside():
+    rng = np.random.default_rng(0)
+    x, g = (rng.standard_normal((6, 9, 8, n)).astype(np.float32) for n in (3, 4))
+    kernel = rng.standard_normal((5, 5, 3, 4)).astype(np.float32)
+
+    def gradients(x, g):
+        return jax.vjp(functools.partial(layers.convolution, padding=2), x, kernel)[1](g)
+
+    def part(total, both):
+        of_x, of_kernel = gradients(*both)
+        return total + of_kernel, of_x
+
+    def looped(x, g):
+        return jax.lax.scan(
+            part, jnp.zeros(kernel.shape), (x.reshape(3, 2, 9, 8, 3), g.reshape(3, 2, 9, 8, 4))
+        )
+
+    of_kernel, of_x = jax.jit(looped)(x, g)
+    plain = jax.vjp(lambda x, k: reference_convolution(x, k, 2), x, kernel)[1](g)
+    assert relative_error(of_x.reshape(x.shape), plain[0]) < 1e-5
+    assert relative_error(of_kernel, plain[1]) < 1e-5
+
+
+def reference_convolution(x, kernel, padding):
+    edges = ((padding, padding),) * 2
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def compiled_text(function, *shapes: tuple[int, ...]) -> str:
+    return jax.jit(function).lower(*(np.ones(shape, np.float32) for shape in shapes)).compile().as_text()
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(4, 0), (4, 2)], ids=["paper", "torchvision"])
+def test_conv1_is_eigens_in_a_training_step(stride, padding):
+    shapes = (2, 224, 224, 3), (11, 11, 3, 64)
+    convolve = functools.partial(layers.convolution, stride=stride, padding=padding)
+    if "ynn" not in compiled_text(convolve, *shapes):
+        pytest.skip(f"jax {jax.__version__} has no YNNPACK to choose instead")
+    text = compiled_text(lambda x, kernel: jax.vjp(convolve, x, kernel)[0], *shapes)
+    assert "convolution(" in text and "ynn" not in text
+
+
+def test_the_gradient_of_few_inputs_is_eigens():
+    """conv2's of its 48 inputs, where the same convolution of 128 is YNNPACK's."""
+
+    def of_inputs(x, kernel, g):
+        return jax.vjp(functools.partial(layers.convolution, padding=2), x, kernel)[1](g)[0]
+
+    def text(inputs):
+        return compiled_text(of_inputs, (2, 27, 27, inputs), (5, 5, inputs, 128), (2, 27, 27, 128))
+
+    if "ynn" not in text(128):
+        pytest.skip(f"jax {jax.__version__} has no YNNPACK to choose instead")
+    assert "convolution(" in text(48) and "ynn" not in text(48)
+
+
+def test_gradients_in_half_precision_are_those_in_float32_rounded():
+    rng = np.random.default_rng(0)
+    half = [
+        jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+        for shape in ((4, 9, 8, 3), (3, 3, 3, 4), (4, 9, 8, 4))
+    ]
+
+    def gradients(x, kernel, g):
+        return jax.vjp(functools.partial(layers.convolution, padding=1), x, kernel)[1](g)
+
+    full = jax.jit(gradients)(*(a.astype(jnp.float32) for a in half))
+    for own, expected in zip(jax.jit(gradients)(*half), full, strict=True):
+        assert own.dtype == jnp.bfloat16
+        assert relative_error(np.asarray(own, np.float32), expected) < 2**-7
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_fully_connected_layers_and_their_gradients(columns):
+    rng = np.random.default_rng(0)
+    x, kernel, g = (rng.standard_normal((columns, *shape)) for shape in ((5, 7), (7, 3), (5, 3)))
+
+    def both(x, kernel, g):
+        y, pullback = jax.vjp(lambda x, kernel: layers.connect(x, kernel, jnp.float32), x, kernel)
+        return y, *pullback(g)
+
+    expected = x @ kernel, g @ kernel.swapaxes(1, 2), x.swapaxes(1, 2) @ g
+    for own, other in zip(
+        jax.jit(both)(*(a.astype(np.float32) for a in (x, kernel, g))), expected, strict=True
+    ):
+        assert relative_error(own, other) < 1e-6
+    half = [jnp.asarray(a, jnp.bfloat16) for a in (x, kernel)]
+    for own, other in zip(jax.jit(both)(*half, jnp.asarray(g, jnp.float32)), expected, strict=True):
+        assert relative_error(np.asarray(own, np.float32), other) < 2**-6
+    of_x, of_kernel = jax.jit(both)(*half, jnp.asarray(g, jnp.float32))[1:]
+    assert of_x.dtype == of_kernel.dtype == jnp.bfloat16
+
+
+def test_convolution_does_not_flip_its_kernel():
+    x = np.zeros((1, 4, 4, 1), np.float32)
+    x[0, 1, 2, 0] = 1.0
+    kernel = np.arange(9, dtype=np.float32).reshape(3, 3, 1, 1)
+    # Window (i, j) meets the one at (1 - i, 2 - j) of its own places.
+    assert layers.convolution(x, kernel)[0, :, :, 0].tolist() == [[5.0, 4.0], [2.0, 1.0]]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_pullback(f, x, g):
+    """`f(x)` and the gradient of <g, f(x)>."""
+    y, pullback = jax.vjp(f, x)
+    return y, pullback(g)[0]
+
+
+def complex_step(f, x, g):
+    """Gradient of <g, f(x)> to the last digit of float64: Im f(x + ih) / h has no difference to cancel."""
+    out = np.zeros(x.shape)
+    for place in np.ndindex(x.shape):
+        moved = x.astype(np.complex128)
+        moved[place] += 1e-100j
+        out[place] = np.sum(g * f(moved).imag) / 1e-100
+    return out
+
+
+NORMS = {
+    "lrn": (layers.local_response_norm, reference.local_response_norm, LRN),
+    "lrn of run 145": (layers.local_response_norm, reference.local_response_norm, {**LRN, "alpha": 2e-5}),
+    "lrn, strong, another power": (
+        layers.local_response_norm,
+        reference.local_response_norm,
+        {"k": 1.5, "alpha": 0.02, "beta": 0.6, "size": 3},
+    ),
+    "map_norm": (layers.within_map_norm, reference.within_map_norm, MAP_NORM),
+    "map_norm, strong": (
+        layers.within_map_norm,
+        reference.within_map_norm,
+        {"k": 1.0, "alpha": 0.01, "beta": 0.75, "size": 3},
+    ),
+}
+
+
+# Also fewer places than the window has.
+@pytest.mark.parametrize("shape", [(2, 7, 5, 9), (1, 1, 1, 1), (1, 3, 2, 4)])
+@pytest.mark.parametrize("name", NORMS)
+def test_norm_and_its_gradient(name, shape):
+    own, naive, options = NORMS[name]
+    own, naive = functools.partial(own, **options), functools.partial(naive, **options)
+    rng = np.random.default_rng(1)
+    for scale in (1e-3, 1.0, 100.0, 1e4):
+        x = (scale * rng.standard_normal(shape)).astype(np.float32)
+        g = rng.standard_normal(shape).astype(np.float32)
+        x.reshape(-1)[1::3] = 0.0  # ReLU makes many
+        y, gradient = value_and_pullback(own, x, g)
+        np.testing.assert_allclose(y, naive(x), rtol=1e-5)
+        assert relative_error(gradient, complex_step(naive, x, g)) < 1e-5
+
+
+def test_norms_at_the_size_of_the_net():
+    x = (100 * np.random.default_rng(2).standard_normal((2, 27, 27, 48))).astype(np.float32)
+    for own, naive, options in (NORMS["lrn"], NORMS["map_norm"]):
+        y = jax.jit(functools.partial(own, **options))(x)
+        np.testing.assert_allclose(y, naive(x, **options), rtol=1e-5)
+
+
+def test_lrn_by_hand():
+    """k = 2, n = 5, alpha = 1e-4: all ones times 100 give 100 / (2 + terms) ** 0.75 with 3, 4 or 5 terms."""
+    x = jnp.full((1, 1, 1, 6), 100.0)
+    terms = np.array([3, 4, 5, 5, 4, 3])
+    np.testing.assert_allclose(
+        layers.local_response_norm(x, **LRN)[0, 0, 0], 100 / (2.0 + terms) ** 0.75, rtol=1e-6
+    )
+
+
+def test_norms_of_zeros_are_zeros_with_the_gradient_of_a_plain_division():
+    x = jnp.zeros((1, 4, 4, 8))
+    for own, options in ((layers.local_response_norm, LRN), (layers.within_map_norm, MAP_NORM)):
+        y, pullback = jax.vjp(functools.partial(own, **options), x)
+        assert not np.any(y)
+        np.testing.assert_allclose(pullback(jnp.ones_like(x))[0], options["k"] ** -0.75, rtol=1e-6)
+
+
+POOLS = [
+    ((2, 55, 55, 3), 3, 2, True),
+    ((2, 13, 13, 4), 3, 2, True),
+    ((2, 14, 9, 3), 3, 2, True),  # 14 rows: the last window hangs over by one
+    ((2, 14, 9, 3), 3, 2, False),  # 14 rows: no window sees the last
+    ((2, 9, 8, 3), 2, 2, True),
+    ((2, 9, 8, 3), 2, 2, False),
+    ((1, 3, 4, 2), 3, 2, True),
+    ((1, 3, 3, 1), 3, 2, True),
+    ((2, 10, 11, 3), 3, 1, True),
+    ((1, 12, 13, 2), 4, 3, True),
+]
+
+
+@pytest.mark.parametrize(("shape", "window", "stride", "ceil"), POOLS)
+def test_max_pool_and_its_gradient(shape, window, stride, ceil):
+    rng = np.random.default_rng(3)
+    pool = functools.partial(layers.max_pool, window=window, stride=stride, ceil=ceil)
+    for values in (
+        rng.standard_normal(shape),
+        rng.integers(0, 3, shape),  # most windows hold their maximum several times
+        np.zeros(shape),
+        -1.0 - rng.random(shape),  # an overhang that counted as 0 would win
+        1e30 * rng.standard_normal(shape),
+    ):
+        x = values.astype(np.float32)
+        expected = reference.max_pool(x, window, stride, ceil)
+        # Whole numbers, so that sums are exact and the comparison shows which place each part went to.
+        g = rng.integers(1, 100, expected.shape).astype(np.float32)
+        y, gradient = value_and_pullback(pool, x, g)
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_array_equal(gradient, reference.max_pool_gradient(x, g, window, stride, ceil))
+
+
+def test_ties_send_the_gradient_to_the_first_in_reading_order():
+    x = jnp.asarray([[0.0, 5.0, 5.0], [5.0, 0.0, 0.0], [0.0, 0.0, 0.0]]).reshape(1, 3, 3, 1)
+    gradient = jax.grad(lambda v: 7.0 * layers.max_pool(v, 3, 2).sum())(x)
+    assert gradient[0, :, :, 0].tolist() == [[0.0, 7.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_random_shapes():
+    """Odd shapes and scales, drawn with a seed."""
+    rng = np.random.default_rng(4)
+    for _ in range(5):
+        shape = (int(rng.integers(1, 3)), *(int(n) for n in rng.integers(3, 16, 2)), int(rng.integers(1, 12)))
+        x = (10.0 ** rng.uniform(-3, 3) * rng.standard_normal(shape)).astype(np.float32)
+        pooled = jax.jit(layers.max_pool, static_argnums=(1, 2))(x, 3, 2)
+        np.testing.assert_array_equal(pooled, reference.max_pool(x, 3, 2))
+        for own, naive, options in (NORMS["lrn"], NORMS["map_norm"]):
+            y = jax.jit(functools.partial(own, **options))(x)
+            np.testing.assert_allclose(y, naive(x, **options), rtol=1e-5)

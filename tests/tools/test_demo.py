@@ -1,0 +1,165 @@
+"""The page to try a net: what it answers, and that it does so in a real browser."""
+
+import functools
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from urllib.request import urlopen
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.tools import demo
+from alexnet_jax.weights import pretrained
+from tests.test_features import net, photos  # noqa: F401  (fixtures)
+from tests.test_images import JPEG, png_header
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def explain(net, photos):  # noqa: F811
+    loaded = pretrained.read(net)
+    return demo.explainer(loaded, demo.make_gallery(loaded, photos))
+
+
+def test_an_answer_is_what_the_net_says(explain, net, photos):  # noqa: F811
+    name = photos / "bright" / "07.png"
+    answer = explain(name.read_bytes())
+    loaded = pretrained.read(net)
+    square = loaded.preprocess.stored(name)
+    np.testing.assert_array_equal(answer.seen, square)
+    views = loaded.preprocess.ten_views(square[None])[:, 0]
+    expected = np.asarray(jax.nn.softmax(loaded.model.apply(loaded.variables, views))).mean(axis=0)
+    assert list(answer.classes) == [loaded.classes[i] for i in np.argsort(-expected)]
+    np.testing.assert_allclose(list(answer.classes.values()), np.sort(expected)[::-1], rtol=1e-4)
+    # The picture is in the gallery, so that it is most like itself, at no distance.
+    nearest, caption = answer.similar[0]
+    np.testing.assert_array_equal(nearest, square)
+    assert len(answer.similar) == demo.SIMILAR and caption.startswith("07.png")
+    assert float(caption.split()[-1]) < 0.01
+
+
+def test_maps_lie_row_by_row_and_no_answer_is_black():
+    maps = np.full((5, 5, 8), -1.0, np.float32)
+    maps[2, 3, 5] = 4.0  # of eight maps in two rows of four, the second of the second row
+    picture = demo.maps_picture(maps)
+    tile = picture.shape[1] // 4
+    assert picture.shape == (2 * tile, 4 * tile)
+    top, left = np.argwhere(picture == 255).min(axis=0)
+    zoom = (tile - 2) // 5
+    assert (top, left) == (tile + 2 * zoom, tile + 3 * zoom)
+    assert (picture == 255).sum() == zoom**2
+    assert set(np.unique(picture)) == {0, 96, 255}
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (png_header(20_000, 20_000), "more than 100 million pixels"),
+        (png_header(10_001, 10_001), "more than 100 million pixels"),
+        (SVG, "not a picture in a format"),
+        (b"hello", "not a picture in a format"),
+        (b"", "not a picture in a format"),
+        (JPEG[: len(JPEG) // 2], "damaged or cut short"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:::PIL")
+def test_what_is_no_picture_is_a_message(explain, data, said):
+    with pytest.raises(UserError, match=said):
+        explain(data)
+
+
+def test_weights_without_a_classifier_still_show_what_they_see(net, photos, tmp_path):  # noqa: F811
+    loaded = pretrained.read(net)
+    trunk = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
+    pretrained.save_pretrained(tmp_path / "trunk.npz", loaded.model, {"params": trunk}, loaded.preprocess)
+    partial = pretrained.read(tmp_path / "trunk.npz", partial=True)
+    answer = demo.explainer(partial, None)((photos / "dark" / "00.png").read_bytes())
+    assert answer.classes == {} and answer.similar == []
+    x = loaded.preprocess.view(answer.seen[None])
+    seen = loaded.model.apply(loaded.variables, x, capture=("conv5",))[1]["conv5"]
+    np.testing.assert_array_equal(answer.conv5, demo.maps_picture(np.asarray(jnp.asarray(seen)[0])))
+
+
+def wait_for(found, seconds=90.0):
+    """What `found()` gives once it is something; the browser and the net take their time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if result := found():
+                return result
+        except Exception:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"nothing came within {seconds} seconds")
+
+
+@pytest.fixture
+def url(net, photos, tmp_path):  # noqa: F811
+    """The page served by its command."""
+    pytest.importorskip("gradio")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [f"--weights={net}", f"--gallery={photos}", f"--port={port}"]
+    with (
+        open(tmp_path / "said", "w") as said,
+        subprocess.Popen(
+            [sys.executable, "-m", "alexnet_jax.tools.demo", *arguments], stdout=said, stderr=said
+        ) as process,
+    ):
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_for(functools.partial(urlopen, address, timeout=5))
+            yield address
+        finally:
+            process.terminate()
+
+
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+def test_a_real_browser_shows_classes_maps_and_messages(url, photos, tmp_path):  # noqa: F811
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,1400"):
+        options.add_argument(f"--{argument}")
+    options.binary_location = CHROMIUM
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+
+    def find(css: str):
+        return browser.find_elements("css selector", css)
+
+    def upload(path: pathlib.Path) -> None:
+        wait_for(lambda: find("#upload input[type=file]"))[0].send_keys(str(path))
+
+    try:
+        browser.get(url)
+        upload(photos / "bright" / "07.png")
+        assert wait_for(lambda: find("#conv5 img")[0].get_property("naturalWidth")) > 100
+        page = wait_for(lambda: (text := find("body")[0].text) and "07.png" in text and text)
+        assert any(name in page for name in ("ant", "bee", "cat", "dog", "elk")) and "%" in page
+        (tmp_path / "page.svg").write_bytes(SVG)
+        find("#upload button[aria-label=Clear]")[0].click()
+        wait_for(lambda: not find("#conv5 img"))
+        upload(tmp_path / "page.svg")
+        message = wait_for(lambda: find("#message")[0].text)
+        assert message.startswith("page.svg: not a picture in a format that is known here")
+    finally:
+        browser.quit()
+
+
+def test_a_port_that_is_taken_is_one_line(net):  # noqa: F811
+    pytest.importorskip("gradio")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"--port={port}: cannot be served at"):
+            demo.main([f"--weights={net}", f"--port={port}"])

@@ -1,0 +1,272 @@
+"""Predictions, their files, ensembles and submissions, against NumPy and by hand."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+
+from alexnet_jax import UserError, evaluate
+from alexnet_jax import config as configs
+from alexnet_jax import train as training
+from alexnet_jax.data import sources, tars
+from alexnet_jax.tools import ensemble
+from alexnet_jax.tools import predictions as predicting
+from alexnet_jax.tools.predictions import Predictions
+from alexnet_jax.weights import pretrained
+from configs import default
+from tests import reference
+from tests import tiny as narrow
+
+CLASSES = tuple(f"n{number:08d}" for number in range(6))
+
+
+def made(seed=0, count=7, classes=CLASSES, **changes):
+    rng = np.random.default_rng(seed)
+    values = {
+        "ids": tuple(f"image{number}.jpg" for number in range(count)),
+        "labels": (np.arange(count) % len(classes)).astype(np.int32),
+        "probabilities": reference.softmax(3 * rng.standard_normal((count, len(classes)))).astype(np.float32),
+        "bad": np.zeros(count, bool),
+        "classes": classes,
+    }
+    return Predictions(**{**values, **changes})
+
+
+def by_hand(probabilities, labels, k):
+    """Top-k error in %: in sorted order, where there are no ties."""
+    best = np.argsort(-probabilities, axis=1)[:, :k]
+    return 100 * np.mean([label not in row for label, row in zip(labels, best, strict=True)])
+
+
+def test_errors_by_hand():
+    some = made()
+    found = predicting.errors(some)
+    own = some.probabilities.astype(np.float64)[np.arange(7), some.labels]
+    assert found.top1_error == pytest.approx(by_hand(some.probabilities, some.labels, 1))
+    assert found.top5_error == pytest.approx(by_hand(some.probabilities, some.labels, 5))
+    assert found.loss == pytest.approx(-np.log(own).mean(), rel=1e-6)
+    assert (found.examples, found.bad_images) == (7, 0)
+
+
+def test_bad_images_and_those_without_a_label_are_not_judged():
+    some = made(bad=np.arange(7) == 2, labels=np.array([0, 1, 2, 3, -1, 5, 0], np.int32))
+    judged = [0, 1, 3, 5, 6]
+    found = predicting.errors(some)
+    assert found.examples == 5
+    assert found.top1_error == pytest.approx(by_hand(some.probabilities[judged], some.labels[judged], 1))
+    assert predicting.errors(made(labels=np.full(7, -1, np.int32))) is None
+
+
+@pytest.mark.parametrize("weights", [None, [1, 1, 1], [0.5, 2.0, 0.0]])
+def test_an_ensemble_is_the_weighted_mean(weights):
+    members = [made(seed) for seed in range(3)]
+    shares = np.array(weights or [1, 1, 1], np.float64)
+    whole = np.stack([m.probabilities.astype(np.float64) for m in members])
+    expected = np.einsum("m,mnk->nk", shares / shares.sum(), whole)
+    mean = predicting.average(members, weights)
+    np.testing.assert_allclose(mean.probabilities, expected, rtol=1e-6)
+    np.testing.assert_allclose(mean.probabilities.sum(axis=1), 1, rtol=1e-6)
+    assert (mean.ids, mean.classes) == (members[0].ids, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("other", "weights", "words"),
+    [
+        (
+            made(ids=tuple(f"picture{number}.jpg" for number in range(7))),
+            None,
+            "number 1 is image0.jpg against",
+        ),
+        (made(count=6), None, "7 against 6"),
+        (made(classes=CLASSES[::-1]), None, "other classes"),
+        (made(labels=np.ones(7, np.int32)), None, "other labels"),
+        (made(), [1.0], "give 2 weights"),
+        (made(), [1.0, -1.0], "none below 0"),
+        (made(), [0.0, 0.0], "not all 0"),
+    ],
+)
+def test_members_that_do_not_go_together(other, weights, words):
+    with pytest.raises(UserError, match=words):
+        predicting.average([made(), other], weights)
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_a_file_gives_back_what_was_written(ending, tmp_path):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"predictions.{ending}"
+    some = made(bad=np.arange(7) == 2)
+    predicting.save(path, some)
+    assert predicting.holds_predictions(path)
+    read = predicting.load(path)
+    assert (read.ids, read.classes) == (some.ids, some.classes)
+    for name in ("labels", "probabilities", "bad"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(some, name))
+        assert getattr(read, name).dtype == getattr(some, name).dtype
+
+
+def test_what_is_no_file_of_predictions(tmp_path):
+    path = tmp_path / "weights.npz"
+    np.savez(path, **{"features.0.weight": np.zeros(3)})
+    assert not predicting.holds_predictions(path)
+    with pytest.raises(UserError, match=r"weights\.npz: not a file of predictions"):
+        predicting.load(path)
+    with pytest.raises(UserError, match=r"\.npz or \.parquet"):
+        predicting.save(tmp_path / "predictions.csv", made())
+
+
+# --- The test server --------------------------------------------------------------------------------------
+
+
+def kit(tmp_path, ids):
+    """A development kit whose numbers run against the order of the ids, as the official ones do."""
+    scipy_io = pytest.importorskip("scipy.io")
+    synsets = np.zeros(len(ids), dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O")])
+    synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["words"] = np.arange(len(ids), 0, -1), ids, ids
+    meta = io.BytesIO()
+    scipy_io.savemat(meta, {"synsets": synsets})
+    path = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        member = tarfile.TarInfo("ILSVRC2012_devkit_t12/data/meta.mat")
+        member.size = meta.getbuffer().nbytes
+        tar.addfile(member, io.BytesIO(meta.getvalue()))
+    return path
+
+
+def test_the_numbers_of_a_kit_packed_or_not(tmp_path):
+    packed = kit(tmp_path, CLASSES)
+    expected = {class_id: len(CLASSES) - label for label, class_id in enumerate(CLASSES)}
+    assert tars.numbers(packed) == expected
+    assert tars.numbers(tmp_path) == expected
+    with tarfile.open(packed) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    assert tars.numbers(tmp_path / "unpacked") == expected
+    assert tars.numbers(tmp_path / "unpacked" / "ILSVRC2012_devkit_t12" / "data" / "meta.mat") == expected
+    with pytest.raises(UserError, match=r"no meta\.mat"):
+        tars.numbers(tmp_path / "nothing_here")
+
+
+def test_a_submission_has_five_of_the_server_s_numbers_a_line():
+    some = made()
+    numbers = {class_id: 100 - label for label, class_id in enumerate(CLASSES)}
+    lines = ensemble.submission(some, numbers).splitlines()
+    assert len(lines) == 7
+    for line, row in zip(lines, some.probabilities, strict=True):
+        best = sorted(range(6), key=lambda label: -row[label])[:5]
+        assert line == " ".join(str(100 - label) for label in best)
+    with pytest.raises(UserError, match="n00000005"):
+        ensemble.submission(some, {class_id: 1 for class_id in CLASSES[:5]})
+    with pytest.raises(UserError, match="5 classes or more, not 4"):
+        ensemble.submission(made(classes=CLASSES[:4]), numbers)
+
+
+# --- Nets -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return narrow.make_images(tmp_path_factory.mktemp("images"), train=3, test=2)
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    """A narrow net after a few steps, and its config; two devices, for the test ought to use all."""
+    workdir = tmp_path_factory.mktemp("run")
+    overrides = {"data.source": f"folder:{images}", **narrow.NET, "run.total_steps": 4, "mesh.data": 1}
+    config = configs.resolve(default.get_config(), {**overrides, "run.eval_every_steps": 4})
+    training.train(config, workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("views", [1, 10])
+def test_probabilities_of_a_net_against_numpy(run, images, views):
+    """Each view by itself through the net, then softmax and mean in float64."""
+    loaded = pretrained.read(run)
+    source = sources.open_source(f"folder:{images}", "test")
+    found = predicting.predict(loaded, source, views=views)
+    encoded, labels = source.read(np.arange(len(source)))
+    stored = np.stack([loaded.preprocess.decode(data) for data in encoded]).astype(np.float64)
+    size, margin = loaded.preprocess.crop_size, loaded.preprocess.stored_size - loaded.preprocess.crop_size
+    corners = [(0, 0), (0, margin), (margin, 0), (margin, margin), (margin // 2, margin // 2)]
+    boxes = corners[4:] if views == 1 else corners
+    patches = [
+        stored[:, top : top + size, left : left + size] - loaded.preprocess.mean for top, left in boxes
+    ]
+    patches += [patch[:, :, ::-1] for patch in patches] if views == 10 else []
+    logits = [loaded.model.apply(loaded.variables, patch.astype(np.float32)) for patch in patches]
+    expected = np.mean([reference.softmax(np.asarray(one, np.float64)) for one in logits], axis=0)
+    np.testing.assert_allclose(found.probabilities, expected, rtol=1e-4)
+    np.testing.assert_array_equal(found.labels, labels)
+    assert found.ids == tuple(source.name(i) for i in range(len(source)))
+    # And what the loop's own test says of the same net.
+    config = configs.of_workdir(run, {"run.eval_views": views})
+    result, _ = evaluate.evaluate_workdir(config, run)
+    errors = predicting.errors(found)
+    assert (errors.top1_error, errors.top5_error) == (result.top1_error, result.top5_error)
+    assert errors.loss == pytest.approx(result.loss, rel=1e-5)
+    assert errors.examples == result.examples == 20
+
+
+def test_the_command_on_workdirs_files_and_weights(run, images, tmp_path, capsys):
+    out = tmp_path / "predictions.npz"
+    assert ensemble.main([str(run), "--views=10", f"--out={out}", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["members"], told["images"], told["views"], told["examples"]) == (1, 20, 10, 20)
+    weights = tmp_path / "net.npz"
+    loaded = pretrained.read(run)
+    pretrained.save_pretrained(weights, loaded.model, loaded.variables, loaded.preprocess, loaded.classes)
+    both = [
+        str(out),
+        str(weights),
+        f"--source=folder:{images}",
+        "--views=10",
+        "--member_weights=3,1",
+        "--json",
+    ]
+    assert ensemble.main(both) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["loss"] == pytest.approx(told["loss"], rel=1e-5)
+    assert again["members"] == 2
+
+
+def test_a_submission_of_images_without_labels(run, images, tmp_path, capsys):
+    names = sorted((images / "test").rglob("*.png"), key=lambda path: path.name)[:8]
+    folder = tmp_path / "unlabelled"
+    folder.mkdir()
+    for path in names:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "zz_broken.png").write_bytes(b"no image")
+    labelled = tmp_path / "labelled.npz"
+    ensemble.main([str(run), f"--out={labelled}"])
+    known = predicting.load(labelled)
+    devkit = kit(tmp_path, [f"class{label}" for label in range(10)])
+    capsys.readouterr()
+    sheet = tmp_path / "submission.txt"
+    arguments = [f"--images={folder}", f"--submission={sheet}", f"--devkit={devkit}", "--json"]
+    assert ensemble.main([str(run), *arguments]) == 0
+    assert "top1_error" not in json.loads(capsys.readouterr().out)
+    lines = sheet.read_text().splitlines()
+    assert len(lines) == 9  # the broken one has its line, too
+    by_name = {name.rpartition("/")[2]: row for name, row in zip(known.ids, known.probabilities, strict=True)}
+    for line, path in zip(lines, names, strict=False):
+        best = np.argsort(-by_name[path.name], kind="stable")[:5]
+        assert line == " ".join(str(10 - label) for label in best)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "--source: missing"),
+        (["{run}", "--submission=x.txt"], "--submission: needs --devkit"),
+        (["{run}", "--source=embedded", "--images=x"], "give one of them"),
+        (["{run}", "--member_weights=a"], "--member_weights=a"),
+        (["{run}", "--source=folder:{images}", "--member_weights=1,2"], "give 1 weights"),
+        (["{run}", "--views=3"], "--views"),
+    ],
+)
+def test_mistakes_are_one_line(run, images, arguments, words):
+    with pytest.raises(UserError, match=words) as caught:
+        ensemble.main([a.format(run=run, images=images) for a in arguments])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,199 @@
+"""Features of real photographs against PyTorch's; files of features; nearest images; the linear probe."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax import create_model
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import image_files
+from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.tools import features, nearest, probe
+from alexnet_jax.weights import pretrained
+from tests.fixtures import seeded
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    """A small net of two columns in a file."""
+    model = create_model("paper", 5, widths=(16, 32, 24, 24, 16, 16), fc_widths=(32, 32))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda s: 0.05 * rng.standard_normal(s.shape).astype(np.float32), shapes)
+    path = tmp_path_factory.mktemp("net") / "net.safetensors"
+    preprocess = Preprocess(72, 64, mean=np.array([120, 110, 100], np.float32))
+    pretrained.save_pretrained(path, model, variables, preprocess, ("ant", "bee", "cat", "dog", "elk"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Forty pictures in two folders, one file that is none, and one hidden."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        folder = root / ("bright" if number % 2 else "dark")
+        folder.mkdir(exist_ok=True)
+        low = 120 if number % 2 else 0
+        pixels = rng.integers(low, low + 100, (80, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    (root / "dark" / "broken.jpg").write_bytes(b"\xff\xd8 nothing more")
+    (root / "dark" / ".hidden.png").write_bytes(b"")
+    (root / "dark" / "notes.txt").write_text("not an image")
+    return root
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    """A command as users start it."""
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_pool5_of_photographs_agrees_with_pytorch_and_separates_ants_from_bees(real_data):
+    loaded = pretrained.read(real_data / "torchvision_alexnet_features.npz", partial=True)
+    sets = {}
+    for split in ("train", "val"):
+        names = image_files.find([real_data / "hymenoptera" / split])
+        groups = list(features.extract(loaded, names, "pool5"))
+        points = np.concatenate([activities.reshape(len(group), -1) for group, activities in groups])
+        sets[split] = ([name for group, _ in groups for name in group], points)
+
+    files, points = sets["val"]
+    with np.load(FIXTURES / "torchvision.npz") as recorded:
+        samples = dict(zip(recorded["files"].tolist(), recorded["pool5_samples"], strict=True))
+        norms = dict(zip(recorded["files"].tolist(), recorded["pool5_norms"], strict=True))
+    places = seeded.places("pool5", points.shape[1], 64)
+    assert len(files) == len(samples) == 153
+    for file, point in zip(files, points, strict=True):
+        key = pathlib.Path(file).relative_to(real_data / "hymenoptera").as_posix()
+        scale = np.abs(samples[key]).max()
+        np.testing.assert_allclose(point[places], samples[key], atol=1e-3 * scale, rtol=0, err_msg=key)
+        np.testing.assert_allclose(np.linalg.norm(point), norms[key], rtol=1e-3, err_msg=key)
+
+    labels = {split: [c == "bees" for c in probe.classes_of(found)] for split, (found, _) in sets.items()}
+    fitted = probe.fit(sets["train"][1], np.array(labels["train"], int), 2)
+    accuracy = np.mean(fitted.logits(points).argmax(axis=1) == np.array(labels["val"]))
+    assert accuracy >= 0.91
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_the_command_writes_what_the_net_says(tmp_path, net, photos, suffix, capsys):
+    out = tmp_path / f"f{suffix}"
+    assert features.main([str(photos), f"--weights={net}", "--layer=fc7", f"--out={out}"]) == 0
+    said = capsys.readouterr()
+    assert "fc7 of 40 images, 32 each; 1 bad" in said.out
+    assert "bad image, left out" in said.err and "broken.jpg" in said.err
+    assert os.listdir(tmp_path) == [out.name]
+    files, points = features.load(out)
+    assert files == sorted(str(p) for p in photos.rglob("*.png") if not p.name.startswith("."))
+    model, variables, preprocess = pretrained.load_pretrained(net)
+    x = np.stack([preprocess(files[0]), preprocess(files[39])])
+    _, seen = model.apply(variables, x, capture=("fc7",))
+    np.testing.assert_allclose(points[[0, 39]], seen["fc7"], atol=1e-4, rtol=1e-4)
+
+
+def test_a_layer_that_is_not_there(tmp_path, net, photos):
+    loaded = pretrained.read(net)
+    with pytest.raises(UserError, match="no activation 'fc9'; it has conv1, activation1"):
+        features.layer_function(loaded, "fc9")
+    trunk = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
+    path = tmp_path / "trunk.safetensors"
+    pretrained.save_pretrained(path, loaded.model, {"params": trunk}, loaded.preprocess)
+    partial = pretrained.read(path, partial=True)
+    with pytest.raises(UserError, match=r"--layer=activation6: .*trunk.safetensors has no fc6, fc7, fc8"):
+        features.layer_function(partial, "activation6")
+    image = partial.preprocess.stored(np.zeros((80, 80, 3), np.uint8))[None]
+    np.testing.assert_array_equal(
+        features.layer_function(partial, "pool5")(image), features.layer_function(loaded, "pool5")(image)
+    )
+
+
+def test_find(photos, tmp_path):
+    assert len(image_files.find([photos])) == 41
+    assert image_files.find([photos / "dark" / "notes.txt"]) == [str(photos / "dark" / "notes.txt")]
+    with pytest.raises(UserError, match=r"nowhere: no such file or folder"):
+        image_files.find(["nowhere"])
+    with pytest.raises(UserError, match="no images there"):
+        image_files.find([tmp_path])
+
+
+def test_leaving_in_the_middle_stops_the_threads(photos):
+    names = image_files.find([photos]) * 50
+    reading = image_files.decoded(names, Preprocess(72, 64), 4)
+    assert [name for name, _ in next(reading)] == names[:4]
+    reading.close()
+
+
+def test_nearest_is_brute_force():
+    rng = np.random.default_rng(0)
+    queries, others = rng.standard_normal((7, 20), np.float32), rng.standard_normal((50, 20), np.float32)
+    indices, distances = nearest.nearest(queries, others, 5)
+    table = np.linalg.norm(queries[:, None].astype(np.float64) - others[None], axis=-1)
+    np.testing.assert_array_equal(indices, np.argsort(table, axis=1)[:, :5])
+    np.testing.assert_allclose(distances, np.sort(table, axis=1)[:, :5], rtol=1e-5)
+
+
+def test_nearest_others_leaves_out_the_image_itself():
+    points = np.array([[0.0], [1.0], [1.5], [10.0]], np.float32)
+    indices, distances = nearest.nearest_others(points, 2)
+    np.testing.assert_array_equal(indices, [[1, 2], [2, 0], [1, 0], [2, 1]])
+    np.testing.assert_allclose(distances, [[1, 1.5], [0.5, 1], [0.5, 1.5], [8.5, 9]])
+    copies = np.zeros((5, 3), np.float32)
+    indices, _ = nearest.nearest_others(copies, 2)
+    assert indices.shape == (5, 2)
+    assert not (indices == np.arange(5)[:, None]).any()
+
+
+def test_nearest_command(tmp_path, net, photos, capsys):
+    out, picture = tmp_path / "f.npz", tmp_path / "near.png"
+    features.main([str(photos), f"--weights={net}", "--layer=activation7", f"--out={out}"])
+    capsys.readouterr()
+    assert nearest.main([str(out), "--k=3", "--json", f"--figure={picture}"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(answers) == 40 and all(len(a["nearest"]) == 3 for a in answers)
+    with Image.open(picture) as image:
+        assert image.size == (4 * 96 + 12, 40 * 96)
+    done = run("alexnet_jax.tools.nearest", tmp_path / "nothing.npz")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_probe_finds_the_optimum():
+    """Two classes along one axis among noise: compared with gradients by hand at the solution."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    points = rng.standard_normal((60, 8)).astype(np.float32)
+    points[:, 0] += 2 * labels
+    points[:, 7] = 5.0  # never changes
+    fitted = probe.fit(points, labels, 3, l2=0.1)
+    x = (points - fitted.mean) / fitted.std
+    logits = fitted.logits(points)
+    share = np.exp(logits - logits.max(axis=1, keepdims=True))
+    share /= share.sum(axis=1, keepdims=True)
+    error = (share - np.eye(3)[labels]) / 60
+    np.testing.assert_allclose(x.T @ error + 0.1 * fitted.weights, 0, atol=2e-4)
+    np.testing.assert_allclose(error.sum(axis=0), 0, atol=2e-4)
+
+
+def test_probe_command(tmp_path, net, photos, capsys):
+    out = tmp_path / "f.npz"
+    features.main([str(photos), f"--weights={net}", "--layer=pool5", f"--out={out}"])
+    capsys.readouterr()
+    assert probe.main([str(out), str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "train_accuracy": 100.0,
+        "test_accuracy": 100.0,
+        "train_images": 40,
+        "test_images": 40,
+        "classes": 2,
+    }

@@ -1,0 +1,140 @@
+"""The command that names what is in images: files, folders, pipes, bad images, no classifier."""
+
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.tools import predict
+from alexnet_jax.weights import pretrained
+from tests.test_features import net, photos, run  # noqa: F401  (fixtures)
+
+
+def probabilities(path: pathlib.Path, name: str) -> np.ndarray:
+    model, variables, preprocess = pretrained.load_pretrained(path)
+    return np.asarray(jax.nn.softmax(model.apply(variables, jnp.asarray(preprocess(name))[None])[0]))
+
+
+def test_a_folder_as_json(net, photos, capsys):  # noqa: F811
+    assert predict.main([str(photos), f"--weights={net}", "--json", "--topk=2"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(answers) == 41
+    assert [a["file"] for a in answers if "error" in a] == [str(photos / "dark" / "broken.jpg")]
+    for answer in (answers[0], answers[39]):  # of a full group, and of the last one
+        expected = probabilities(net, answer["file"])
+        order = np.argsort(-expected)[:2]
+        assert [p["label"] for p in answer["predictions"]] == order.tolist()
+        assert [p["class"] for p in answer["predictions"]] == [
+            ("ant", "bee", "cat", "dog", "elk")[i] for i in order
+        ]
+        np.testing.assert_allclose(
+            [p["probability"] for p in answer["predictions"]], expected[order], rtol=1e-3
+        )
+
+
+def test_text_and_bad_images(net, photos, capsys):  # noqa: F811
+    good, bad = photos / "dark" / "00.png", photos / "dark" / "broken.jpg"
+    assert predict.main([str(bad), str(good), f"--weights={net}"]) == 0
+    said = capsys.readouterr()
+    assert f"{bad}: not a whole image" in said.err
+    lines = said.out.splitlines()
+    assert lines[0] == str(good) and len(lines) == 6 and " %  " in lines[1]
+    with pytest.raises(UserError, match="none of the images can be read"):
+        predict.main([str(bad), f"--weights={net}"])
+
+
+def test_ten_views_are_averaged(net, photos):  # noqa: F811
+    loaded = pretrained.read(net)
+    name = str(photos / "dark" / "00.png")
+    (answer,) = predict.predictions(loaded, [name], views=10)
+    views = loaded.preprocess.ten_views(loaded.preprocess.stored(name)[None])[:, 0]
+    expected = np.asarray(jax.nn.softmax(loaded.model.apply(loaded.variables, views))).mean(axis=0)
+    by_label = {p["label"]: p["probability"] for p in answer["predictions"]}
+    np.testing.assert_allclose([by_label[i] for i in range(5)], expected, rtol=1e-4)
+
+
+def test_paths_from_a_pipe_are_answered_as_they_come(net, photos):  # noqa: F811
+    command = [sys.executable, "-m", "alexnet_jax.tools.predict", f"--weights={net}", "--json"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        for name in ("00.png", "broken.jpg", "02.png"):
+            process.stdin.write(f"{photos / 'dark' / name}\n")
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())  # before the next path is given
+            assert answer["file"].endswith(name) and ("error" in answer) == (name == "broken.jpg")
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def test_a_file_name_that_is_not_utf8_comes_out_as_it_went_in(net, photos, tmp_path):  # noqa: F811
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    try:
+        with open(name, "wb") as file:
+            file.write((photos / "dark" / "00.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    command = [sys.executable, "-m", "alexnet_jax.tools.predict", os.fsdecode(tmp_path), f"--weights={net}"]
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
+    assert done.returncode == 0 and done.stdout.splitlines()[0] == name
+
+
+def test_an_image_from_a_pipe(net, photos, monkeypatch, capsys):  # noqa: F811
+    name = photos / "dark" / "00.png"
+    stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(name.read_bytes())))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert predict.main(["-", f"--weights={net}", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["file"] == "standard input"
+    np.testing.assert_allclose(
+        answer["predictions"][0]["probability"], probabilities(net, str(name)).max(), rtol=1e-3
+    )
+
+
+def test_standard_input_tells_images_from_paths():
+    assert list(predict.standard_input(io.BufferedReader(io.BytesIO(b"\xff\xd8abc\nd")))) == [
+        b"\xff\xd8abc\nd"
+    ]
+    assert list(predict.standard_input(io.BufferedReader(io.BytesIO(b"a b.jpg\r\n\nc.png")))) == [
+        "a b.jpg",
+        "c.png",
+    ]
+
+
+def test_without_a_classifier_it_says_so(tmp_path, net, photos):  # noqa: F811
+    loaded = pretrained.read(net)
+    trunk = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
+    path = tmp_path / "trunk.npz"
+    pretrained.save_pretrained(path, loaded.model, {"params": trunk}, loaded.preprocess)
+    with pytest.raises(UserError, match=r"trunk.npz: no classifier, for fc6, fc7, fc8 are missing"):
+        predict.predictor(pretrained.read(path, partial=True), 5, 1)
+    done = run("alexnet_jax.tools.predict", photos, f"--weights={path}")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "no classifier" in done.stderr
+
+
+def test_the_real_convolutions_have_no_classifier(real_data):
+    weights = f"--weights={real_data}/torchvision_alexnet_features.npz"
+    with pytest.raises(UserError, match="no classifier, for fc6, fc7, fc8 are missing"):
+        predict.main([f"{real_data}/imagenet_samples/val", weights])
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (["nowhere"], "nowhere: no such file"),
+        (["x", "--topk=0"], "--topk=0"),
+        (["x", "--views=3"], "--views"),
+        (["x", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_wrong_use(net, arguments, match):  # noqa: F811
+    with pytest.raises(UserError, match=match):
+        predict.main([*arguments, f"--weights={net}"])

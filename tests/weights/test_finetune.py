@@ -1,0 +1,167 @@
+"""Training that starts from weights: what is taken over, what rests, what a run leaves."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import train as training
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import image_files
+from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.run import cached_features, checkpoint, logs
+from alexnet_jax.tools import predict
+from alexnet_jax.weights import pretrained
+from tests.test_train import assert_same_bits, final_params, images, status, tiny  # noqa: F401  (fixtures)
+
+FROZEN = tuple((name, 0.0, 0.0) for name in cached_features.CONVOLUTIONS)
+STILL = {"augment.crop": False, "augment.mirror": False, "augment.colour": "none"}
+STD = np.array([50, 60, 70], np.float32)
+
+
+@pytest.fixture
+def weights(tiny, tmp_path):  # noqa: F811
+    """Weights of the tiny net for three other classes, with a mean and a std of their own."""
+    model = training.build(tiny(**{"mesh.data": 1}), tmp_path / "unused").model.clone(num_classes=3)
+    shapes = pretrained._param_shapes(model, 55)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: 0.05 * rng.standard_normal(s.shape).astype(np.float32), shapes)
+    preprocess = Preprocess(60, 55, mean=np.array([10, 20, 30], np.float32), std=STD)
+    path = tmp_path / "weights.safetensors"
+    pretrained.save_pretrained(path, model, {"params": params}, preprocess, ("x", "y", "z"))
+    return path
+
+
+@pytest.fixture
+def finetune(tiny, weights):  # noqa: F811
+    """A config that starts from the weights with the convolutions at rest."""
+
+    def make(**overrides):
+        base = {"init.path": str(weights), "mesh.data": 1, "optimizer.layer_rates": FROZEN, **STILL}
+        return tiny(**{**base, **overrides})
+
+    return make
+
+
+def test_layers_are_taken_over_and_the_head_is_new(finetune, weights, tmp_path):
+    run = training.build(finetune(), tmp_path / "run")
+    assert set(run.start) == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"}
+    np.testing.assert_array_equal(run.preprocess.std, STD)
+    (tmp_path / "run").mkdir()
+    checkpoints = checkpoint.Checkpoints(tmp_path / "run")
+    state, _ = training.restore_or_init(run, checkpoints)
+    checkpoints.close()
+    saved = pretrained.read(weights).variables["params"]
+    for name, its in saved.items():
+        if name != "fc8":
+            assert_same_bits(jax.device_get(state.params[name]), jax.device_get(its))
+    assert state.params["fc8"]["bias"].shape == (2, 5)
+
+
+def test_frozen_layers_rest_and_the_others_learn(finetune, weights, tmp_path):
+    assert training.train(finetune(), tmp_path / "run") == "done"
+    before, after = pretrained.read(weights).variables["params"], final_params(tmp_path / "run")
+    for name in cached_features.CONVOLUTIONS:
+        assert_same_bits(jax.device_get(before[name]), after[name])
+    assert not np.array_equal(before["fc6"]["kernel"], after["fc6"]["kernel"])
+
+
+def test_a_trunk_at_rest_is_computed_once_and_trains_the_same(finetune, tmp_path, monkeypatch):
+    assert cached_features.rests(finetune())
+    for key in ("augment.crop", "augment.mirror"):
+        assert not cached_features.rests(finetune(**{key: True}))
+    assert not cached_features.rests(finetune(**{"augment.colour": "paper"}))
+    assert not cached_features.rests(finetune(**{"optimizer.layer_rates": FROZEN[1:]}))
+    assert not cached_features.rests(finetune(**{"optimizer.layer_rates": (*FROZEN, ("conv1", 3.0, 0.1))}))
+
+    training.train(finetune(), tmp_path / "once")
+    (maps,) = (tmp_path / "once").glob("pool5-*.npy")
+    assert len(np.load(maps)) == 60
+    monkeypatch.setattr(cached_features, "rests", lambda config: False)
+    training.train(finetune(), tmp_path / "each")
+    assert not list((tmp_path / "each").glob("pool5*"))
+    once, each = (logs.read_metrics(tmp_path / name) for name in ("once", "each"))
+    for a, b in zip(once, each, strict=True):
+        for key in {"train/loss", "eval/loss"} & set(a):
+            assert a[key] == pytest.approx(b[key], rel=1e-4)
+
+
+def test_maps_of_other_images_nets_weights_or_means_are_not_taken_for_these(finetune, tmp_path):
+    run = training.build(finetune(), tmp_path / "run")
+    params = {
+        **run.model.init(jax.random.key(0), np.zeros((1, 55, 55, 3), np.float32))["params"],
+        **run.start,
+    }
+    name = cached_features.file_name("folder:a", run.model, params, run.preprocess)
+    assert name == cached_features.file_name("folder:a", run.model, params, run.preprocess)
+    other = {**params, "conv3": jax.tree.map(lambda x: x + 1e-3, params["conv3"])}
+    darker = dataclasses.replace(run.preprocess, mean=run.preprocess.mean + 1)
+    names = {
+        name,
+        cached_features.file_name("folder:b", run.model, params, run.preprocess),
+        cached_features.file_name("folder:a", run.model, other, run.preprocess),
+        cached_features.file_name("folder:a", run.model, params, darker),
+        cached_features.file_name(
+            "folder:a", run.model.clone(norm=not run.model.norm), params, run.preprocess
+        ),
+    }
+    assert len(names) == 5
+
+
+def test_a_trunk_at_rest_on_a_mesh(finetune, tmp_path):
+    training.train(finetune(), tmp_path / "one")
+    training.train(finetune(**{"mesh.data": 2, "mesh.column": 2}), tmp_path / "mesh")
+    a, b = final_params(tmp_path / "one"), final_params(tmp_path / "mesh")
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
+
+
+def test_going_on_needs_neither_the_weights_nor_changes_a_bit(finetune, weights, tmp_path):
+    training.train(finetune(), tmp_path / "whole")
+    training.train(finetune(**{"run.total_steps": 6}), tmp_path / "parts")
+    weights.rename(weights.with_name("elsewhere.safetensors"))
+    training.train(finetune(), tmp_path / "parts")
+    assert_same_bits(final_params(tmp_path / "whole"), final_params(tmp_path / "parts"))
+
+
+def test_a_run_s_weights_need_neither_its_config_nor_its_data(finetune, images, tmp_path):  # noqa: F811
+    workdir = tmp_path / "run"
+    training.train(finetune(), workdir)
+    (workdir / "config.json").unlink()
+    loaded = pretrained.read(workdir)
+    assert loaded.classes == tuple(f"class{i}" for i in range(10)) and loaded.missing == ()
+    np.testing.assert_array_equal(loaded.preprocess.std, STD)
+    # predict is right as often as evaluation was.
+    names = image_files.find([images / "test"])
+    answers = list(predict.predictions(loaded, names, topk=1))
+    right = sum(a["predictions"][0]["class"] == pathlib.Path(a["file"]).parent.name for a in answers)
+    assert 100 - 100 * right / len(names) == pytest.approx(status(workdir)["eval"]["top1_error"])
+
+
+def test_weights_of_another_net_name_the_switch(finetune):
+    with pytest.raises(UserError, match=r"init.path=.*its net has lrn_k=2.0, this config's 1.0.*model.lrn_k"):
+        training.build(finetune(**{"model.lrn_k": 1.0}), pathlib.Path("unused"))
+    with pytest.raises(UserError, match=r"init.path=.*fc6 is .*set data.image_size=55"):
+        training.build(finetune(**{"data.stored_size": 120, "data.image_size": 100}), pathlib.Path("unused"))
+    with pytest.raises(UserError, match=r"nowhere.pth: no such file"):
+        training.build(finetune(**{"init.path": "nowhere.pth"}), pathlib.Path("unused"))
+
+
+def test_convolutions_alone_leave_the_width_of_the_others_open(finetune, weights, tmp_path):
+    loaded = pretrained.read(weights)
+    convolutions = {name: loaded.variables["params"][name] for name in cached_features.CONVOLUTIONS}
+    path = tmp_path / "convolutions.safetensors"
+    pretrained.save_pretrained(path, loaded.model, {"params": convolutions}, loaded.preprocess)
+    config = finetune(**{"init.path": str(path), "model.fc_widths": (16, 16)})
+    assert set(training.build(config, tmp_path / "run").start) == set(cached_features.CONVOLUTIONS)
+
+
+def test_a_damaged_description_is_one_clear_line(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"net.json: not to be read .*give the workdir of a run"):
+        pretrained.read(tmp_path / "run")
+    (tmp_path / "run" / pretrained.DESCRIPTION).write_text(json.dumps({"model": {}}))
+    with pytest.raises(UserError, match=r"net.json: its description of the net is damaged"):
+        pretrained.read(tmp_path / "run")

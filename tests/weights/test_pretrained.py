@@ -1,0 +1,527 @@
+"""Weights in and out, against recordings of torchvision and a Caffe in NumPy; and files that mean harm."""
+
+import collections
+import io
+import json
+import os
+import pathlib
+import pickle
+import tarfile
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from alexnet_jax import create_model
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
+from alexnet_jax.weights import pretrained, torch_files
+from alexnet_jax.weights.pretrained import load_pretrained, save_pretrained
+from tests import caffe
+from tests.fixtures import seeded
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+CONVOLUTIONS = tuple(seeded.TORCHVISION)[:5]
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    with np.load(FIXTURES / "torchvision.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def torchvision_file(tmp_path_factory):
+    """The seeded net as a `.pth` of torchvision's names, all layers."""
+    path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch_files.write(path, seeded.state_dict(seed=1))
+    return path
+
+
+@pytest.fixture(scope="module")
+def convolutions():
+    return seeded.state_dict(seed=1, names=CONVOLUTIONS)
+
+
+def write_convolutions(path: pathlib.Path, tensors) -> pathlib.Path:
+    safetensors.numpy.save_file(tensors, path)
+    return path
+
+
+# --- In ---------------------------------------------------------------------------------------------------
+
+
+def test_every_layer_agrees_with_torchvision(torchvision_file, recorded):
+    model, variables, preprocess = load_pretrained(torchvision_file)
+    assert model == create_model("torchvision") and preprocess is TORCHVISION
+    assert sum(x.size for x in jax.tree.leaves(variables)) == 61_100_840
+    layers = [
+        name for name in recorded if name not in ("versions", "files", "logits") and "pool5_" not in name
+    ]
+    assert len(layers) == 18
+    images = seeded.images(2, 224, seed=2)
+    logits, seen = jax.jit(lambda v, x: model.apply(v, x, capture=layers))(variables, images)
+    np.testing.assert_allclose(logits, recorded["logits"], atol=1e-4, rtol=0)
+    for name in layers:
+        flat = np.asarray(seen[name]).reshape(2, -1)
+        samples = flat[:, seeded.places(name, flat.shape[1])]
+        np.testing.assert_allclose(samples, recorded[name], atol=1e-4, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "order, v1, crop_size, head",
+    # At 231 pooling has windows that hang over the edge.
+    [
+        (caffe.ALEXNET, False, 227, ""),
+        (caffe.CAFFENET, True, 227, ""),
+        (caffe.ALEXNET, True, 231, caffe.HEAD),
+    ],
+)
+def test_every_layer_agrees_with_caffe_in_numpy(tmp_path, order, v1, crop_size, head):
+    shapes = dict(seeded.CAFFE, fc6=(4096, 256 * {227: 36, 231: 49}[crop_size]), fc8=(7, 4096))
+    layers = seeded.layers({name: shapes[name] for name in (order + head).split() if name in shapes}, seed=3)
+    path = tmp_path / "net.caffemodel"
+    names = {"fc8": "fc8_flickr"}  # a fine-tuned net has a new name for its last layer
+    path.write_bytes(caffe.caffemodel(layers, order + head, v1=v1, crop_size=crop_size, names=names))
+
+    loaded = pretrained.read(path, partial=not head)
+    variant = "caffe" if order == caffe.ALEXNET else "caffenet"
+    assert loaded.model == create_model(variant, 7 if head else 1000)
+    assert (loaded.preprocess.crop_size, loaded.preprocess.resize) == (crop_size, "squash")
+    variables = pretrained.complete(loaded.model, loaded.variables, crop_size)
+
+    images = seeded.images(1, crop_size, seed=4, scale=50.0)
+    bgr = images[..., ::-1].transpose(0, 3, 1, 2)
+    expected = caffe.forward(layers, bgr, order + head)
+    ours = {name: name.replace("relu", "activation").replace("norm", "lrn") for name in expected}
+    ours = {theirs: our for theirs, our in ours.items() if "drop" not in our}
+    capture = tuple(ours.values())
+    _, seen = jax.jit(lambda v, x: loaded.model.apply(v, x, capture=capture))(variables, images)
+    assert seen["pool1"].shape[1] == {227: 27, 231: 28}[crop_size]
+    for theirs, our in ours.items():
+        want = expected[theirs]
+        want = want.transpose(0, 2, 3, 1) if want.ndim == 4 else want
+        scale = np.abs(want).max()
+        np.testing.assert_allclose(seen[our] / scale, want / scale, atol=1e-5, rtol=0, err_msg=our)
+
+
+def test_caffe_nets_that_differ_are_refused(tmp_path):
+    layers = seeded.layers({k: seeded.CAFFE[k] for k in list(seeded.CAFFE)[:5]}, seed=3)
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(caffe.caffemodel(layers, caffe.ALEXNET, alpha=5e-4))
+    with pytest.raises(UserError, match=r"norm1 has lrn_alpha=0.0001, not 2e-05"):
+        load_pretrained(path, partial=True)
+    path.write_bytes(caffe.caffemodel(layers, caffe.ALEXNET)[:-1000])
+    with pytest.raises(UserError, match=r"damaged or truncated .caffemodel"):
+        load_pretrained(path, partial=True)
+    path.write_bytes(caffe.caffemodel(layers, "Data conv1 relu1 norm1 pool1 conv2"))
+    with pytest.raises(UserError, match="2 convolutions and 0 fully connected layers"):
+        load_pretrained(path, partial=True)
+
+
+def test_caffe_mean_image_is_turned_to_rgb(tmp_path):
+    layers = seeded.layers({k: seeded.CAFFE[k] for k in list(seeded.CAFFE)[:5]}, seed=3)
+    (tmp_path / "net.caffemodel").write_bytes(caffe.caffemodel(layers, caffe.ALEXNET))
+    mean = np.random.default_rng(0).uniform(90, 130, (3, 256, 256)).astype(np.float32)
+    (tmp_path / "mean.binaryproto").write_bytes(caffe.mean_binaryproto(mean))
+    *_, preprocess = load_pretrained(
+        tmp_path / "net.caffemodel", partial=True, mean=tmp_path / "mean.binaryproto"
+    )
+    image = np.full((300, 200, 3), 128, np.uint8)
+    expected = 128 - mean[::-1, 14:241, 14:241].transpose(1, 2, 0)
+    np.testing.assert_allclose(preprocess(image), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["float16", "bfloat16", "float64"])
+def test_other_float_types_become_float32(tmp_path, convolutions, form):
+    dtype = np.dtype(getattr(ml_dtypes, form, form))
+    path = write_convolutions(
+        tmp_path / "w.safetensors", {k: a.astype(dtype) for k, a in convolutions.items()}
+    )
+    _, variables, _ = load_pretrained(path, partial=True)
+    kernel = variables["params"]["conv2"]["kernel"]
+    assert kernel.dtype == jnp.float32
+    expected = convolutions["features.3.weight"].astype(dtype).astype(np.float32).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel[0], expected)
+
+
+def test_any_number_of_classes(tmp_path):
+    state = seeded.state_dict(seed=1, names=(*CONVOLUTIONS, "classifier.6"))
+    state["classifier.6.weight"] = state["classifier.6.weight"][:400]
+    state["classifier.6.bias"] = state["classifier.6.bias"][:400]
+    safetensors.numpy.save_file(state, tmp_path / "w.safetensors")
+    loaded = pretrained.read(tmp_path / "w.safetensors", partial=True)
+    assert loaded.model.num_classes == 400 and loaded.classes is None
+    assert loaded.variables["params"]["fc8"]["kernel"].shape == (1, 4096, 400)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "_orig_mod."])
+@pytest.mark.parametrize("inner", ["state_dict", "model", None])
+def test_checkpoints_and_prefixes(monkeypatch, tmp_path, convolutions, prefix, inner):
+    state = {prefix + key: array for key, array in convolutions.items()}
+    saved = state if inner is None else {"epoch": 3, inner: state, "optimizer": {"state": {}}}
+    monkeypatch.setattr(torch_files, "read", lambda path: (saved, None))
+    (tmp_path / "c.pth").write_bytes(b"PK\x03\x04")
+    _, variables, _ = load_pretrained(tmp_path / "c.pth", partial=True)
+    expected = convolutions["features.0.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(variables["params"]["conv1"]["kernel"][0], expected)
+
+
+def test_data_parallel_features(tmp_path, convolutions):
+    """PyTorch's own ImageNet example wrapped only AlexNet's convolutions."""
+    state = {key.replace("features.", "features.module."): a for key, a in convolutions.items()}
+    write_convolutions(tmp_path / "w.safetensors", state)
+    assert load_pretrained(tmp_path / "w.safetensors", partial=True)[0].columns == 1
+
+
+def test_missing_layers_only_when_allowed(tmp_path, convolutions):
+    path = write_convolutions(tmp_path / "w.safetensors", convolutions)
+    with pytest.raises(UserError, match=r"has no fc6, fc7, fc8, only conv1.*partial=True"):
+        load_pretrained(path)
+    loaded = pretrained.read(path, partial=True)
+    assert loaded.missing == ("fc6", "fc7", "fc8")
+    assert set(loaded.variables["params"]) == {"conv1", "conv2", "conv3", "conv4", "conv5"}
+    whole = pretrained.complete(loaded.model, loaded.variables, 224)
+    assert whole["params"]["fc8"]["kernel"].shape == (1, 4096, 1000)
+    np.testing.assert_array_equal(
+        whole["params"]["conv1"]["kernel"], loaded.variables["params"]["conv1"]["kernel"]
+    )
+
+
+def test_an_npz_with_torchvisions_names(tmp_path, convolutions):
+    np.savez(tmp_path / "w.npz", **convolutions)
+    model, variables, _ = load_pretrained(tmp_path / "w.npz", partial=True)
+    assert model == create_model("torchvision") and len(variables["params"]) == 5
+
+
+# --- Files as PyTorch writes them -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["zip.pth", "legacy.pth", "tar.pth"])
+def test_reads_what_pytorch_wrote(file):
+    saved, metadata = torch_files.read(FIXTURES / file)
+    arrays = {key: np.asarray(tensor) for key, tensor in saved.items()}
+    assert metadata is None
+    grid = np.arange(12, dtype=np.float32)
+    np.testing.assert_array_equal(arrays["float32"], grid.reshape(3, 4), strict=True)
+    np.testing.assert_array_equal(arrays["transposed"], grid.reshape(3, 4).T, strict=True)
+    np.testing.assert_array_equal(arrays["part"], grid[4:8], strict=True)
+    np.testing.assert_array_equal(arrays["float16"], np.arange(3, dtype=np.float16), strict=True)
+    np.testing.assert_array_equal(arrays["bfloat16"], np.arange(3).astype(ml_dtypes.bfloat16), strict=True)
+    np.testing.assert_array_equal(arrays["scalar"], np.float32(2.5), strict=True)
+    np.testing.assert_array_equal(arrays["parameter"], np.ones(2, np.float32), strict=True)
+
+
+def test_reads_a_training_checkpoint():
+    saved, _ = torch_files.read(FIXTURES / "checkpoint.pth")
+    assert saved["epoch"] == 3 and saved["model"]["weight"].shape == (2, 2)
+
+
+def test_every_truncation_is_one_clear_line(tmp_path):
+    with tarfile.open(FIXTURES / "tar.pth") as archive:
+        last = archive.getmember("pickle")  # behind it are empty blocks, which may be missing
+    for name, end in (("zip.pth", None), ("legacy.pth", None), ("tar.pth", last.offset_data + last.size)):
+        whole = (FIXTURES / name).read_bytes()[:end]
+        for length in range(0, len(whole), 29):
+            (tmp_path / "cut.pth").write_bytes(whole[:length])
+            with pytest.raises(UserError, match="damaged or truncated PyTorch file") as caught:
+                torch_files.read(tmp_path / "cut.pth")
+            assert "\n" not in str(caught.value)
+
+
+def test_flipped_bytes_never_crash(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("zip.pth", "legacy.pth", "tar.pth"):
+        whole = bytearray((FIXTURES / name).read_bytes())
+        for place in rng.choice(len(whole), 200, replace=False):
+            broken = bytearray(whole)
+            broken[place] ^= 0xFF
+            (tmp_path / "broken.pth").write_bytes(broken)
+            try:
+                saved, _ = torch_files.read(tmp_path / "broken.pth")
+                assert isinstance(saved, dict)
+            except UserError:
+                pass
+
+
+# --- Files that are not what they seem, or mean harm ------------------------------------------------------
+
+
+class Harm:
+    """Pickles as a call of a function of the system."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def as_zip(path: pathlib.Path, data: bytes, extra: tuple[str, ...] = ()) -> pathlib.Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+        for name in extra:
+            archive.writestr(name, b"")
+    return path
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    "function, arguments, name",
+    [
+        (os.system, ("touch harm",), "posix.system"),
+        (eval, ("__import__('os').mkdir('harm')",), "builtins.eval"),
+        (getattr, (collections.OrderedDict, "__init__"), "builtins.getattr"),
+        (os.mkdir, ("harm",), "posix.mkdir"),
+    ],
+)
+def test_a_malicious_pickle_is_refused_by_name(
+    tmp_path, monkeypatch, function, arguments, name, protocol, legacy
+):
+    monkeypatch.chdir(tmp_path)
+    data = pickle.dumps({"features.0.weight": Harm(function, *arguments)}, protocol=protocol)
+    path = tmp_path / "w.pth"
+    if legacy:
+        head = [torch_files._LEGACY_MAGIC, torch_files._LEGACY_PROTOCOL, {"little_endian": True}]
+        path.write_bytes(b"".join(pickle.dumps(part, protocol=2) for part in head) + data)
+    else:
+        as_zip(path, data)
+    name = name.replace("builtins", "__builtin__") if protocol < 3 else name
+    with pytest.raises(UserError, match=f"names {name}, which is no part of a tensor"):
+        load_pretrained(path)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("member", ["storages", "tensors", "pickle"])
+def test_a_malicious_tar_is_refused_by_name(tmp_path, member):
+    path = tmp_path / "w.pth"
+    with tarfile.open(FIXTURES / "tar.pth") as old, tarfile.open(path, "w") as new:
+        for entry in old:
+            data = old.extractfile(entry).read()
+            if entry.name == member:
+                data = pickle.dumps(Harm(os.system, "touch harm"), protocol=2)
+            entry.size = len(data)
+            new.addfile(entry, io.BytesIO(data))
+    with pytest.raises(UserError, match=r"names posix.system, which is no part of a tensor"):
+        load_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "collections OrderedDict.__init__",  # protocol 4 may name attributes of what is admitted
+        "torch._utils _rebuild_tensor_v2.__globals__",
+        "torch.storage _load_from_bytes",
+        "numpy.core.multiarray _reconstruct",
+    ],
+)
+def test_no_way_around_the_list(tmp_path, name):
+    module, attribute = name.split()
+    texts = b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, attribute))
+    with pytest.raises(UserError, match=f"names {module}.{attribute}"):
+        torch_files.read(as_zip(tmp_path / "w.pth", b"\x80\x04" + texts + b"\x93."))
+
+
+def test_a_training_scripts_arguments_are_refused_with_the_mend():
+    with pytest.raises(UserError, match=r"names argparse.Namespace.*torch.save\(model.state_dict\(\)"):
+        load_pretrained(FIXTURES / "refused.pth")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/outside", "archive/../../outside", "C:\\outside"])
+def test_a_zip_with_a_path_outside_is_refused(tmp_path, name):
+    path = as_zip(tmp_path / "w.pth", pickle.dumps({}), (name,))
+    with pytest.raises(UserError, match="refused, since it names a path outside itself"):
+        load_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    "offset, size, stride",
+    [(0, (5,), (1,)), (3, (2,), (1,)), (0, (2, 2), (4, 1)), (-1, (1,), (1,)), (0, (-1,), (1,))],
+)
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path, offset, size, stride):
+    class Persistent(pickle.Pickler):
+        def persistent_id(self, obj):
+            return obj if isinstance(obj, tuple) and obj[:1] == ("storage",) else None
+
+    source = torch_files._state_dict_pickle({"x": np.zeros(4, np.float32)}, "")
+    numbers = b"J" + int.to_bytes(0, 4, "little") + b"(J" + int.to_bytes(4, 4, "little") + b"t(J"
+    assert numbers in source
+
+    def number(value):
+        return b"J" + int.to_bytes(value, 4, "little", signed=True)
+
+    new = number(offset) + b"(" + b"".join(map(number, size)) + b"t(" + b"".join(map(number, stride)) + b"t"
+    old = numbers + int.to_bytes(1, 4, "little") + b"t"
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", source.replace(old, new))
+        archive.writestr("archive/data/0", bytes(16))
+    with pytest.raises(UserError, match="damaged or truncated"):
+        torch_files.read(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "file, content, match",
+    [
+        ("w.pth", b"<!DOCTYPE html><html><title>404</title>", "a web page, not weights"),
+        ("w.pth", b"\n  <html>", "a web page, not weights"),
+        ("w.caffemodel", b"<html>", "a web page, not weights"),
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        ("w.pth", b"", "an empty file"),
+        ("w.pth", b"no weights at all", "none of a PyTorch state dict"),
+        ("w.safetensors", b"\xff" * 100, "damaged or truncated .safetensors"),
+        ("w.npz", b"PK\x03\x04 and no more", "a damaged .npz"),
+        ("w.caffemodel", b"\x0a\xff\xff\x01", "damaged or truncated .caffemodel"),
+    ],
+)
+def test_what_is_no_weights_is_said_in_one_line(tmp_path, file, content, match):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=match) as caught:
+        load_pretrained(tmp_path / file)
+    assert str(tmp_path / file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pickled_objects_in_an_npz_are_refused(tmp_path):
+    np.savez(tmp_path / "w.npz", **{"features.0.weight": np.array([Harm(os.system, "true")], object)})
+    with pytest.raises(UserError, match="pickled objects"):
+        load_pretrained(tmp_path / "w.npz")
+
+
+def test_wrong_shapes_are_each_listed(tmp_path, convolutions):
+    state = dict(convolutions)
+    state["features.3.weight"] = np.zeros((192, 64, 3, 3), np.float32)
+    state["features.6.bias"] = np.zeros(5, np.float32)
+    state["features.8.weight"] = np.zeros((256, 384, 3, 3), np.int32)
+    path = write_convolutions(tmp_path / "w.safetensors", state)
+    with pytest.raises(UserError) as caught:
+        load_pretrained(path, partial=True)
+    for part in (
+        "features.3.weight is [192, 64, 3, 3], not [192, 64, 5, 5]",
+        "features.6.bias is [5], not [384]",
+        "features.8.weight is of int32, not floats",
+    ):
+        assert part in str(caught.value)
+
+
+def test_other_nets_are_refused(tmp_path, convolutions):
+    resnet = {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32), "bn1.weight": np.zeros(64, np.float32)}
+    path = write_convolutions(tmp_path / "resnet.safetensors", resnet)
+    with pytest.raises(UserError, match=r"not an AlexNet: no features.0.weight in it, but"):
+        load_pretrained(path)
+    vgg = {**convolutions, "features.12.weight": np.zeros((1, 1, 3, 3), np.float32)}
+    path = write_convolutions(tmp_path / "vgg.safetensors", vgg)
+    with pytest.raises(UserError, match=r"not an AlexNet: it also has features.12.weight"):
+        load_pretrained(path)
+    half = {key: array for key, array in convolutions.items() if key != "features.3.bias"}
+    path = write_convolutions(tmp_path / "half.safetensors", half)
+    with pytest.raises(UserError, match=r"has features.3.weight but not the other"):
+        load_pretrained(path)
+
+
+def test_a_path_that_does_not_exist():
+    with pytest.raises(UserError, match=r"nowhere.pth: no such file.*torchvision, caffe, caffenet"):
+        load_pretrained("nowhere.pth")
+
+
+# --- Out --------------------------------------------------------------------------------------------------
+
+
+def small(variant: str, **overrides):
+    """A net of few weights, its variables and a preprocessing with a mean image."""
+    widths = (16, 32, 24, 24, 16, 16) if variant != "torchvision" else (8, 12, 24, 16, 16, 16)
+    model = create_model(variant, 7, **{"widths": widths, "fc_widths": (32, 32), **overrides})
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
+    variables = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape, np.float32)), shapes)
+    mean = rng.uniform(0, 255, (100, 100, 3)).astype(np.float32)
+    return model, variables, Preprocess(stored_size=100, crop_size=96, mean=mean)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
+@pytest.mark.parametrize("variant", ["paper", "original", "caffe", "caffenet", "torchvision"])
+def test_round_trips_are_exact(tmp_path, variant, suffix):
+    model, variables, preprocess = small(variant)
+    path = tmp_path / f"w{suffix}"
+    classes = tuple(f"class {i}" for i in range(7))
+    save_pretrained(path, model, variables, preprocess, classes)
+    loaded = pretrained.read(path)
+    assert loaded.model == model and loaded.classes == classes
+    assert os.listdir(tmp_path) == [path.name]  # nothing temporary is left
+    np.testing.assert_array_equal(loaded.preprocess.mean, preprocess.mean)
+    used = jax.tree.map(np.asarray, variables)  # of 7 classes in two columns the eighth output is unused
+    if model.columns == 2:
+        used["params"]["fc8"]["kernel"] = np.array(used["params"]["fc8"]["kernel"])
+        used["params"]["fc8"]["kernel"][-1, :, -1] = 0
+        used["params"]["fc8"]["bias"] = np.array(used["params"]["fc8"]["bias"])
+        used["params"]["fc8"]["bias"][-1, -1] = 0
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, used)
+
+
+def test_grouped_layout_is_pytorchs(tmp_path):
+    """conv2 of two columns is a convolution in two groups, conv3 and what follows conv5 see both."""
+    model, variables, preprocess = small("paper")
+    save_pretrained(tmp_path / "w.safetensors", model, variables, preprocess)
+    state = safetensors.numpy.load_file(tmp_path / "w.safetensors")
+    params = variables["params"]
+    assert state["features.3.weight"].shape == (32, 8, 5, 5)
+    np.testing.assert_array_equal(
+        state["features.3.weight"][16:], params["conv2"]["kernel"][1].transpose(3, 2, 0, 1)
+    )
+    assert state["features.6.weight"].shape == (24, 32, 3, 3)
+    # fc6's input 5 of channel 9 (the second of the second column) is place 5, channel 9 of ours.
+    places = params["fc6"]["kernel"].shape[1] // 16
+    np.testing.assert_array_equal(
+        state["classifier.1.weight"][20, 9 * places + 1], params["fc6"]["kernel"][1, 1 * 16 + 9, 4]
+    )
+
+
+def test_caffes_layout_is_bgr(tmp_path):
+    model, variables, preprocess = small("caffe")
+    save_pretrained(tmp_path / "w.npz", model, variables, preprocess)
+    with np.load(tmp_path / "w.npz") as arrays:
+        blue = arrays["conv1/0"][:8, 0]
+    np.testing.assert_array_equal(blue, variables["params"]["conv1"]["kernel"][0, :, :, 2].transpose(2, 0, 1))
+
+
+def test_nets_without_a_counterpart_are_refused(tmp_path):
+    for overrides, match in (({"conv6": True}, "sixth"), ({"talk": ("conv3",)}, "do not talk")):
+        model, variables, preprocess = small("paper", **overrides)
+        with pytest.raises(UserError, match=match):
+            save_pretrained(tmp_path / "w.pth", model, variables, preprocess)
+    model, variables, preprocess = small("paper")
+    with pytest.raises(UserError, match=r"w.h5: weights are written as"):
+        save_pretrained(tmp_path / "w.h5", model, variables, preprocess)
+
+
+def test_grouped_shapes_without_a_description_ask_for_the_variant(tmp_path):
+    state = {}
+    for (ours, shape), theirs in zip(list(seeded.CAFFE.items())[:5], CONVOLUTIONS, strict=True):
+        state[f"{theirs}.weight"] = np.zeros(shape, np.float32)
+        state[f"{theirs}.bias"] = np.zeros(shape[0], np.float32)
+        assert ours.startswith("conv")
+    path = write_convolutions(tmp_path / "w.safetensors", state)
+    with pytest.raises(UserError, match="leave open which net"):
+        load_pretrained(path, partial=True)
+    assert load_pretrained(path, partial=True, variant="original")[0] == create_model("original")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"model": {"columns": "x"}}', '{"model": {"nonsense": 1}, "preprocess": {}}']
+)
+def test_a_damaged_description_is_one_clear_line(tmp_path, convolutions, text):
+    safetensors.numpy.save_file(convolutions, tmp_path / "w.safetensors", metadata={"alexnet_jax": text})
+    with pytest.raises(UserError):
+        load_pretrained(tmp_path / "w.safetensors", partial=True)
+
+
+def test_imagenets_classes():
+    classes = pretrained.imagenet_classes()
+    assert len(classes) == len(set(classes)) == 1000
+    assert [wnid for wnid, _ in classes] == sorted(wnid for wnid, _ in classes)
+    assert classes[0] == ("n01440764", "tench, Tinca tinca")
+    assert classes[999] == ("n15075141", "toilet tissue, toilet paper, bathroom tissue")
+    assert json.dumps(CAFFE.to_json()) and CAFFE.resize == "squash"
