@@ -13,7 +13,7 @@ from alexnet_jax.common import compiled
 
 SCRIPT = """
 import pathlib
-from alexnet_jax import compiled
+from alexnet_jax.common import compiled
 directory = compiled.keep()
 import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

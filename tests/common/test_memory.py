@@ -11,7 +11,7 @@ from alexnet_jax.common import memory, settings
 # Takes and gives back 64 MB fifty times, as a step does, and counts the pages that the kernel had to provide.
 PROGRAM = """
 import ctypes, resource, sys
-from alexnet_jax import memory
+from alexnet_jax.common import memory
 print(memory.keep())
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -30,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 # A step frees more than 2 GB at once; none of it may go back to the system. The pages are never touched.
 LARGE = """
 import ctypes
-from alexnet_jax import memory
+from alexnet_jax.common import memory
 memory.keep()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -190,12 +190,12 @@ def test_catalogue(name, tmp_path):
 DECODE = """
 import pathlib, sys
 from PIL import JpegImagePlugin
-from alexnet_jax import images
+from alexnet_jax.data import decode
 from tests import peak
 data = pathlib.Path(sys.argv[1]).read_bytes()
 {change}
 before = peak.kilobytes()
-square = images.decode_square(data, 256)
+square = decode.decode_square(data, 256)
 print(square is None, peak.kilobytes() - before)
 """
 WITHOUT_A_LIMIT = "images.MAX_PIXELS = 10**9"

@@ -193,9 +193,9 @@ def test_no_batches_of_no_examples(engine):
 
 PROGRAM = """
 import sys
-from alexnet_jax import input_pipeline, sources
+from alexnet_jax.data import pipeline, sources
 source = sources.open_source("embedded", "train")
-batches = input_pipeline.train_batches(source, batch_size=64, image_size=64, seed=0)
+batches = pipeline.train_batches(source, batch_size=64, image_size=64, seed=0)
 print(next(batches)["weight"].sum())
 {end}
 """
@@ -214,7 +214,7 @@ def test_a_program_ends_while_batches_are_in_the_making(end):
 START = """
 import sys, time
 import numpy as np
-from alexnet_jax import input_pipeline
+from alexnet_jax.data import pipeline
 from tests import peak
 
 class Many:
@@ -228,7 +228,7 @@ class Many:
         return [{image}] * len(indices), indices.astype(np.int32)
 
 def first_batch(count, start_step):
-    batches = input_pipeline.train_batches(
+    batches = pipeline.train_batches(
         Many(count), batch_size=128, image_size=8, seed=1, start_step=start_step
     )
     batch = next(batches)
