@@ -198,7 +198,7 @@ before = peak.kilobytes()
 square = decode.decode_square(data, 256)
 print(square is None, peak.kilobytes() - before)
 """
-WITHOUT_A_LIMIT = "images.MAX_PIXELS = 10**9"
+WITHOUT_A_LIMIT = "decode.MAX_PIXELS = 10**9"
 WITHOUT_DRAFT = "JpegImagePlugin.JpegImageFile.draft = lambda *arguments: None"
 
 

@@ -247,8 +247,8 @@ assert 0 <= indices.min() and indices.max() < count and len(set(indices)) == 128
 START_KILOBYTES = 300_000
 # The order as Python's numbers, which take 36 bytes each.
 AS_A_LIST = """
-order = input_pipeline.epoch_order
-input_pipeline.epoch_order = lambda *epoch: np.array(order(*epoch).tolist())
+order = pipeline.epoch_order
+pipeline.epoch_order = lambda *epoch: np.array(order(*epoch).tolist())
 """
 
 
