@@ -71,7 +71,7 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
     optimizer = build_optimizer(config, len(source), total_steps)
     view = build_view(config, statistics, preprocess, len(source))
     trained = model
-    if cached_features.rests(config):
+    if cached_features.is_frozen(config):
         trained, view = model.clone(reads="pool5"), cached_features.view
 
     def init_state() -> steps.TrainState:
@@ -115,13 +115,13 @@ def build_preprocess(
     """What a run that goes on began with, else that of the weights it starts from, else by the statistics."""
     data = config.data
     if (workdir / pretrained.DESCRIPTION).exists():
-        return pretrained.read_description(workdir).preprocess.resized(data.stored_size, data.image_size)
+        return pretrained.read_description(workdir).preprocess.resized(data.resize_size, data.image_size)
     if init is not None:
-        return init.preprocess.resized(data.stored_size, data.image_size)
-    mean = statistics.mean(config.augment.mean, data.stored_size)
+        return init.preprocess.resized(data.resize_size, data.image_size)
+    mean = statistics.mean(config.augment.mean, data.resize_size)
     # torchvision's net sees numbers of about 1, all others grey levels.
     std = TORCHVISION.std if config.model["variant"] == "torchvision" else np.ones(3, np.float32)
-    return Preprocess(data.stored_size, data.image_size, mean=mean, std=std)
+    return Preprocess(data.resize_size, data.image_size, mean=mean, std=std)
 
 
 def build_optimizer(
@@ -138,7 +138,7 @@ def build_optimizer(
             case "plateau":
                 return optimizers.plateau(rate, opt.drop_factor)
             case "epochs":
-                return optimizers.steps(rate, opt.drop_factor, tuple(at(e) for e in opt.drop_epochs))
+                return optimizers.step_decay(rate, opt.drop_factor, tuple(at(e) for e in opt.drop_epochs))
             case "exponential":
                 return optimizers.exponential(rate, opt.final_factor, total_steps)
         return optimizers.constant(rate)
@@ -185,15 +185,15 @@ def is_due(step: int, every: int) -> bool:
 def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Batch]:
     """The run's batches from a step on, of images or of what a trunk at rest makes of them."""
     data, seed = run.config.data, run.config.run.seed
-    if cached_features.rests(run.config):
+    if cached_features.is_frozen(run.config):
         path = run.workdir / cached_features.file_name(data.source, run.model, params, run.preprocess)
         records = cached_features.pooled_maps(path, run.model, params, run.preprocess, run.source)
         return cached_features.batches(records, data.batch_size, seed, start_step)
-    share, shares = columns.share(run.mesh)
+    share, shares = columns.process_slice(run.mesh)
     return pipeline.train_batches(
         run.source,
         batch_size=data.batch_size,
-        image_size=data.stored_size,
+        image_size=data.resize_size,
         seed=seed,
         start_step=start_step,
         host_index=share,

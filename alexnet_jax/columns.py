@@ -20,7 +20,7 @@ DATA, COLUMN = "data", "column"
 BATCH = P(DATA)  # examples lie along the data axis, the same for both columns
 PART = P(None, DATA)  # the same of a batch cut into parts, `[parts, B / parts, ...]`
 PARAMETERS = P(COLUMN)  # the leading axis of every parameter
-EVERYWHERE = P()
+REPLICATED = P()
 
 
 def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -55,7 +55,7 @@ def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = N
     return Mesh(grid, (DATA, COLUMN), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
-def share(mesh: Mesh) -> tuple[int, int]:
+def process_slice(mesh: Mesh) -> tuple[int, int]:
     """This process's slice of each batch: its number and of how many; processes of one row share theirs.
 
     Raises:

@@ -29,7 +29,7 @@ class Data:
     num_classes: int | None  # what the source must have; None for whatever it has
     batch_size: int  # images a step, over all devices
     micro_batches: int  # into so many parts a batch is cut, computed one after another to save memory
-    stored_size: int  # pixels: shorter side of the images on the host, whose central square is kept; to 4096
+    resize_size: int  # pixels: shorter side of the images on the host, whose central square is kept; to 4096
     image_size: int  # pixels: side of the patches that the net sees
     max_bad_fraction: float  # share of unreadable images at which a run stops
 
@@ -128,7 +128,7 @@ FILE_NAME = "config.json"  # of a workdir
 _NOT_SWITCHES = ("parent", "name", "num_classes", "reads", "column_axis", "column_shards")
 MODEL_SWITCHES = tuple(key for key in model.AlexNet.__dataclass_fields__ if key not in _NOT_SWITCHES)
 
-MAX_STORED_SIZE = 4096  # pixels; an image of that size takes 50 MB, and there are many in flight
+MAX_RESIZE_SIZE = 4096  # pixels; an image of that size takes 50 MB, and there are many in flight
 MAX_EPOCHS = 1e6
 MAX_STEPS = 2**31 - 1  # steps are counted in an int32
 
@@ -212,7 +212,7 @@ def of_workdir(workdir: str | pathlib.Path, overrides: dict[str, Any] | None = N
 # Keys that came after the first runs, and what those did without; switches of the net were the variant's own.
 _LATER: dict[str, dict[str, Any]] = {
     "data": {"micro_batches": 1},
-    "model": dict.fromkeys(("compute_dtype", "without")),
+    "model": dict.fromkeys(("compute_dtype", "removed_layers")),
     "run": {"profile_steps": 0},
 }
 
@@ -332,14 +332,14 @@ def _check_values(config: Config) -> None:
     )
     require(data.image_size >= 1, "data.image_size", "must be 1 or more")
     require(
-        data.stored_size >= data.image_size,
-        "data.stored_size",
+        data.resize_size >= data.image_size,
+        "data.resize_size",
         f"must be at least data.image_size={data.image_size}, for patches are cut out of it",
     )
     require(
-        data.stored_size <= MAX_STORED_SIZE,
-        "data.stored_size",
-        f"must be at most {MAX_STORED_SIZE}, or the images would fill the memory",
+        data.resize_size <= MAX_RESIZE_SIZE,
+        "data.resize_size",
+        f"must be at most {MAX_RESIZE_SIZE}, or the images would fill the memory",
     )
     require(0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", "must lie between 0 and 1")
     require(aug.colour in augment.COLOURS, "augment.colour", f"choose one of {', '.join(augment.COLOURS)}")
@@ -367,7 +367,9 @@ def _check_values(config: Config) -> None:
         f"each must be at least 0 and at most {MAX_EPOCHS:,.0f}",
     )
     net = build_model(config, num_classes=2)
-    layers = [layer for layer in model.LAYERS if layer not in net.without and (layer != "conv6" or net.conv6)]
+    layers = [
+        layer for layer in model.LAYERS if layer not in net.removed_layers and (layer != "conv6" or net.conv6)
+    ]
     require(
         all(layer in layers for layer, _, _ in opt.layer_rates),
         "optimizer.layer_rates",

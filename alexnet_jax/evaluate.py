@@ -43,7 +43,7 @@ class Result:
 
 def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBatch, steps.Batch]]:
     """Each host batch and its arrays on the mesh, the next one already under way."""
-    sharding, (_, shares) = steps.batch_sharding(mesh), columns.share(mesh)
+    sharding, (_, shares) = steps.batch_sharding(mesh), columns.process_slice(mesh)
     ahead = None
     for batch in batches:
         placed = {
@@ -91,7 +91,7 @@ def make_evaluator(
     off, and then the result is None; `say=` takes a line for each image that cannot be read, once. More of
     those than `data.max_bad_fraction` are a `UserError`.
     """
-    views, (share, shares) = config.run.eval_views, columns.share(mesh)
+    views, (share, shares) = config.run.eval_views, columns.process_slice(mesh)
     eval_step = steps.make_eval_step(model, mesh, preprocess, views)
     named: set[int] = set()
 
@@ -105,7 +105,7 @@ def make_evaluator(
         batches = pipeline.eval_batches(
             source,
             batch_size=config.data.batch_size,
-            image_size=config.data.stored_size,
+            image_size=config.data.resize_size,
             host_index=share,
             host_count=shares,
         )
@@ -137,8 +137,8 @@ def make_evaluator(
                 "raise it"
             )
         return Result(
-            top1_error=100.0 * total["top1_wrong"] / examples,
-            top5_error=100.0 * total["top5_wrong"] / examples,
+            top1_error=100.0 * total["top1_errors"] / examples,
+            top5_error=100.0 * total["top5_errors"] / examples,
             loss=total["loss"] / examples,
             views=views,
             examples=examples,
@@ -172,7 +172,7 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
             f"data.source={config.data.source}: has {source.num_classes} classes, but the net of {workdir} "
             f"was trained on the {trained.model.num_classes} of {own.data.source}"
         )
-    preprocess = trained.preprocess.resized(config.data.stored_size, config.data.image_size)
+    preprocess = trained.preprocess.resized(config.data.resize_size, config.data.image_size)
     model = configs.build_model(config, source.num_classes)
     params, step = checkpoint.restore_params(workdir, NamedSharding(mesh, columns.PARAMETERS))
     evaluate = make_evaluator(config, model, mesh, source, preprocess)

@@ -24,7 +24,7 @@ from alexnet_jax.common.typed import as_type
 Array = jax.Array
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8")
-FOLLOWERS = ("activation", "lrn", "map_norm", "pool")
+POST_OPS = ("activation", "lrn", "map_norm", "pool")
 REMOVABLE = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 PLAIN_POOLING_PADDING = (1, 0)  # of conv2 and conv5 in layers-147.cfg
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh}
@@ -43,8 +43,9 @@ class AlexNet(nn.Module):
     Attributes:
       num_classes: size of the last layer.
       columns: columns of the net, 2 in the paper; 1 makes every layer see everything.
-      talk: layers before which the columns exchange their activities; `()` for columns that never talk
-        (run 150). Where fc8 is not among them, each column adds its own part to the logits.
+      cross_column_layers: layers that see all columns: before each, the columns exchange their activations;
+        `()` for independent columns (run 150). Where fc8 is not among them, the columns' partial logits are
+        added.
       widths: filters of conv1 to conv5, and of conv6 where there is one, over all columns.
       fc_widths: units of fc6 and fc7 over all columns.
       layer1, layer2, layer5: what follows the convolution, in order, out of `activation`, `lrn`, `map_norm`
@@ -56,10 +57,10 @@ class AlexNet(nn.Module):
       overlapping_pooling: 3 x 3 windows at stride 2 (section 3.4), or 2 x 2 at stride 2 with run 147's
         paddings, 1 at conv2 and 0 at conv5, beside which `padding` may ask for no others.
       padding: of conv1 to conv5.
-      sizes: `2012`, output sizes rounded up; `caffe`, up for pooling only; `torch`, down.
-      without: middle layers to leave out (section 7: "the depth really is important"), of `conv2` to `fc7`;
-        of what follows such a layer only the pooling stays, and where the columns would have talked before
-        it, they talk before the next.
+      rounding: `2012`, output sizes rounded up; `caffe`, up for pooling only; `torch`, down.
+      removed_layers: middle layers to leave out (section 7: "the depth really is important"), of `conv2` to
+        `fc7`; of what follows such a layer only the pooling stays, and an exchange before it moves to the
+        next layer.
       conv6: a sixth convolution on the pooled maps, before which the columns talk (section 7.2 and run 146).
       dropout: share of fc6's and fc7's outputs dropped in training.
       dropout_before: drops the inputs of fc6 and fc7 instead (torchvision).
@@ -78,7 +79,7 @@ class AlexNet(nn.Module):
 
     num_classes: int = 1000
     columns: int = 2
-    talk: tuple[str, ...] = ("conv3", "conv6", "fc6", "fc7", "fc8")
+    cross_column_layers: tuple[str, ...] = ("conv3", "conv6", "fc6", "fc7", "fc8")
     widths: tuple[int, ...] = (96, 256, 384, 384, 256, 256)
     fc_widths: tuple[int, int] = (4096, 4096)
     layer1: str = "activation lrn pool"
@@ -93,8 +94,8 @@ class AlexNet(nn.Module):
     lrn_across_columns: bool = False
     overlapping_pooling: bool = True
     padding: tuple[int, ...] = (0, 2, 1, 1, 1)
-    sizes: str = "2012"
-    without: tuple[str, ...] = ()
+    rounding: str = "2012"
+    removed_layers: tuple[str, ...] = ()
     conv6: bool = False
     dropout: float = 0.5
     dropout_before: bool = False
@@ -156,18 +157,18 @@ class AlexNet(nn.Module):
         def convolve(
             name: str, xs: list[Array], width: int, window: int, padding: int, stride: int = 1
         ) -> list[Array]:
-            if name in self.without:
+            if name in self.removed_layers:
                 return xs
             layer = Convolution(
                 features=width // self.columns,
                 window=window,
                 stride=stride,
                 padding=padding,
-                ceil=self.sizes == "2012",
+                ceil=self.rounding == "2012",
                 initialisers=self._initialisers(name),
                 name=name,
             )
-            return keep(name, layer(self._talk(name, xs)))
+            return keep(name, layer(self._exchange_before(name, xs)))
 
         def follow(number: int, order: str, xs: list[Array]) -> list[Array]:
             for step in self._steps(number, order):
@@ -175,13 +176,13 @@ class AlexNet(nn.Module):
             return xs
 
         def connect(name: str, xs: list[Array], width: int) -> list[Array]:
-            if name in self.without:
+            if name in self.removed_layers:
                 return xs
             layer = Dense(width // self.columns, self._initialisers(name), name=name)
-            return keep(name, layer(self._talk(name, xs)))
+            return keep(name, layer(self._exchange_before(name, xs)))
 
         def drop(number: int, xs: list[Array]) -> list[Array]:
-            if f"fc{number}" in self.without:
+            if f"fc{number}" in self.removed_layers:
                 return xs
             return keep(f"dropout{number}", self._drop(xs, train, example_ids))
 
@@ -236,12 +237,12 @@ class AlexNet(nn.Module):
         orders = (self.layer1, self.layer2, "", "", self.layer5)
         for number, padding in enumerate(self._paddings(), 1):
             window, stride = {1: (11, 4), 2: (5, 1)}.get(number, (3, 1))
-            ceil = self.sizes == "2012"
-            if f"conv{number}" not in self.without:
+            ceil = self.rounding == "2012"
+            if f"conv{number}" not in self.removed_layers:
                 yield f"conv{number}", {"window": window, "stride": stride, "padding": padding, "ceil": ceil}
             if "pool" in orders[number - 1].split():
                 window = 3 if self.overlapping_pooling else 2
-                yield f"pool{number}", {"window": window, "stride": 2, "ceil": self.sizes != "torch"}
+                yield f"pool{number}", {"window": window, "stride": 2, "ceil": self.rounding != "torch"}
 
     def _too_small(self, side: int) -> str:
         """Says at which layer no window fits into the maps of images of `side`; empty where all do."""
@@ -264,23 +265,23 @@ class AlexNet(nn.Module):
                 f"use larger images (data.image_size), of at least {least} x {least}"
             )
 
-    def _talk(self, name: str, xs: list[Array]) -> list[Array]:
-        return self._exchange(name, xs) if self.talks(name) else xs
+    def _exchange_before(self, name: str, xs: list[Array]) -> list[Array]:
+        return self._exchange(name, xs) if self.is_cross_column(name) else xs
 
     def _exchange(self, name: str, xs: list[Array]) -> list[Array]:
         with jax.named_scope(f"exchange_{name}"):  # by which reports name it
             return exchange(xs, self.column_axis)
 
-    def talks(self, name: str) -> bool:
+    def is_cross_column(self, name: str) -> bool:
         """Whether the columns talk before a layer, or would have before one left out just before it."""
         layers = [layer for layer in LAYERS if layer != "conv6" or self.conv6]
         before = reversed(layers[: layers.index(name)])
-        left_out = itertools.takewhile(lambda layer: layer in self.without, before)
-        return not {name, *left_out}.isdisjoint(self.talk)
+        left_out = itertools.takewhile(lambda layer: layer in self.removed_layers, before)
+        return not {name, *left_out}.isdisjoint(self.cross_column_layers)
 
     def _steps(self, number: int, order: str) -> list[str]:
         """What follows the layer of that number."""
-        left_out = not {f"conv{number}", f"fc{number}"}.isdisjoint(self.without)
+        left_out = not {f"conv{number}", f"fc{number}"}.isdisjoint(self.removed_layers)
         return [step for step in order.split() if step == "pool" or not left_out]
 
     def _follow(self, step: str, number: int, xs: list[Array]) -> list[Array]:
@@ -288,7 +289,7 @@ class AlexNet(nn.Module):
             return [ACTIVATIONS[self.activation](x) for x in xs]
         if step == "pool":
             window = 3 if self.overlapping_pooling else 2
-            return [ops.max_pool(x, window, 2, self.sizes != "torch") for x in xs]
+            return [ops.max_pool(x, window, 2, self.rounding != "torch") for x in xs]
         if not self.norm:
             return xs
         if step == "map_norm":
@@ -348,9 +349,9 @@ class AlexNet(nn.Module):
         An odd number of classes leaves the last output of the last column unused.
         """
         share = -(-self.num_classes // self.columns)
-        if self.talks("fc8"):
+        if self.is_cross_column("fc8"):
             layer = Dense(share, self._initialisers("fc8"), out_dtype="float32", name="fc8")
-            return self._exchange("logits", layer(self._talk("fc8", xs)))[0][:, : self.num_classes]
+            return self._exchange("logits", layer(self._exchange_before("fc8", xs)))[0][:, : self.num_classes]
         layer = Dense(
             share * self.columns,
             self._initialisers("fc8"),
@@ -467,7 +468,7 @@ _CAFFE: dict[str, Any] = {
     "lrn_k": 1.0,
     "lrn_alpha": 1e-4 / 5,
     "lrn_across_columns": True,
-    "sizes": "caffe",
+    "rounding": "caffe",
     "dropout_scaled": True,
     "init_scheme": "caffe",
 }
@@ -496,7 +497,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "widths": (64, 192, 384, 256, 256, 256),
         "norm": False,
         "padding": (2, 2, 1, 1, 1),
-        "sizes": "torch",
+        "rounding": "torch",
         "dropout_before": True,
         "dropout_scaled": True,
         "init_scheme": "torch",
@@ -560,11 +561,17 @@ def _check(model: AlexNet) -> None:
         "overlapping_pooling=False has its own paddings of conv2 and conv5, 1 and 0; leave one out",
     )
     talkers = LAYERS[1:]  # before conv1 there is nothing to tell: every column sees the image
-    require(set(model.talk) <= set(talkers), "talk", f"choose from {', '.join(talkers)}")
-    require(set(model.without) <= set(REMOVABLE), "without", f"choose from {', '.join(REMOVABLE)}")
+    require(
+        set(model.cross_column_layers) <= set(talkers),
+        "cross_column_layers",
+        f"choose from {', '.join(talkers)}",
+    )
+    require(
+        set(model.removed_layers) <= set(REMOVABLE), "removed_layers", f"choose from {', '.join(REMOVABLE)}"
+    )
     require(model.activation in ACTIVATIONS, "activation", f"choose one of {', '.join(ACTIVATIONS)}")
     require(model.init_scheme in INITS, "init_scheme", f"choose one of {', '.join(INITS)}")
-    require(model.sizes in ("2012", "caffe", "torch"), "sizes", "choose one of 2012, caffe, torch")
+    require(model.rounding in ("2012", "caffe", "torch"), "rounding", "choose one of 2012, caffe, torch")
     require(
         model.compute_dtype in COMPUTE_DTYPES, "compute_dtype", f"choose one of {', '.join(COMPUTE_DTYPES)}"
     )
@@ -581,7 +588,7 @@ def _check(model: AlexNet) -> None:
     for key in ("layer1", "layer2", "layer5"):
         steps = getattr(model, key).split()
         require(
-            set(steps) <= set(FOLLOWERS) and len(steps) == len(set(steps)),
+            set(steps) <= set(POST_OPS) and len(steps) == len(set(steps)),
             key,
-            f"list each of {', '.join(FOLLOWERS)} at most once, separated by spaces",
+            f"list each of {', '.join(POST_OPS)} at most once, separated by spaces",
         )

@@ -32,7 +32,7 @@ def plateau(rate: float, factor: float) -> Schedule:
     return lambda step, drops: rate * jnp.float32(factor) ** drops.astype(jnp.float32)
 
 
-def steps(rate: float, factor: float, drop_steps: tuple[int, ...]) -> Schedule:
+def step_decay(rate: float, factor: float, drop_steps: tuple[int, ...]) -> Schedule:
     """The rate multiplied by `factor` at each of `drop_steps`, as by hand in `layer-params-145`."""
 
     def schedule(step: Array, drops: Array) -> Array:

@@ -81,7 +81,7 @@ def init_state(
 def state_shardings(mesh: Mesh) -> Any:
     """Where each part of a `TrainState` lies: parameters and momentum by column, the rest everywhere."""
     by_column: Any = NamedSharding(mesh, columns.PARAMETERS)
-    everywhere: Any = NamedSharding(mesh, columns.EVERYWHERE)
+    everywhere: Any = NamedSharding(mesh, columns.REPLICATED)
     return TrainState(
         step=everywhere,
         params=by_column,
@@ -168,7 +168,7 @@ def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, t
         rngs = {"dropout": dropout_key} if train else None
         return local.apply({"params": params}, x, train=train, example_ids=example_ids, rngs=rngs)
 
-    specs = (columns.PARAMETERS, columns.BATCH, columns.EVERYWHERE, columns.BATCH)
+    specs = (columns.PARAMETERS, columns.BATCH, columns.REPLICATED, columns.BATCH)
     return columns.on_mesh(forward, mesh, specs, columns.BATCH)
 
 
@@ -182,7 +182,7 @@ def summed_cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
     return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels) * weights)
 
 
-def wrong(scores: Array, labels: Array, k: int) -> Array:
+def topk_errors(scores: Array, labels: Array, k: int) -> Array:
     """1 where the label is not among the `k` best of `scores` `[B, classes]`, else 0.
 
     Ties count against the label, so that a net that says the same of every class is never right, unless
@@ -230,7 +230,7 @@ def make_train_step(
             loss = summed_cross_entropy(logits, labels, weights)
             return loss, {
                 "loss": loss,
-                "top1_error": 100.0 * jnp.sum(wrong(logits, labels, 1) * weights),
+                "top1_error": 100.0 * jnp.sum(topk_errors(logits, labels, 1) * weights),
                 "examples": jnp.sum(weights),
                 "bad_images": jnp.sum(weights == 0, dtype=jnp.float32),
             }
@@ -270,7 +270,7 @@ def make_train_step(
         )
         return state, {**metrics, "bad_images": bad_images}
 
-    shardings, everywhere = state_shardings(mesh), NamedSharding(mesh, columns.EVERYWHERE)
+    shardings, everywhere = state_shardings(mesh), NamedSharding(mesh, columns.REPLICATED)
     return jax.jit(
         train_step,
         in_shardings=(shardings, batch_sharding(mesh)),
@@ -335,7 +335,7 @@ def make_eval_step(
 ) -> Callable[[Any, Batch], Metrics]:
     """Compiles `eval_step(params, batch)`: sums over the examples with weight.
 
-    `loss`, `top1_wrong`, `top5_wrong` and `examples`, by the probabilities of `log_probabilities_of`.
+    `loss`, `top1_errors`, `top5_errors` and `examples`, by the probabilities of `log_probabilities_of`.
     """
     log_probabilities = log_probabilities_of(model, mesh, preprocess, views)
 
@@ -345,12 +345,12 @@ def make_eval_step(
         losses = -jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
         return {
             "loss": jnp.sum(losses * weights),
-            "top1_wrong": jnp.sum(wrong(scores, labels, 1) * weights),
-            "top5_wrong": jnp.sum(wrong(scores, labels, 5) * weights),
+            "top1_errors": jnp.sum(topk_errors(scores, labels, 1) * weights),
+            "top5_errors": jnp.sum(topk_errors(scores, labels, 5) * weights),
             "examples": jnp.sum(weights),
         }
 
-    everywhere = NamedSharding(mesh, columns.EVERYWHERE)
+    everywhere = NamedSharding(mesh, columns.REPLICATED)
     return jax.jit(eval_step, out_shardings=everywhere, compiler_options=compiled.options())
 
 

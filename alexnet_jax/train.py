@@ -75,7 +75,7 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
       UserError: the config, the data or the directory is not as it must be.
       Fault: the disk is full, the directory is gone, or the memory does not suffice.
     """
-    with signals.Stop(config.run.max_seconds, processes.Largest()) as stop:
+    with signals.Stop(config.run.max_seconds, processes.DelayedMax()) as stop:
         workdir = processes.from_first(str(workdir))
         run = build(config, pathlib.Path(workdir))
         processes.barrier()  # all have looked at what is in the directory before one changes it
@@ -341,7 +341,7 @@ class Meter:
     def __init__(self, run: Run, log: Log, batches: TrainingBatches, step: int):
         self._run, self._log, self._batches = run, log, batches
         self._saved, self._flat_steps, self._compiled = time.monotonic(), 0, False
-        self._agreed = processes.Largest()
+        self._agreed = processes.DelayedMax()
         self._pending: Callable[[], None] | None = None
         self.restart(step)
 

@@ -70,7 +70,7 @@ class Step:
 
     def __init__(self, config: configs.Config, num_classes: int) -> None:
         self.config = config
-        size = config.data.stored_size
+        size = config.data.resize_size
         statistics = dataclasses.replace(ILSVRC, mean_image=np.zeros((size, size, 3), np.float32))
         self.model: AlexNet = configs.build_model(config, num_classes)
         preprocess = build.build_preprocess(config, pathlib.Path(), statistics, None)
@@ -90,7 +90,7 @@ class Step:
             images = jnp.zeros((1, size, size, 3))
             return steps.fresh_state(self.model.init(jax.random.key(0), images)["params"], self._optimizer)
 
-        size = self.config.data.stored_size
+        size = self.config.data.resize_size
         shapes = {
             "image": ((batch_size, size, size, 3), jnp.uint8),
             "label": ((batch_size,), jnp.int32),

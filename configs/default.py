@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
         "num_classes": placeholder(int),  # None for what the source has
         "batch_size": 64,  # images a step; the paper's 128 would leave too few steps of so few images
         "micro_batches": 1,  # parts of a batch that are computed one after another, to save memory
-        "stored_size": 73,  # pixels; 256 for 224 in the paper
+        "resize_size": 73,  # pixels; 256 for 224 in the paper
         "image_size": 64,  # pixels
         "max_bad_fraction": 0.01,  # of the images seen; beyond, the run stops
     }
@@ -29,7 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
         "variant": "original",  # run 145; or paper (its words), caffe, caffenet, torchvision
         # Switches, None for the variant's own; `AlexNet` in alexnet_jax/model.py has the whole story.
         "columns": placeholder(int),  # 2 in the paper; 1 makes every layer see everything
-        "talk": placeholder(tuple),  # layers before which the columns exchange their activities
+        "cross_column_layers": placeholder(
+            tuple
+        ),  # layers before which the columns exchange their activities
         "widths": placeholder(tuple),  # filters of conv1 to conv6, over all columns
         "fc_widths": placeholder(tuple),  # units of fc6 and fc7, over all columns
         "layer1": placeholder(str),  # what follows conv1: activation, lrn, map_norm, pool, in order
@@ -44,8 +46,8 @@ def get_config() -> ml_collections.ConfigDict:
         "lrn_across_columns": placeholder(bool),  # True in Caffe's nets
         "overlapping_pooling": placeholder(bool),  # False: 2 x 2, as in run 147 (72 pixels at least)
         "padding": placeholder(tuple),  # of conv1 to conv5, in places
-        "sizes": placeholder(str),  # how outputs are rounded: 2012, caffe, torch
-        "without": placeholder(tuple),  # section 7: middle layers left out, as ("conv3",)
+        "rounding": placeholder(str),  # how outputs are rounded: 2012, caffe, torch
+        "removed_layers": placeholder(tuple),  # section 7: middle layers left out, as ("conv3",)
         "conv6": placeholder(bool),  # section 7.2: a sixth convolution
         "dropout": placeholder(float),  # share dropped of fc6's and fc7's outputs
         "dropout_before": placeholder(bool),  # of their inputs instead

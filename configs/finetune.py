@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data.source = "folder:photos"
     config.data.batch_size = 32
-    config.data.stored_size = 256
+    config.data.resize_size = 256
     config.data.image_size = 224
 
     config.model.variant = "torchvision"

@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.source = "tfds:imagenet2012"
     config.data.num_classes = 1000
     config.data.batch_size = 128  # section 5
-    config.data.stored_size = 256  # section 2
+    config.data.resize_size = 256  # section 2
     config.data.image_size = 224  # section 4.1
 
     config.model.variant = "paper"

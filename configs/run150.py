@@ -15,7 +15,7 @@ from configs import run145
 def get_config() -> ml_collections.ConfigDict:
     """conv2 of 160 filters a column, fc6 of 4096 and fc7 of 2048 units a column; only their votes meet."""
     config = run145.get_config()
-    config.model.talk = ()
+    config.model.cross_column_layers = ()
     config.model.widths = (96, 320, 384, 384, 256, 256)
     config.model.fc_widths = (8192, 4096)
 

@@ -2,7 +2,7 @@
 
 CONFIG = "configs/default.py"
 PARENT = {
-    "data.stored_size": 82,
+    "data.resize_size": 82,
     "data.image_size": 72,  # the least at which 2 x 2 pooling leaves something for fc6
     "data.batch_size": 16,
     "model.widths": (16, 64, 96, 96, 64, 64),  # a quarter of the paper's, conv1 a sixth
@@ -25,7 +25,7 @@ ROWS = {
     # Columns: section 3.2, runs 145-half and 150.
     "one column": {"model.columns": 1},
     "silent columns": {
-        "model.talk": (),
+        "model.cross_column_layers": (),
         "model.widths": (16, 80, 96, 96, 64, 64),
         "model.fc_widths": (2048, 1024),
     },
@@ -42,10 +42,10 @@ ROWS = {
     "init he": {"model.init_scheme": "he"},
     "biases 0.1": {"model.hidden_bias": 0.1},
     # Depth: section 7.
-    "without conv2": {"model.without": ("conv2",)},
-    "without conv3": {"model.without": ("conv3",)},
-    "without conv4": {"model.without": ("conv4",)},
-    "without conv5": {"model.without": ("conv5",)},
+    "without conv2": {"model.removed_layers": ("conv2",)},
+    "without conv3": {"model.removed_layers": ("conv3",)},
+    "without conv4": {"model.removed_layers": ("conv4",)},
+    "without conv5": {"model.removed_layers": ("conv5",)},
 }
 # Points of % of top-1 and top-5 error on ILSVRC above the net that each was compared with there.
 PAPER = {

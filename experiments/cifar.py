@@ -171,7 +171,7 @@ def _train(settings: Settings, images: Images) -> list[dict[str, float]]:
     every = max(1, round(count / BATCH_SIZE / LOGS_PER_EPOCH))
     total = math.ceil(settings.epochs * LOGS_PER_EPOCH) * every
     drops = () if settings.drop_at is None else (round(settings.drop_at * count / BATCH_SIZE),)
-    rates = [optimizer.steps(factor * settings.rate, 0.1, drops) for factor in (1, 2)]
+    rates = [optimizer.step_decay(factor * settings.rate, 0.1, drops) for factor in (1, 2)]
     update = optimizer.sgd_2012(optimizer.Rates(*rates), weight_decay=0.0)
     params = initial_weights(jax.random.key(settings.seed), STARTS[settings.start])
     state, step_function = update.init(params), make_step(settings, update, images.mean)
@@ -219,7 +219,7 @@ def make_step(
 
         (loss, scores), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates, state = update.update(gradients, state, params, step=step, drops=jnp.int32(0))
-        error = 100.0 * jnp.mean(steps.wrong(scores, labels, 1))
+        error = 100.0 * jnp.mean(steps.topk_errors(scores, labels, 1))
         return optax.apply_updates(params, updates), state, sums + jnp.stack([loss, error])
 
     return step_function
@@ -231,7 +231,7 @@ def test(settings: Settings, params: Any, images: Images) -> float:
     @jax.jit
     def mistakes(params: Any, images_: Array, labels: Array) -> Array:
         scores = logits(params, _inputs(images_, images.mean, settings), settings.activation, settings.norm)
-        return jnp.sum(steps.wrong(scores, labels, 1))
+        return jnp.sum(steps.topk_errors(scores, labels, 1))
 
     parts = range(0, len(images.test), 500)
     wrong = [mistakes(params, images.test[i : i + 500], images.test_labels[i : i + 500]) for i in parts]

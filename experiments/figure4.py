@@ -52,7 +52,7 @@ def points(
     for first in tqdm.tqdm(range(0, len(indices), GROUP), f"{layer} of images", unit="group", disable=None):
         its = indices[first : first + GROUP]
         encoded, _ = source.read(its)
-        side = loaded.preprocess.stored_size
+        side = loaded.preprocess.resize_size
         batch, good = np.zeros((GROUP, side, side, 3), np.uint8), []
         for place, data in enumerate(encoded):
             image = loaded.preprocess.decode(data)

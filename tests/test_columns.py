@@ -21,7 +21,7 @@ SMALL = {"num_classes": CLASSES, "widths": (16, 24, 24, 24, 16, 16), "fc_widths"
 NETS = {
     "paper": create_model("paper", **SMALL),
     "original": create_model("original", **SMALL),
-    "columns that never talk": create_model("paper", talk=(), **SMALL),
+    "columns that never talk": create_model("paper", cross_column_layers=(), **SMALL),
     "norm across columns": create_model("caffe", **SMALL),
     "conv6, odd classes": create_model("paper", conv6=True, **{**SMALL, "num_classes": 9}),
 }
@@ -102,7 +102,7 @@ def test_loss_and_every_gradient_agree(name, meshes):
 
 def train(name, mesh, count, micro_batches=1):
     """Losses, top-1 errors, parameters and momentum of `count` steps, each on its own batch."""
-    rates = optimizer.Rates(optimizer.steps(1e-4, 0.1, (3,)), optimizer.constant(2e-4))
+    rates = optimizer.Rates(optimizer.step_decay(1e-4, 0.1, (3,)), optimizer.constant(2e-4))
     rule = optimizer.sgd_2012(rates)
     params = params_of(NETS[name])
     state = jax.device_put(steps.fresh_state(params, rule), steps.state_shardings(mesh))

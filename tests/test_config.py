@@ -68,7 +68,7 @@ def test_every_key_is_read_somewhere():
 
 def test_the_paper_s_numbers_are_in_the_config_of_the_paper():
     config = configs.resolve(imagenet2012.get_config())
-    assert (config.data.batch_size, config.data.stored_size, config.data.image_size) == (128, 256, 224)
+    assert (config.data.batch_size, config.data.resize_size, config.data.image_size) == (128, 256, 224)
     assert (config.optimizer.learning_rate, config.optimizer.momentum) == (0.01, 0.9)
     assert (config.optimizer.weight_decay, config.optimizer.drop_factor) == (0.0005, 0.1)
     assert (config.optimizer.max_drops, config.run.total_epochs) == (3, 90.0)
@@ -82,8 +82,8 @@ def test_the_paper_s_numbers_are_in_the_config_of_the_paper():
         ({"data.batch_size": 8.0}, "data.batch_size=8.0: must be a whole number"),
         ({"data.batch_size": True}, "data.batch_size=True: must be a whole number"),
         ({"data.batch_size": 0}, "data.batch_size=0: must be 1 or more"),
-        ({"data.stored_size": 63}, "data.stored_size=63: must be at least data.image_size=64"),
-        ({"data.stored_size": 60_000}, "data.stored_size=60000: must be at most 4096"),
+        ({"data.resize_size": 63}, "data.resize_size=63: must be at least data.image_size=64"),
+        ({"data.resize_size": 60_000}, "data.resize_size=60000: must be at most 4096"),
         ({"data.max_bad_fraction": 1.5}, "data.max_bad_fraction=1.5"),
         ({"augment.colour": "pca"}, "augment.colour='pca': choose one of none, paper, original"),
         ({"augment.mean": "pixel"}, "augment.mean='pixel'"),
@@ -121,8 +121,8 @@ def test_the_paper_s_numbers_are_in_the_config_of_the_paper():
         ({"run.eval_views": 5}, "run.eval_views=5"),
         ({"run.seed": -1}, "run.seed=-1"),
         ({"model.columns": 0}, "model.columns=0"),
-        ({"model.talk": ("conv9",)}, "model.talk"),
-        ({"model.talk": ({},)}, "model.talk[0]={}: must be a string"),
+        ({"model.cross_column_layers": ("conv9",)}, "model.cross_column_layers"),
+        ({"model.cross_column_layers": ({},)}, "model.cross_column_layers[0]={}: must be a string"),
         ({"model.widths": ("a", 2, 2, 2, 2, 2)}, "model.widths[0]='a': must be a whole number"),
         ({"model.widths": (True,) * 6}, "model.widths[0]=True: must be a whole number"),
         ({"model.fc_widths": (4096.0, 4096)}, "model.fc_widths[0]=4096.0: must be a whole number"),

@@ -75,7 +75,7 @@ def desk(tmp_path_factory):
 # What makes a run small, unless the guide's own command says otherwise.
 SMALL = {
     **tiny.NET,
-    "data.stored_size": 70,  # the torchvision variant needs more than the others
+    "data.resize_size": 70,  # the torchvision variant needs more than the others
     "data.image_size": 64,
     "data.source": "folder:photos",
     "run.total_steps": 2,

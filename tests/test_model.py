@@ -215,7 +215,7 @@ def test_the_columns_talk_where_the_paper_says():
 
 
 def test_columns_that_never_talk_add_their_votes():
-    model = create_model("paper", talk=(), **SMALL)
+    model = create_model("paper", cross_column_layers=(), **SMALL)
     assert dependents(model, 67, "conv1") == {"fc8"}
     assert kernels_of(model, 67)["conv3"] == (2, 3, 3, 6, 8)
     params, images = random_params(model, 67), random_images(3, 67)
@@ -241,7 +241,7 @@ def test_one_column_sees_everything():
         "fc8": (1, 20, 10),
     }
     everywhere = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
-    two = create_model("paper", talk=everywhere, lrn_across_columns=True, **SMALL)
+    two = create_model("paper", cross_column_layers=everywhere, lrn_across_columns=True, **SMALL)
     params = random_params(two, 67)
     joined = jax.tree.map(lambda leaf: np.concatenate(list(leaf), axis=-1)[None], params)
     images = random_images(3, 67)
@@ -249,10 +249,10 @@ def test_one_column_sees_everything():
 
 
 @pytest.mark.parametrize("classes", [1, 9])
-@pytest.mark.parametrize("talk", [None, ()])
+@pytest.mark.parametrize("cross_column_layers", [None, ()])
 def test_odd_numbers_of_classes(classes, talk):
     """The unused output of the second column is cut off and learns nothing."""
-    switches = {} if talk is None else {"talk": talk}
+    switches = {} if talk is None else {"cross_column_layers": talk}
     model = create_model("paper", **{**SMALL, "num_classes": classes}, **switches)
     params, images = random_params(model, 67), random_images(2, 67)
     share = (classes + 1) // 2
@@ -324,7 +324,9 @@ def test_run_148_no_norms():
 
 def test_run_150_columns_of_their_own():
     """conv2 160 wide and fc 4096 a column, no talk."""
-    model = create_model("original", talk=(), widths=(96, 320, 384, 384, 256, 256), fc_widths=(8192, 8192))
+    model = create_model(
+        "original", cross_column_layers=(), widths=(96, 320, 384, 384, 256, 256), fc_widths=(8192, 8192)
+    )
     assert shapes_of(model, 224) == {
         "conv1": {"kernel": (2, 11, 11, 3, 48), "bias": (2, 48)},
         "conv2": {"kernel": (2, 5, 5, 48, 160), "bias": (2, 160)},
@@ -405,7 +407,7 @@ def test_conv6():
 )
 def test_a_middle_layer_left_out(left_out, after, before, both):
     """Section 7: the next layer sees what the one before says; of what followed only the pooling stays."""
-    model = create_model("paper", without=(left_out,), **SMALL)
+    model = create_model("paper", removed_layers=(left_out,), **SMALL)
     shapes, whole = shapes_of(model, 90), shapes_of(create_model("paper", **SMALL), 90)
     assert set(shapes) == set(whole) - {left_out}
     params, images = random_params(model, 90), random_images(2, 90)
@@ -429,14 +431,14 @@ def test_a_middle_layer_left_out(left_out, after, before, both):
 
 def test_layers_left_out_in_other_layouts():
     """Columns that are silent stay so; smaller images do, where fewer windows have to fit."""
-    silent = create_model("paper", without=("conv3",), talk=(), **SMALL)
+    silent = create_model("paper", removed_layers=("conv3",), cross_column_layers=(), **SMALL)
     assert kernels_of(silent, 90)["conv4"] == (2, 3, 3, 6, 8)
-    assert kernels_of(create_model("paper", without=("conv5", "conv3"), **SMALL), 90)["conv4"][3] == 12
-    assert create_model("paper", without=("conv2",), **SMALL).talks("conv3")
-    with pytest.raises(UserError, match=r"model\.without=\('conv1',\): choose from conv2"):
-        create_model("paper", without=("conv1",))
-    with pytest.raises(UserError, match=r"model\.without=\('conv4',\): AlexNet as others know it"):
-        pretrained.layer_shapes(create_model("paper", without=("conv4",), **SMALL), 90)
+    assert kernels_of(create_model("paper", removed_layers=("conv5", "conv3"), **SMALL), 90)["conv4"][3] == 12
+    assert create_model("paper", removed_layers=("conv2",), **SMALL).is_cross_column("conv3")
+    with pytest.raises(UserError, match=r"model\.removed_layers=\('conv1',\): choose from conv2"):
+        create_model("paper", removed_layers=("conv1",))
+    with pytest.raises(UserError, match=r"model\.removed_layers=\('conv4',\): AlexNet elsewhere"):
+        pretrained.layer_shapes(create_model("paper", removed_layers=("conv4",), **SMALL), 90)
 
 
 # --- Single switches ---
@@ -490,7 +492,7 @@ def test_constants_of_the_norm(variant):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "maps"),
+    ("rounding", "maps"),
     [
         ("2012", {"conv1": 20, "pool1": 10, "conv2": 10, "pool2": 5}),  # 84: (84 - 11) / 4 = 18.25
         ("caffe", {"conv1": 19, "pool1": 9, "conv2": 9, "pool2": 4}),
@@ -498,14 +500,15 @@ def test_constants_of_the_norm(variant):
     ],
 )
 def test_sizes(sizes, maps):
-    shapes = activations_of(create_model("paper", sizes=sizes), 84, tuple(maps))
+    shapes = activations_of(create_model("paper", rounding=sizes), 84, tuple(maps))
     assert {name: shape[0] for name, shape in shapes.items()} == maps
 
 
 def test_sizes_of_caffe_and_torch_differ_in_pooling():
     """88 gives conv1 20 (19.25 rounded down, plus 1): pools of 3 at stride 2 give 10 rounded up, 9 down."""
     sides = {
-        s: activations_of(create_model("paper", sizes=s), 88, ("conv1", "pool1")) for s in ("caffe", "torch")
+        s: activations_of(create_model("paper", rounding=s), 88, ("conv1", "pool1"))
+        for s in ("caffe", "torch")
     }
     assert {s: (a["conv1"][0], a["pool1"][0]) for s, a in sides.items()} == {
         "caffe": (20, 10),
@@ -598,9 +601,9 @@ def test_masks_follow_the_place_in_the_global_batch():
 # --- Reading the maps ---
 
 
-@pytest.mark.parametrize("talk", [None, ()])
+@pytest.mark.parametrize("cross_column_layers", [None, ()])
 def test_a_net_that_reads_pool5_goes_on_from_there(talk):
-    switches = SMALL if talk is None else {**SMALL, "talk": talk}
+    switches = SMALL if talk is None else {**SMALL, "cross_column_layers": talk}
     model, head = create_model("paper", **switches), create_model("paper", reads="pool5", **switches)
     params, images = random_params(model, 67), random_images(3, 67)
     logits, seen = outputs_of(model, params, images, ("pool5",))
@@ -689,15 +692,15 @@ def test_hidden_bias(scheme):
         ({"fc_widths": (4096, 4095)}, ["model.fc_widths=(4096, 4095)"]),
         ({"padding": (0, 2, 1, 1)}, ["model.padding", "five"]),
         ({"padding": (0, 2, 1, 1, -1)}, ["model.padding"]),
-        ({"talk": ("conv9",)}, ["model.talk=('conv9',)", "conv3"]),
-        ({"talk": ("conv1",)}, ["model.talk=('conv1',)", "conv2"]),
-        ({"talk": "conv3"}, ["model.talk='conv3'"]),
+        ({"cross_column_layers": ("conv9",)}, ["model.cross_column_layers=('conv9',)", "conv3"]),
+        ({"cross_column_layers": ("conv1",)}, ["model.cross_column_layers=('conv1',)", "conv2"]),
+        ({"cross_column_layers": "conv3"}, ["model.cross_column_layers='conv3'"]),
         ({"layer1": "activation norm"}, ["model.layer1='activation norm'", "lrn"]),
         ({"layer2": "pool pool"}, ["model.layer2='pool pool'", "at most once"]),
         ({"layer5": "relu"}, ["model.layer5='relu'", "activation"]),
         ({"activation": "gelu"}, ["model.activation='gelu'", "relu, tanh"]),
         ({"init_scheme": "xavier"}, ["model.init_scheme='xavier'", "paper"]),
-        ({"sizes": "2013"}, ["model.sizes='2013'", "2012"]),
+        ({"rounding": "2013"}, ["model.rounding='2013'", "2012"]),
         ({"reads": "pool4"}, ["model.reads='pool4'", "pool5"]),
         ({"dropout": 1.0}, ["model.dropout=1.0"]),
         ({"dropout": -0.1}, ["model.dropout=-0.1"]),
@@ -714,7 +717,7 @@ def test_hidden_bias(scheme):
         ({"layer1": ("pool",)}, ["model.layer1=('pool',)", "a string"]),
         ({"fc_widths": ("a", "b")}, ["model.fc_widths[0]='a'", "a whole number"]),
         ({"widths": (96.0, 256, 384, 384, 256, 256)}, ["model.widths[0]=96.0"]),
-        ({"talk": ({},)}, ["model.talk[0]={}", "a string"]),
+        ({"cross_column_layers": ({},)}, ["model.cross_column_layers[0]={}", "a string"]),
         (
             {"overlapping_pooling": False, "padding": (0, 2, 1, 1, 2)},
             ["model.padding=(0", "overlapping_pool"],
@@ -788,7 +791,7 @@ def test_images_too_small(variant, smallest, layer):
         {"overlapping_pooling": False},
         {"layer1": "activation", "layer2": "activation"},
         {"padding": (0, 0, 0, 0, 0)},
-        {"padding": (9, 9, 0, 0, 0), "sizes": "torch"},
+        {"padding": (9, 9, 0, 0, 0), "rounding": "torch"},
         {"variant": "original", "conv6": True},
     ],
 )

@@ -37,8 +37,8 @@ def rate_tables(steps):
 
 def test_the_update_rule_over_ten_steps():
     rates = Rates(
-        weights=optimizer.steps(0.01, 0.1, (3,)),
-        biases=optimizer.steps(0.02, 0.1, (5,)),
+        weights=optimizer.step_decay(0.01, 0.1, (3,)),
+        biases=optimizer.step_decay(0.02, 0.1, (5,)),
         events={"conv1": ((4, 0.00001), (6, 0.0))},
     )
     rule = optimizer.sgd_2012(rates)
@@ -82,7 +82,7 @@ def test_one_step_by_hand():
 
 def test_a_drop_of_the_rate_leaves_v_alone():
     """Without a gradient v shrinks by 0.9; a rule that scales after momentum would cut the step by 10."""
-    schedule = optimizer.steps(0.1, 0.1, (1,))
+    schedule = optimizer.step_decay(0.1, 0.1, (1,))
     rule = optimizer.sgd_2012(Rates(schedule, schedule), weight_decay=0.0)
     params = {"fc6": {"kernel": jnp.ones(1), "bias": jnp.ones(1)}}
     first, state = rule.update(params, rule.init(params), params, step=jnp.int32(0), drops=jnp.int32(0))
@@ -125,7 +125,7 @@ RUN_145 = {
 
 @pytest.mark.parametrize(("step", "rates"), RUN_145.items())
 def test_schedule_of_run_145(step, rates):
-    weights = optimizer.steps(0.01, 0.1, DROPS)
+    weights = optimizer.step_decay(0.01, 0.1, DROPS)
     conv1 = optimizer.piecewise(weights, ((68_000, 0.00001), (72_000, 0.0)))
     for schedule, rate in zip((weights, conv1), rates, strict=True):
         assert schedule(jnp.int32(step), jnp.int32(0)) == pytest.approx(rate, rel=1e-6)
@@ -145,7 +145,7 @@ def test_constant_and_plateau_schedules():
         for drops in range(4):
             at = jnp.int32(step), jnp.int32(drops)
             assert optimizer.constant(0.01)(*at) == pytest.approx(0.01)
-            assert optimizer.steps(0.01, 0.1, ())(*at) == pytest.approx(0.01)
+            assert optimizer.step_decay(0.01, 0.1, ())(*at) == pytest.approx(0.01)
             assert optimizer.plateau(0.01, 0.1)(*at) == pytest.approx(0.01 / 10**drops, rel=1e-6)
 
 

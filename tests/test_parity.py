@@ -24,8 +24,8 @@ def test_ten_steps_as_in_pytorch(variant):
     recorded = json.loads((FIXTURES / f"torch_{variant}.json").read_text())
     model = create_model(variant, num_classes=generators.CLASSES, dropout=0.0)
     rates = optimizer.Rates(
-        optimizer.steps(generators.RATE, 0.1, (generators.DROP_STEP,)),
-        optimizer.steps(generators.BIAS_RATE, 0.1, (generators.DROP_STEP,)),
+        optimizer.step_decay(generators.RATE, 0.1, (generators.DROP_STEP,)),
+        optimizer.step_decay(generators.BIAS_RATE, 0.1, (generators.DROP_STEP,)),
     )
     rule = optimizer.sgd_2012(rates, weight_decay=generators.WEIGHT_DECAY)
     mesh = columns.make_mesh(1, 1)

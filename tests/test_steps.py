@@ -12,7 +12,7 @@ from tests.reference import random_params, relative_error, softmax
 
 SIZE, STORED, CLASSES = 67, 73, 12
 MEAN = ILSVRC.mean_colour
-PREPROCESS = Preprocess(stored_size=STORED, crop_size=SIZE, mean=MEAN)
+PREPROCESS = Preprocess(resize_size=STORED, crop_size=SIZE, mean=MEAN)
 MODEL = create_model(num_classes=CLASSES, widths=(4, 4, 4, 4, 4, 4), fc_widths=(8, 8))
 
 
@@ -105,7 +105,7 @@ NAN, INF = float("nan"), float("inf")
     ],
 )
 def test_wrong(scores, label, k, expected):
-    result = steps.wrong(jnp.asarray([scores], jnp.float32), jnp.asarray([label]), k)
+    result = steps.topk_errors(jnp.asarray([scores], jnp.float32), jnp.asarray([label]), k)
     assert result.tolist() == [expected]
     assert result.dtype == jnp.float32
 
@@ -116,7 +116,7 @@ def test_wrong_against_sorting():
     for k in (1, 5):
         best = np.argsort(-scores, axis=1)[:, :k]
         expected = [label not in row for label, row in zip(labels, best, strict=True)]
-        assert steps.wrong(scores, labels, k).tolist() == expected
+        assert steps.topk_errors(scores, labels, k).tolist() == expected
 
 
 def batch_of(count, seed=0):
@@ -149,8 +149,8 @@ def expected_sums(params, batch, views):
     rank = np.argsort(np.argsort(-probabilities, axis=1), axis=1)[rows, batch["label"]]
     return {
         "loss": -np.log(probabilities[rows, batch["label"]])[counted].sum(),
-        "top1_wrong": (rank >= 1)[counted].sum(),
-        "top5_wrong": (rank >= 5)[counted].sum(),
+        "top1_errors": (rank >= 1)[counted].sum(),
+        "top5_errors": (rank >= 5)[counted].sum(),
         "examples": counted.sum(),
     }
 
@@ -161,7 +161,7 @@ def test_evaluation_sums(params, views):
     batch = batch_of(16)
     whole = evaluate(params, batch)
     expected = expected_sums(params, batch, views)
-    assert 0 < expected["top5_wrong"] < expected["top1_wrong"] < 16
+    assert 0 < expected["top5_errors"] < expected["top1_errors"] < 16
     for name, value in expected.items():
         assert float(whole[name]) == pytest.approx(value, rel=1e-5), name
 
@@ -192,8 +192,8 @@ def test_ten_view_loss_where_probabilities_underflow(params):
     evaluate = steps.make_eval_step(MODEL, columns.make_mesh(1, 1), PREPROCESS, 10)
     sums = {name: float(value) for name, value in evaluate(sure, batch).items()}
     assert sums["loss"] == pytest.approx(0 + 500 + 2 * 1000, rel=1e-6)
-    assert sums["top1_wrong"] == 3
-    assert sums["top5_wrong"] == 2  # the third place is shared by ten classes; class 2 is second
+    assert sums["top1_errors"] == 3
+    assert sums["top5_errors"] == 2  # the third place is shared by ten classes; class 2 is second
 
 
 def random_view(images, key, example_ids, step):
@@ -265,7 +265,7 @@ def test_metrics_are_means_since_the_last_log(params):
 def test_the_mean_image_is_subtracted_at_evaluation(params):
     """A picture that is its own mean gives the logits of an all-zero input, whatever the patch."""
     image = batch_of(1)["image"]
-    preprocess = Preprocess(stored_size=STORED, crop_size=SIZE, mean=image[0].astype(np.float32))
+    preprocess = Preprocess(resize_size=STORED, crop_size=SIZE, mean=image[0].astype(np.float32))
     evaluate = steps.make_eval_step(MODEL, columns.make_mesh(1, 1), preprocess, 10)
     sums = evaluate(
         params, {"image": image, "label": np.array([4], np.int32), "weight": np.ones(1, np.float32)}

@@ -84,7 +84,7 @@ def narrowed(config, images):
         "data.source": f"folder:{images}",
         "data.num_classes": None,
         "data.image_size": 72 if plain else 55,
-        "data.stored_size": 80 if plain else 60,
+        "data.resize_size": 80 if plain else 60,
         "model.widths": tuple(width // 8 for width in net.widths),
         "model.fc_widths": tuple(width // 128 for width in net.fc_widths),
         "init.path": None,

@@ -11,7 +11,7 @@ CLASSES = 10
 # Values of a config, by key; the images are the smallest that the net takes, nearly.
 NET = {
     "data.batch_size": 8,
-    "data.stored_size": 60,
+    "data.resize_size": 60,
     "data.image_size": 55,
     "model.widths": (8, 16, 16, 16, 16, 16),
     "model.fc_widths": (32, 32),

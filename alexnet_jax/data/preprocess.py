@@ -28,11 +28,11 @@ RESIZES = ("central", "torchvision", "squash")
 class Preprocess:
     """What is done to an image before the net sees it.
 
-    First the image becomes `stored_size` x `stored_size` uint8 (`stored`), as training keeps its images; then
+    First the image becomes `resize_size` x `resize_size` uint8 (`stored`), as training keeps its images; then
     patches of `crop_size` are cut out and normalised (`view`).
 
     Attributes:
-      stored_size: S, side in pixels of the square kept of each image.
+      resize_size: S, side in pixels of the square kept of each image.
       crop_size: side in pixels of the patches that the net sees.
       resize: `central` for shorter side to S and the central square, as in section 2 and as this package's
         input pipeline does it; `torchvision` for the same to the rounding of torchvision's transforms;
@@ -41,7 +41,7 @@ class Preprocess:
       std: `[3]`, RGB in grey levels, by which what is left is divided.
     """
 
-    stored_size: int = 256
+    resize_size: int = 256
     crop_size: int = 224
     resize: str = "central"
     mean: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3, np.float32))
@@ -50,9 +50,9 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
             raise UserError(f"preprocess.resize={self.resize!r}: choose one of {', '.join(RESIZES)}")
-        if not 0 < self.crop_size <= self.stored_size:
-            raise UserError(f"preprocess.crop_size={self.crop_size}: must be 1 to {self.stored_size}")
-        mean, square = np.asarray(self.mean, np.float32), (self.stored_size, self.stored_size, 3)
+        if not 0 < self.crop_size <= self.resize_size:
+            raise UserError(f"preprocess.crop_size={self.crop_size}: must be 1 to {self.resize_size}")
+        mean, square = np.asarray(self.mean, np.float32), (self.resize_size, self.resize_size, 3)
         if mean.shape not in ((3,), square):
             raise UserError(f"preprocess.mean: its shape is {list(mean.shape)}, not [3] or {list(square)}")
         object.__setattr__(self, "mean", mean)
@@ -89,7 +89,7 @@ class Preprocess:
     def decode(self, data: bytes) -> np.ndarray | None:
         """The same of the bytes of an image file, or None where they are not a whole image."""
         if self.resize == "central":
-            return images.decode_square(data, self.stored_size)
+            return images.decode_square(data, self.resize_size)
         return images.decode(data, lambda image: _square(image, self))
 
     def view(self, stored: Any) -> jax.Array:
@@ -103,10 +103,10 @@ class Preprocess:
     def _normalisation(self) -> dict[str, jax.Array]:
         return {"mean": jnp.asarray(self.mean), "std": jnp.asarray(self.std)}
 
-    def resized(self, stored_size: int, crop_size: int) -> "Preprocess":
+    def resized(self, resize_size: int, crop_size: int) -> "Preprocess":
         """The same for other sizes, for images that come by the rule `central`, as all do in training."""
-        mean = resize_mean(self.mean, stored_size)
-        return Preprocess(stored_size, crop_size, "central", mean, self.std)
+        mean = resize_mean(self.mean, resize_size)
+        return Preprocess(resize_size, crop_size, "central", mean, self.std)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; a mean image as base64 of its float32 numbers."""
@@ -116,7 +116,7 @@ class Preprocess:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocess":
         """The reverse of `to_json`."""
-        mean, side = values["mean"], values["stored_size"]
+        mean, side = values["mean"], values["resize_size"]
         if isinstance(mean, str):
             mean = np.frombuffer(base64.b64decode(mean), np.float32).reshape(side, side, 3)
         return cls(**{**values, "mean": np.asarray(mean, np.float32)})
@@ -124,7 +124,7 @@ class Preprocess:
 
 def _square(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     """The square kept of a Pillow image."""
-    size = preprocess.stored_size
+    size = preprocess.resize_size
     if preprocess.resize == "central":
         return images.central_square(image, size)
     image = images.as_rgb(image)

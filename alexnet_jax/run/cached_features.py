@@ -24,7 +24,7 @@ CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _GROUP = 32  # images at a time
 
 
-def rests(config: configs.Config) -> bool:
+def is_frozen(config: configs.Config) -> bool:
     """Whether no convolution ever moves and no image is ever changed, so that pool5 never changes."""
     rates = config.optimizer.layer_rates
     frozen = all(
@@ -48,7 +48,7 @@ def file_name(source: str, model: AlexNet, params: Any, preprocess: Preprocess) 
     Args:
       source: `config.data.source`.
     """
-    sizes = preprocess.stored_size, preprocess.crop_size, preprocess.resize
+    sizes = preprocess.resize_size, preprocess.crop_size, preprocess.resize
     digest = hashlib.sha256(repr((source, model, sizes)).encode())
     kernels = jax.device_get({name: params[name] for name in CONVOLUTIONS})
     for array in (*jax.tree.leaves(kernels), preprocess.mean, preprocess.std):
@@ -78,7 +78,7 @@ def _compute(path: pathlib.Path, model: AlexNet, params: Any, preprocess: Prepro
         return seen["pool5"]
 
     params = jax.device_put(params, jax.devices()[0])
-    batches = pipeline.eval_batches(source, batch_size=_GROUP, image_size=preprocess.stored_size)
+    batches = pipeline.eval_batches(source, batch_size=_GROUP, image_size=preprocess.resize_size)
     records: np.ndarray | None = None
     with progress.bar(len(source), "image", "convolutions, once") as bar:
         for batch in batches:

@@ -39,7 +39,7 @@ _LEADER = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """A process's place in a job of several.
 
     Attributes:
@@ -66,7 +66,7 @@ def find(
     count: int | None = None,
     index: int | None = None,
     environment: Mapping[str, str] = os.environ,
-) -> Place | None:
+) -> ProcessInfo | None:
     """This process's place by the flags, else by what the launcher left in the environment.
 
     None where the process is alone: on one machine, in a job of one task, and in a batch script that did not
@@ -94,7 +94,7 @@ def find(
             raise UserError(
                 f"{', '.join(missing)}: missing; no launcher was found that tells, so give all three"
             )
-        place = Place(count or 0, index or 0, coordinator, "deactivate")
+        place = ProcessInfo(count or 0, index or 0, coordinator, "deactivate")
     else:
         place = dataclasses.replace(
             place,
@@ -118,13 +118,13 @@ def find(
     return place
 
 
-def _launched(environment: Mapping[str, str]) -> Place | None:
+def _launched(environment: Mapping[str, str]) -> ProcessInfo | None:
     """The place by Open MPI, Slurm, Kubernetes or a TPU slice, asked in the order in which they nest."""
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         # From Open MPI 5 on mpirun does not tell the processes where it runs.
         told = address is not None or "OMPI_MCA_orte_hnp_uri" in environment
-        return Place(
+        return ProcessInfo(
             count=int(environment["OMPI_COMM_WORLD_SIZE"]),
             index=int(environment["OMPI_COMM_WORLD_RANK"]),
             coordinator=address,
@@ -138,7 +138,7 @@ def _launched(environment: Mapping[str, str]) -> Place | None:
     # A step's own variables: a batch script without srun has those of the job alone.
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
         on_host = _expanded(environment["SLURM_STEP_TASKS_PER_NODE"])[int(environment["SLURM_NODEID"])]
-        return Place(
+        return ProcessInfo(
             count=int(environment["SLURM_STEP_NUM_TASKS"]),
             index=int(environment["SLURM_PROCID"]),
             coordinator=address,
@@ -147,7 +147,7 @@ def _launched(environment: Mapping[str, str]) -> Place | None:
         )
     for name, cluster in _clusters_without_tasks(environment):
         if (count := cluster.get_process_count()) > 1:
-            return Place(count, cluster.get_process_id(), address, name)
+            return ProcessInfo(count, cluster.get_process_id(), address, name)
     return None
 
 
@@ -199,7 +199,7 @@ class _Awake:
 class _Job:
     """This process's part in a job: it shows the others that it lives, and looks whether they do."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ProcessInfo) -> None:
         from jax._src import distributed  # the store and the barriers have no public name
 
         self.place = place
@@ -330,7 +330,7 @@ def _say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def job(place: Place | None, timeout_seconds: int = 300) -> Iterator[None]:
+def job(place: ProcessInfo | None, timeout_seconds: int = 300) -> Iterator[None]:
     """Joins the processes of a job for as long as the context lasts; does nothing for a process alone.
 
     To be entered before anything touches a device. Where another process dies, or leaves the context by an
@@ -362,7 +362,7 @@ def job(place: Place | None, timeout_seconds: int = 300) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _start(place: Place, timeout_seconds: int) -> Iterator[None]:
+def _start(place: ProcessInfo, timeout_seconds: int) -> Iterator[None]:
     """`jax.distributed.initialize`, with a line for the user in the place of its aborts."""
     where = place.coordinator or "where the launcher has it"
     missing = (
@@ -480,7 +480,7 @@ def all_of(good: bool) -> bool:
     return not _job.client.key_value_dir_get(f"{key}/")
 
 
-class Largest:
+class DelayedMax:
     """The largest of the numbers that the processes give, call by call; all must call it alike.
 
     The answer is that to the call two before (0 at first), so that no one waits: it has been computed on the

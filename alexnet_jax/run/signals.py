@@ -22,8 +22,8 @@ class Stop:
     Args:
       max_seconds: time limit from now on, or None; stopping is wanted a tenth of it (at most a minute)
         before, so that there is time to save.
-      agreed: of several processes, the largest of the numbers that they give; `distributed.Largest`. All then
-        must ask `wanted` alike, and all are told the same.
+      agreed: of several processes, the largest of their numbers (`processes.DelayedMax`); all must then call
+        `wanted` alike, and all get the same answer.
     """
 
     def __init__(

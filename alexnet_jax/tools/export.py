@@ -27,14 +27,14 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def stablehlo(loaded: Pretrained) -> bytes:
     """The inference function, for any batch and on every platform; `jax.export.deserialize` reads it.
 
-    From uint8 `[B, S, S, 3]` RGB, where S is `preprocess.stored_size`, to logits `[B, classes]`.
+    From uint8 `[B, S, S, 3]` RGB, where S is `preprocess.resize_size`, to logits `[B, classes]`.
 
     Raises:
       UserError: layers are missing.
     """
     if loaded.missing:
         raise UserError(f"{loaded.path}: has no {', '.join(loaded.missing)}, which inference needs")
-    side = loaded.preprocess.stored_size
+    side = loaded.preprocess.resize_size
 
     def logits(images: jax.Array) -> Any:
         return loaded.model.apply(loaded.variables, loaded.preprocess.view(images))

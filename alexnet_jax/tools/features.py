@@ -46,7 +46,7 @@ def layer_function(loaded: Pretrained, layer: str) -> Callable[[Any], jax.Array]
         _, seen = model.apply({"params": {**params, **zeros}}, x, capture=(layer,))
         return seen[layer]
 
-    jax.eval_shape(activities, params, jnp.zeros((1, *(loaded.preprocess.stored_size,) * 2, 3), jnp.uint8))
+    jax.eval_shape(activities, params, jnp.zeros((1, *(loaded.preprocess.resize_size,) * 2, 3), jnp.uint8))
     compiled = jax.jit(activities)
     return lambda images: compiled(params, images)
 

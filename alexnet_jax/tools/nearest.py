@@ -62,7 +62,7 @@ def figure(path: pathlib.Path, rows: Sequence[tuple[str, Sequence[str]]]) -> Non
     Raises:
       UserError: a picture is no longer there.
     """
-    thumbnail = Preprocess(stored_size=_SIDE, crop_size=_SIDE)
+    thumbnail = Preprocess(resize_size=_SIDE, crop_size=_SIDE)
     columns = 1 + max(len(found) for _, found in rows)
     sheet = Image.new("RGB", (columns * _SIDE + _SIDE // 8, len(rows) * _SIDE), "white")
     for row, (query, found) in enumerate(rows):

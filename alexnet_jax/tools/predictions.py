@@ -83,7 +83,7 @@ def predict(
     labels, bad = np.zeros(len(source), np.int32), np.zeros(len(source), bool)
     with progress.bar(len(source), "image", str(loaded.path)) as bar:
         for index, its, images in _groups(source, loaded.preprocess, group):
-            side = loaded.preprocess.stored_size
+            side = loaded.preprocess.resize_size
             batch = np.zeros((group, side, side, 3), np.uint8)
             for place, image in enumerate(images):
                 if image is None:
@@ -157,7 +157,7 @@ def average(members: Sequence[Predictions], weights: Sequence[float] | None = No
 def errors(predictions: Predictions) -> Errors | None:
     """Top-1 and top-5 error and loss; None where no image has a label.
 
-    Ties count against the label, as in training (`steps.wrong`).
+    Ties count against the label, as in training (`steps.topk_errors`).
     """
     judged = ~predictions.bad & (predictions.labels != UNKNOWN)
     if not judged.any():
@@ -166,8 +166,8 @@ def errors(predictions: Predictions) -> Errors | None:
     scores = jnp.asarray(predictions.probabilities[judged])
     own = predictions.probabilities[judged, predictions.labels[judged]].astype(np.float64)
     return Errors(
-        top1_error=100.0 * float(jnp.sum(steps.wrong(scores, labels, 1))) / judged.sum().item(),
-        top5_error=100.0 * float(jnp.sum(steps.wrong(scores, labels, 5))) / judged.sum().item(),
+        top1_error=100.0 * float(jnp.sum(steps.topk_errors(scores, labels, 1))) / judged.sum().item(),
+        top5_error=100.0 * float(jnp.sum(steps.topk_errors(scores, labels, 5))) / judged.sum().item(),
         loss=float(np.mean(-np.log(np.maximum(own, np.finfo(np.float32).tiny)))),
         examples=int(judged.sum()),
         bad_images=int(predictions.bad.sum()),

@@ -31,7 +31,7 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
     for name, layer in params.items():
         kernel, shape = layer["kernel"].shape, gives[name].shape[1:]
         inputs = math.prod(kernel[1:-1])  # of a unit
-        if name == "fc8" and not model.talks("fc8"):
+        if name == "fc8" and not model.is_cross_column("fc8"):
             inputs *= kernel[0]  # each column adds its vote
         weights = inputs * shape[-1]
         layers.append(
@@ -54,7 +54,7 @@ def _seen(model: AlexNet, name: str, kernel: tuple[int, ...]) -> str:
         return "the image"
     if model.columns == 1:
         return "all"
-    if model.talks(name) or name == "fc8":
+    if model.is_cross_column(name) or name == "fc8":
         return "both columns" if model.columns == 2 else "all columns"
     return "own column"
 

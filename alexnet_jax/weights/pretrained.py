@@ -156,14 +156,15 @@ def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, 
         raise UserError(
             "model.conv6=True: AlexNet as others know it has no sixth convolution to write or read"
         )
-    if model.without:
+    if model.removed_layers:
         raise UserError(
-            f"model.without={model.without}: AlexNet as others know it has every layer to write or read"
+            f"model.removed_layers={model.removed_layers}: AlexNet elsewhere has every layer, "
+            "so this net can be neither written nor read"
         )
-    if model.columns > 1 and not set(_DENSE) <= set(model.talk):
+    if model.columns > 1 and not set(_DENSE) <= set(model.cross_column_layers):
         raise UserError(
-            f"model.talk={model.talk}: fully connected layers whose columns do not talk have no counterpart "
-            f"in AlexNets elsewhere"
+            f"model.cross_column_layers={model.cross_column_layers}: independent columns of fully "
+            "connected layers have no counterpart in AlexNets elsewhere"
         )
     shapes = {}
     for name, params in _param_shapes(model, image_size).items():

@@ -83,7 +83,7 @@ def test_json_keeps_every_bit(mean):
     after = Preprocess.from_json(json.loads(json.dumps(before.to_json())))
     np.testing.assert_array_equal(after.mean, before.mean)
     np.testing.assert_array_equal(after.std, before.std)
-    assert (after.stored_size, after.crop_size, after.resize) == (64, 56, "central")
+    assert (after.resize_size, after.crop_size, after.resize) == (64, 56, "central")
 
 
 def test_a_mean_image_follows_the_size():

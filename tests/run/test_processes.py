@@ -18,7 +18,7 @@ from configs import default
 from tests import tiny
 from tests.processes import RUN, Job, arguments
 
-Place = distributed.Place
+Place = distributed.ProcessInfo
 
 
 def losses(workdir):
@@ -132,13 +132,13 @@ def mesh_of(data, column, processes):
 )
 def test_each_process_reads_the_rows_that_it_computes(monkeypatch, mesh, processes, me, share):
     monkeypatch.setattr(jax, "process_index", lambda: me)
-    assert columns.share(mesh_of(*mesh, processes)) == share
+    assert columns.process_slice(mesh_of(*mesh, processes)) == share
 
 
 def test_meshes_that_do_not_fit_the_processes(monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 0)
     with pytest.raises(UserError, match=r"mesh.column=2: does not fit the 3 devices"):
-        columns.share(mesh_of(3, 2, [0, 0, 0, 1, 1, 1]))
+        columns.process_slice(mesh_of(3, 2, [0, 0, 0, 1, 1, 1]))
     with pytest.raises(UserError, match=r"leaves process 1 without any"):
         mesh_of(1, 1, [0, 1])
 

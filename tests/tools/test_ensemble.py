@@ -188,7 +188,7 @@ def test_probabilities_of_a_net_against_numpy(run, images, views):
     found = predicting.predict(loaded, source, views=views)
     encoded, labels = source.read(np.arange(len(source)))
     stored = np.stack([loaded.preprocess.decode(data) for data in encoded]).astype(np.float64)
-    size, margin = loaded.preprocess.crop_size, loaded.preprocess.stored_size - loaded.preprocess.crop_size
+    size, margin = loaded.preprocess.crop_size, loaded.preprocess.resize_size - loaded.preprocess.crop_size
     corners = [(0, 0), (0, margin), (margin, 0), (margin, margin), (margin // 2, margin // 2)]
     boxes = corners[4:] if views == 1 else corners
     patches = [

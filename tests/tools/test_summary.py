@@ -43,7 +43,9 @@ def test_an_unused_output_is_no_part_of_the_net():
 
 def test_columns_that_never_talk_add_their_votes():
     # Run 150: conv2 160 and fc 4096 wide in each column.
-    model = create_model("paper", talk=(), widths=(96, 320, 384, 384, 256, 256), fc_widths=(8192, 8192))
+    model = create_model(
+        "paper", cross_column_layers=(), widths=(96, 320, 384, 384, 256, 256), fc_widths=(8192, 8192)
+    )
     layers = {layer["name"]: layer for layer in summary.summarise(model, 224)["layers"]}
     assert layers["conv3"]["parameters"] == 384 * (3 * 3 * 160 + 1)
     assert layers["fc7"]["parameters"] == 8192 * (4096 + 1)

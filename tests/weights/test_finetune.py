@@ -70,17 +70,19 @@ def test_frozen_layers_rest_and_the_others_learn(finetune, weights, tmp_path):
 
 
 def test_a_trunk_at_rest_is_computed_once_and_trains_the_same(finetune, tmp_path, monkeypatch):
-    assert cached_features.rests(finetune())
+    assert cached_features.is_frozen(finetune())
     for key in ("augment.crop", "augment.mirror"):
-        assert not cached_features.rests(finetune(**{key: True}))
-    assert not cached_features.rests(finetune(**{"augment.colour": "paper"}))
-    assert not cached_features.rests(finetune(**{"optimizer.layer_rates": FROZEN[1:]}))
-    assert not cached_features.rests(finetune(**{"optimizer.layer_rates": (*FROZEN, ("conv1", 3.0, 0.1))}))
+        assert not cached_features.is_frozen(finetune(**{key: True}))
+    assert not cached_features.is_frozen(finetune(**{"augment.colour": "paper"}))
+    assert not cached_features.is_frozen(finetune(**{"optimizer.layer_rates": FROZEN[1:]}))
+    assert not cached_features.is_frozen(
+        finetune(**{"optimizer.layer_rates": (*FROZEN, ("conv1", 3.0, 0.1))})
+    )
 
     training.train(finetune(), tmp_path / "once")
     (maps,) = (tmp_path / "once").glob("pool5-*.npy")
     assert len(np.load(maps)) == 60
-    monkeypatch.setattr(cached_features, "rests", lambda config: False)
+    monkeypatch.setattr(cached_features, "is_frozen", lambda config: False)
     training.train(finetune(), tmp_path / "each")
     assert not list((tmp_path / "each").glob("pool5*"))
     once, each = (logs.read_metrics(tmp_path / name) for name in ("once", "each"))
@@ -144,7 +146,7 @@ def test_weights_of_another_net_name_the_switch(finetune):
     with pytest.raises(UserError, match=r"init.path=.*its net has lrn_k=2.0, this config's 1.0.*model.lrn_k"):
         training.build(finetune(**{"model.lrn_k": 1.0}), pathlib.Path("unused"))
     with pytest.raises(UserError, match=r"init.path=.*fc6 is .*set data.image_size=55"):
-        training.build(finetune(**{"data.stored_size": 120, "data.image_size": 100}), pathlib.Path("unused"))
+        training.build(finetune(**{"data.resize_size": 120, "data.image_size": 100}), pathlib.Path("unused"))
     with pytest.raises(UserError, match=r"nowhere.pth: no such file"):
         training.build(finetune(**{"init.path": "nowhere.pth"}), pathlib.Path("unused"))
 

@@ -438,7 +438,7 @@ def small(variant: str, **overrides):
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
     variables = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape, np.float32)), shapes)
     mean = rng.uniform(0, 255, (100, 100, 3)).astype(np.float32)
-    return model, variables, Preprocess(stored_size=100, crop_size=96, mean=mean)
+    return model, variables, Preprocess(resize_size=100, crop_size=96, mean=mean)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
@@ -488,7 +488,10 @@ def test_caffes_layout_is_bgr(tmp_path):
 
 
 def test_nets_without_a_counterpart_are_refused(tmp_path):
-    for overrides, match in (({"conv6": True}, "sixth"), ({"talk": ("conv3",)}, "do not talk")):
+    for overrides, match in (
+        ({"conv6": True}, "sixth"),
+        ({"cross_column_layers": ("conv3",)}, "independent columns"),
+    ):
         model, variables, preprocess = small("paper", **overrides)
         with pytest.raises(UserError, match=match):
             save_pretrained(tmp_path / "w.pth", model, variables, preprocess)
