@@ -6,7 +6,6 @@ rest of the program reads typed attributes and an unknown, missing or impossible
 
 import copy
 import dataclasses
-import difflib
 import json
 import math
 import pathlib
@@ -16,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from alexnet_jax import augment, model, optimizer
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.common.typed import as_type
 
 
@@ -299,8 +298,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _check_keys(values: dict[str, Any], known: Any, prefix: str) -> None:
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), list(known), n=1)
-            mend = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(known)}"
+            mend = did_you_mean(f"{prefix}{key}", [f"{prefix}{name}" for name in known])
             raise UserError(f"{prefix}{key}: no such key in a config; {mend}")
     for key in known:
         if key not in values:

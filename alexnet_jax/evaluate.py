@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from alexnet_jax import columns, steps
 from alexnet_jax import config as configs
-from alexnet_jax.common import progress
+from alexnet_jax.common import host, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import pipeline, sources
 from alexnet_jax.data.preprocess import Preprocess
@@ -82,6 +83,64 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
         )
 
 
+def log_probabilities(
+    logits_of: Callable[[jax.Array], jax.Array], images: jax.Array, preprocess: Preprocess, views: int
+) -> jax.Array:
+    """The log of the mean of the views' softmax outputs (section 4.1): `[B, num_classes]`.
+
+    Args:
+      logits_of: the net, from `[B, S, S, 3]` in its own input range to `[B, num_classes]`.
+      images: uint8 `[B, R, R, 3]`, where R is `preprocess.resize_size`.
+      views: 1 for the central patch, 10 for the paper's four corners, centre, and their mirrors.
+    """
+    if views == 1:
+        return jax.nn.log_softmax(logits_of(preprocess.view(images)))
+    by_view = jax.lax.map(lambda x: jax.nn.log_softmax(logits_of(x)), preprocess.ten_views(images))
+    # Without leaving logs: a small mean probability would become 0 and its loss infinite.
+    return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
+
+
+def make_predict(
+    model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """Gives `predict(params, images)`, the `log_probabilities` of images that are split over the mesh."""
+
+    def no_view(images: jax.Array, key: jax.Array, example_ids: jax.Array) -> jax.Array:
+        return images
+
+    forward = steps.forward_on_mesh(model, mesh, no_view, train=False)
+
+    def predict(params: Any, images: jax.Array) -> jax.Array:
+        key, example_ids = jax.random.key(0), jnp.arange(images.shape[0])  # nothing is random here
+        return log_probabilities(lambda x: forward(params, x, key, example_ids), images, preprocess, views)
+
+    return predict
+
+
+def make_eval_step(
+    model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
+) -> Callable[[Any, steps.Batch], steps.Metrics]:
+    """Compiles `eval_step(params, batch)`: sums over the examples with weight.
+
+    `loss`, `top1_errors`, `top5_errors` and `examples`, by the probabilities of `make_predict`.
+    """
+    predict = make_predict(model, mesh, preprocess, views)
+
+    def eval_step(params: Any, batch: steps.Batch) -> steps.Metrics:
+        scores = predict(params, batch["image"])
+        labels, weights = batch["label"], batch["weight"]
+        losses = -jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
+        return {
+            "loss": jnp.sum(losses * weights),
+            "top1_errors": jnp.sum(steps.topk_errors(scores, labels, 1) * weights),
+            "top5_errors": jnp.sum(steps.topk_errors(scores, labels, 5) * weights),
+            "examples": jnp.sum(weights),
+        }
+
+    replicated = NamedSharding(mesh, columns.REPLICATED)
+    return jax.jit(eval_step, out_shardings=replicated, compiler_options=host.forward_options())
+
+
 def make_evaluator(
     config: configs.Config, model: AlexNet, mesh: Mesh, source: sources.Source, preprocess: Preprocess
 ) -> Callable[..., Result | None]:
@@ -92,7 +151,7 @@ def make_evaluator(
     those than `data.max_bad_fraction` are a `UserError`.
     """
     views, (share, shares) = config.run.eval_views, columns.process_slice(mesh)
-    eval_step = steps.make_eval_step(model, mesh, preprocess, views)
+    eval_step = make_eval_step(model, mesh, preprocess, views)
     named: set[int] = set()
 
     def evaluate(

@@ -82,7 +82,7 @@ def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -
     channels at most (`IsConvolutionOpSupportedByYnn` in XLA's `ynn_support.cc`); and so there are a few more
     rows here, which are dropped. At a stride s, s rows become channels first: otherwise the inputs would be s
     times as high as the outputs. An XLA without YNNPACK computes the rows for nothing, 2 to 5 % of these two.
-    A program that runs the net forward only has an option of XLA instead (`compiled.options`).
+    A program that runs the net forward only has an option of XLA instead (`host.forward_options`).
     """
     (batch, _, width, inputs), (window_height, window_width, _, outputs) = x.shape, kernel.shape
     (above, below), sides = edges

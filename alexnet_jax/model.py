@@ -5,7 +5,6 @@ computed side by side as dense convolutions, and `exchange` lets them talk befor
 Where the paper's words and the code that made its numbers differ, each has its variant.
 """
 
-import difflib
 import functools
 import itertools
 import math
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 
 from alexnet_jax import layers as ops
 from alexnet_jax.columns import exchange
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.common.typed import as_type
 
 Array = jax.Array
@@ -513,11 +512,11 @@ def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: A
         combination is impossible.
     """
     if as_type(variant, str, "model.variant") not in VARIANTS:
-        raise UserError(f"model.variant={variant!r}: {_choose(variant, VARIANTS)}")
+        raise UserError(f"model.variant={variant!r}: {did_you_mean(variant, VARIANTS)}")
     fields = {name for name in AlexNet.__dataclass_fields__ if name not in ("parent", "name")}
     for key in overrides:
         if key not in fields:
-            raise UserError(f"model.{key}: no such switch; {_choose(key, sorted(fields))}")
+            raise UserError(f"model.{key}: no such switch; {did_you_mean(key, sorted(fields))}")
     given = {"num_classes": num_classes, **overrides}
     switches = {
         key: as_type(value, AlexNet.__annotations__[key], f"model.{key}") for key, value in given.items()
@@ -527,9 +526,15 @@ def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: A
     return model
 
 
-def _choose(word: Any, known: Sequence[str] | dict[str, Any]) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"
+def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
+    """The shapes of the net's parameters: by layer, `kernel` and `bias` as `jax.ShapeDtypeStruct`.
+
+    Raises:
+      UserError: images of `image_size` x `image_size` are too small for the net.
+    """
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(model.init, key, images)["params"]
 
 
 def _check(model: AlexNet) -> None:

@@ -5,7 +5,6 @@ the uninterrupted one would have drawn, on any number of devices.
 """
 
 import collections
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from alexnet_jax import columns
-from alexnet_jax.common import compiled
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.model import AlexNet
 
 Array = jax.Array
@@ -299,59 +296,6 @@ def _sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, 
     result = jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut_batch))
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
     return jax.lax.scan(add, nothing, cut_batch)[0]
-
-
-def log_probabilities_of(
-    model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
-) -> Callable[[Any, Array], Array]:
-    """Gives `log_probabilities(params, images)`: uint8 `[B, S, S, 3]` to `[B, num_classes]`.
-
-    With 10 views these are the logs of the mean of the views' softmax outputs (section 4.1), with 1 the
-    central patch alone is seen.
-    """
-
-    def no_view(images: Array, key: Array, example_ids: Array) -> Array:
-        return images
-
-    forward = forward_on_mesh(model, mesh, no_view, train=False)
-
-    def log_probabilities(params: Any, images: Array) -> Array:
-        key, example_ids = jax.random.key(0), jnp.arange(images.shape[0])  # nothing is random here
-        if views == 1:
-            return jax.nn.log_softmax(forward(params, preprocess.view(images), key, example_ids))
-        by_view = jax.lax.map(
-            lambda x: jax.nn.log_softmax(forward(params, x, key, example_ids)),
-            preprocess.ten_views(images),
-        )
-        # The log of the mean probability, without leaving logs: a small one would become 0 and its loss
-        # infinite.
-        return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
-
-    return log_probabilities
-
-
-def make_eval_step(
-    model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
-) -> Callable[[Any, Batch], Metrics]:
-    """Compiles `eval_step(params, batch)`: sums over the examples with weight.
-
-    `loss`, `top1_errors`, `top5_errors` and `examples`, by the probabilities of `log_probabilities_of`.
-    """
-    log_probabilities = log_probabilities_of(model, mesh, preprocess, views)
-
-    def eval_step(params: Any, batch: Batch) -> Metrics:
-        scores = log_probabilities(params, batch["image"])
-        labels, weights = batch["label"], batch["weight"]
-        losses = -jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
-        return {
-            "loss": jnp.sum(losses * weights),
-            "top1_errors": jnp.sum(topk_errors(scores, labels, 1) * weights),
-            "top5_errors": jnp.sum(topk_errors(scores, labels, 5) * weights),
-            "examples": jnp.sum(weights),
-        }
-
-    everywhere = NamedSharding(mesh, columns.REPLICATED)
-    return jax.jit(eval_step, out_shardings=everywhere, compiler_options=compiled.options())
 
 
 @jax.jit

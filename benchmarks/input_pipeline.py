@@ -36,7 +36,7 @@ SIZE = 256
 
 def decode_only(photos: pathlib.Path) -> Iterator[int]:
     """Numbers of images read and decoded by tf.data, with as many threads as there are cores."""
-    from alexnet_jax.common.tensorflow_host import tensorflow
+    from alexnet_jax.common.host import tensorflow
     from alexnet_jax.data import pipeline
 
     tf = tensorflow()
@@ -105,9 +105,9 @@ def main() -> None:
         if name == "torchvision":
             serve(torchvision(given.photos, int(workers), given.images), given.images)
         else:
-            from alexnet_jax.common import memory
+            from alexnet_jax.common import host
 
-            memory.keep()  # as every command of this project does first
+            host.keep_memory()  # as every command of this project does first
             ways: dict[str, Callable[[], Iterator[int]]] = {
                 "decode only": lambda: decode_only(given.photos),
                 "raw": lambda: ours(f"folder:{given.photos}"),

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax import layers
-from alexnet_jax.common import compiled, memory
+from alexnet_jax.common import host
 from benchmarks import tables
 
 Array = jax.Array
@@ -199,6 +199,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    memory.keep()
-    compiled.keep()
+    host.keep_memory()
+    host.keep_compiled()
     main()

@@ -3,7 +3,7 @@
     python -m benchmarks.ours train --batch=128
 
 Prints a JSON object: the seconds of each timed step, the memory at the peak, versions. The steps are those of
-a run (`steps.make_train_step`, `steps.forward_on_mesh`, `steps.make_eval_step`); an image becomes what the
+a run (`steps.make_train_step`, `steps.forward_on_mesh`, `evaluate.make_eval_step`); an image becomes what the
 net reads by taking the mean off, as in the PyTorch contestants, so that neither has augmentation to do.
 """
 
@@ -54,10 +54,10 @@ def main() -> None:
     parser.add_argument("--devices", type=int, help="only so many of the devices; all by default")
     given = parser.parse_args()
 
-    from alexnet_jax.common import compiled, memory
+    from alexnet_jax.common import host
 
-    memory.keep()
-    compiled.keep()
+    host.keep_memory()
+    host.keep_compiled()
     work = {"limit": limit, "about": lambda _: about()}.get(given.work, net)
     print(json.dumps({**work(given), "peak_bytes": tables.peak_bytes()}))
 
@@ -84,9 +84,9 @@ def net(given: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from alexnet_jax import columns, steps
+    from alexnet_jax import columns, evaluate, steps
     from alexnet_jax import optimizer as optimizers
-    from alexnet_jax.common import compiled
+    from alexnet_jax.common import host
     from alexnet_jax.data.preprocess import Preprocess
     from alexnet_jax.model import create_model
     from alexnet_jax.tools import summary
@@ -121,13 +121,15 @@ def net(given: argparse.Namespace) -> dict[str, Any]:
             return states[0], metrics
     elif given.work == "forward":
         forward = jax.jit(
-            steps.forward_on_mesh(model, mesh, view, train=False), compiler_options=compiled.options()
+            steps.forward_on_mesh(model, mesh, view, train=False), compiler_options=host.forward_options()
         )
         params, key, ids = state.params, jax.random.key(0), jnp.arange(given.batch)
         run = functools.partial(forward, params, batch["image"], key, ids)
     else:
         preprocess = Preprocess(side, given.image_size, mean=np.full(3, 120, np.float32))
-        run = functools.partial(steps.make_eval_step(model, mesh, preprocess, views=10), state.params, batch)
+        run = functools.partial(
+            evaluate.make_eval_step(model, mesh, preprocess, views=10), state.params, batch
+        )
     first, seconds = timed(run, given.warm, given.steps)
     multiplied = summary.summarise(model, given.image_size)["total"]["multiply_accumulates"]
     return {

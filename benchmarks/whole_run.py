@@ -210,10 +210,10 @@ def loop(
 
 def bare(workdir: pathlib.Path, number: int) -> dict[str, Any]:
     """The rate of a run's own step on one batch, as far ahead of the devices as in the loop."""
-    from alexnet_jax.common import compiled, memory
+    from alexnet_jax.common import host
 
-    memory.keep()
-    compiled.keep()
+    host.keep_memory()
+    host.keep_compiled()
     import jax
 
     from alexnet_jax import build, evaluate, steps

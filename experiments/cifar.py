@@ -25,9 +25,9 @@ import tqdm
 from jax import lax
 
 from alexnet_jax import layers, optimizer, steps
+from alexnet_jax.common import files
 from alexnet_jax.data import pipeline, sources
 from alexnet_jax.data.decode import decode_square
-from alexnet_jax.run import logs
 
 Array = jax.Array
 
@@ -162,7 +162,7 @@ def train(settings: Settings, images: Images, runs: pathlib.Path) -> list[dict[s
     history = _train(settings, images)
     history[-1]["seconds"] = time.monotonic() - started
     runs.mkdir(parents=True, exist_ok=True)
-    logs.write_atomically(path, json.dumps(history))
+    files.write_text(path, json.dumps(history))
     return history
 
 

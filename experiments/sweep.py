@@ -311,9 +311,7 @@ def _execute_run(run: Run, processes: set[Any]) -> None:
 def _processes() -> Any:
     """Makes processes from one that has the libraries loaded, which takes longer than many a small run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["alexnet_jax.train", "alexnet_jax.common.tensorflow_host", "tensorflow_datasets"]
-    )
+    context.set_forkserver_preload(["alexnet_jax.train", "alexnet_jax.common.host", "tensorflow_datasets"])
     return context
 
 

@@ -28,7 +28,7 @@ BELOW = {
     "tools": ("evaluate",),
 }
 # What does not keep to it yet.
-DEBTS = {("config", "augment"), ("config", "optimizer"), ("steps", "data")}
+DEBTS = {("config", "augment"), ("config", "optimizer")}
 
 
 def modules() -> dict[str, pathlib.Path]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import augment, columns, create_model, optimizer, steps
+from alexnet_jax import augment, columns, create_model, evaluate, optimizer, steps
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.statistics import ILSVRC
 from tests.reference import random_params, relative_error, softmax
@@ -157,9 +157,9 @@ def expected_sums(params, batch, views):
 
 @pytest.mark.parametrize("views", [1, 10])
 def test_evaluation_sums(params, views):
-    evaluate = steps.make_eval_step(MODEL, columns.make_mesh(2, 2), PREPROCESS, views)
+    eval_step = evaluate.make_eval_step(MODEL, columns.make_mesh(2, 2), PREPROCESS, views)
     batch = batch_of(16)
-    whole = evaluate(params, batch)
+    whole = eval_step(params, batch)
     expected = expected_sums(params, batch, views)
     assert 0 < expected["top5_errors"] < expected["top1_errors"] < 16
     for name, value in expected.items():
@@ -167,7 +167,7 @@ def test_evaluation_sums(params, views):
 
     # Placeholders do not count, and parts of the batch add up to the whole.
     masks = [np.arange(16) % 3 == i for i in range(3)]
-    parts = [evaluate(params, {**batch, "weight": mask.astype(np.float32)}) for mask in masks]
+    parts = [eval_step(params, {**batch, "weight": mask.astype(np.float32)}) for mask in masks]
     assert [int(part["examples"]) for part in parts] == [6, 5, 5]
     for name, value in expected.items():
         assert sum(float(part[name]) for part in parts) == pytest.approx(value, rel=1e-5), name
@@ -189,8 +189,8 @@ def test_ten_view_loss_where_probabilities_underflow(params):
     sure["fc8"]["bias"][0, 1] = 1000.0  # class 1
     sure["fc8"]["bias"][0, 2] = 500.0
     batch = {**batch_of(8), "label": np.array([1, 2, 0, 0, 1, 1, 1, 1], np.int32)}
-    evaluate = steps.make_eval_step(MODEL, columns.make_mesh(1, 1), PREPROCESS, 10)
-    sums = {name: float(value) for name, value in evaluate(sure, batch).items()}
+    eval_step = evaluate.make_eval_step(MODEL, columns.make_mesh(1, 1), PREPROCESS, 10)
+    sums = {name: float(value) for name, value in eval_step(sure, batch).items()}
     assert sums["loss"] == pytest.approx(0 + 500 + 2 * 1000, rel=1e-6)
     assert sums["top1_errors"] == 3
     assert sums["top5_errors"] == 2  # the third place is shared by ten classes; class 2 is second
@@ -266,8 +266,8 @@ def test_the_mean_image_is_subtracted_at_evaluation(params):
     """A picture that is its own mean gives the logits of an all-zero input, whatever the patch."""
     image = batch_of(1)["image"]
     preprocess = Preprocess(resize_size=STORED, crop_size=SIZE, mean=image[0].astype(np.float32))
-    evaluate = steps.make_eval_step(MODEL, columns.make_mesh(1, 1), preprocess, 10)
-    sums = evaluate(
+    eval_step = evaluate.make_eval_step(MODEL, columns.make_mesh(1, 1), preprocess, 10)
+    sums = eval_step(
         params, {"image": image, "label": np.array([4], np.int32), "weight": np.ones(1, np.float32)}
     )
     logits = MODEL.apply({"params": params}, jnp.zeros((1, SIZE, SIZE, 3)))

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from alexnet_jax.common import compiled, memory
+from alexnet_jax.common import host
 from alexnet_jax.common.errors import Fault, UserError
 
 EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75}
@@ -64,8 +64,9 @@ def command(main: Callable[[], int]) -> NoReturn:
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # the shell's wish, for background jobs
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        memory.keep()
-        compiled.keep()
+        host.quiet_tensorflow()
+        host.keep_memory()
+        host.keep_compiled()
         if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be UTF-8: out as they went in
             sys.stdout.reconfigure(errors="surrogateescape")
         _leave(main())

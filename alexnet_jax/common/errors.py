@@ -1,4 +1,7 @@
-"""What a user is told in one line, without a traceback."""
+"""Errors that reach the user as one line, without a traceback."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -20,3 +23,16 @@ class Fault(Exception):
 def vanished(path: str) -> Fault:
     """What to raise where a file of the data set was there and is gone."""
     return Fault(f"{path}: was there and is gone; bring it back and start the same command again: it goes on")
+
+
+def closest(word: object, known: Iterable[str]) -> str | None:
+    """The one of `known` that is spelt much like `word`, if any."""
+    return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)
+
+
+def did_you_mean(word: object, known: Iterable[str], most: int = 40) -> str:
+    """ "did you mean X?" where `word` is close to one of `known`, else "choose one of ..."."""
+    known = list(known)
+    if (close := closest(word, known)) is not None:
+        return f"did you mean {close}?"
+    return f"choose one of {', '.join(known[:most])}{', ...' if len(known) > most else ''}"

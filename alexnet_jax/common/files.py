@@ -1,24 +1,41 @@
-"""Files that are whole or not there at all."""
+"""Atomic file writes: a reader, or a crash, finds the old file or the new one, never a part."""
 
 import contextlib
 import os
 import pathlib
+import threading
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A temporary path beside `path` that takes its place once everything is written."""
+    """Gives a temporary path beside `path`, which is flushed to disk and then takes the place of `path`."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def sync(path: pathlib.Path) -> None:
-    """Waits until the disk has a file, so that no power cut can leave its name without its bytes."""
+def sync(path: str | os.PathLike[str]) -> None:
+    """Flushes a file to disk, so that no power cut can leave its name without its bytes."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_npz(path: str | os.PathLike[str], arrays: dict[str, Any], *, compress: bool = False) -> None:
+    """Writes arrays by name as `.npz`."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        (np.savez_compressed if compress else np.savez)(file, **arrays)

@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from alexnet_jax.common import tensorflow_host
+from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import decode as images
 from alexnet_jax.data.records import RecordSource
@@ -153,7 +153,7 @@ def _decoded_ahead(source: Source, slices: Iterable[np.ndarray], image_size: int
     # Threads put each image where it belongs in its batch; tf.data's functions copy what goes in and what
     # comes out. With simplejpeg, threads bring 1.7 times as many prepared images a second (docs/imagenet.md).
     squares = isinstance(source, RecordSource) and source.jpeg_size == image_size
-    by_tf_data = squares and images.simplejpeg is None and tensorflow_host.installed()
+    by_tf_data = squares and images.simplejpeg is None and host.has_tensorflow()
     batches = (_ahead_by_tf_data if by_tf_data else _ahead_by_threads)(source, slices, image_size)
     _open.add(batches)
     return batches
@@ -169,7 +169,7 @@ def _close_all() -> None:
 def _ahead_by_tf_data(
     source: Source, slices: Iterable[np.ndarray], image_size: int
 ) -> Generator[Batch, None, None]:
-    tf = tensorflow_host.tensorflow()
+    tf = host.tensorflow()
     first, slices = _peek(slices)
     if first is None:
         return

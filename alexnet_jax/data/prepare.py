@@ -10,7 +10,6 @@ once. A run that was stopped, in whatever way, goes on where it was: shards are 
 import dataclasses
 import io
 import json
-import os
 import pathlib
 import shutil
 import sys
@@ -60,11 +59,7 @@ class ShardReport:
     bad: list[str]  # names of the images that could not be decoded
 
     def save(self, path: pathlib.Path) -> None:
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, **dataclasses.asdict(self.sums), bad=np.array(json.dumps(self.bad)))
-        files.sync(temporary)
-        temporary.replace(path)
+        files.write_npz(path, {**dataclasses.asdict(self.sums), "bad": np.array(json.dumps(self.bad))})
 
     @classmethod
     def load(cls, path: pathlib.Path) -> "ShardReport":
@@ -144,9 +139,7 @@ def _begin(out: pathlib.Path, settings: Settings) -> pathlib.Path:
     try:
         partial.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(text)
-            temporary.replace(path)
+            files.write_text(path, text)
     except OSError as error:
         raise UserError(
             f"--out: {partial} cannot be written ({error.strerror}); choose another place"

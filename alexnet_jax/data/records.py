@@ -16,13 +16,12 @@ import logging
 import os
 import pathlib
 import threading
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from alexnet_jax.common import files, tensorflow_host
+from alexnet_jax.common import files, host
 from alexnet_jax.common.errors import Fault, UserError, vanished
 from alexnet_jax.data.classes import readable_names
 from alexnet_jax.data.statistics import Statistics
@@ -58,16 +57,11 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes], group_size: int = 
     A random read decompresses a whole group, so groups of one suit photographs; small records take less
     room in larger groups.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with files.replacing(path) as temporary:
         writer = _array_record().ArrayRecordWriter(str(temporary), f"group_size:{group_size}")
         for record in records:
             writer.write(record)
         writer.close()
-        files.sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def count(path: pathlib.Path) -> int:
@@ -381,7 +375,7 @@ def import_tfds() -> Any:
     Raises:
       UserError: there is no TensorFlow.
     """
-    if not tensorflow_host.installed():
+    if not host.has_tensorflow():
         raise UserError(
             "TFDS needs TensorFlow, which is not installed: pip install tensorflow-cpu; folders and prepared "
             "records (data.source=folder:PATH, prepared:PATH) need neither"
@@ -402,7 +396,7 @@ def _parse(record: bytes) -> Any:
 def _example_type() -> Any:
     # TFDS carries the definition itself, so that records are read where there is no TensorFlow, of which the
     # rest of TFDS complains in dozens of lines as it is imported.
-    if tensorflow_host.installed():
+    if host.has_tensorflow():
         return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -6,7 +6,6 @@ business.
 
 import csv
 import dataclasses
-import difflib
 import errno
 import os
 import pathlib
@@ -16,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from alexnet_jax.common import tensorflow_host
-from alexnet_jax.common.errors import UserError, vanished
+from alexnet_jax.common import host
+from alexnet_jax.common.errors import UserError, closest, did_you_mean, vanished
 from alexnet_jax.data.classes import readable_names
 from alexnet_jax.data.records import Contents, RecordSource, contents_of, import_tfds, read_contents
 from alexnet_jax.data.statistics import Statistics
@@ -101,7 +100,7 @@ def open_source(spec: str, split: str, *, data_dir: str | None = None) -> Source
     kind, _, where = spec.partition(":")
     key = f"data.source={spec}"
     if kind not in KINDS:
-        raise UserError(f"{key}: no such kind of source; {_instead(kind, KINDS)}")
+        raise UserError(f"{key}: no such kind of source; {did_you_mean(kind, KINDS)}")
     if kind == "embedded":
         return _record_directory(EMBEDDED, split, key)
     if not where:
@@ -177,7 +176,7 @@ def _tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSource
     except tfds.core.DatasetNotFoundError as error:
         short = name.split(":")[0].split("/")[0]
         known = tfds.list_builders(with_community_datasets=False)  # a list of those would be fetched
-        raise UserError(f"{key}: TFDS has no such data set; {_instead(short, known)}") from error
+        raise UserError(f"{key}: TFDS has no such data set; {did_you_mean(short, known, most=8)}") from error
     except (ValueError, AssertionError) as error:
         raise UserError(f"{key}: {_first_line(error)}") from error
     if not builder.info.splits:
@@ -188,8 +187,8 @@ def _tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSource
 
 def _downloaded(tfds, name: str, key: str, data_dir: str | None):
     """Fetches and prepares a data set, in the format that allows random access."""
-    if tensorflow_host.installed():
-        tensorflow_host.tensorflow()  # TFDS uses it to prepare a set
+    if host.has_tensorflow():
+        host.tensorflow()  # TFDS uses it to prepare a set
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         builder.download_and_prepare()
@@ -373,15 +372,10 @@ def _kaggle_solution(solution: pathlib.Path, ids: tuple[str, ...], key: str) -> 
 # --- What to say ----------------------------------------------------------------------------------
 
 
-def _instead(given: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known[:8])}"
-
-
 def _instead_of_path(path: pathlib.Path) -> str:
     parent = next(p for p in path.absolute().parents if p.exists())
-    close = difflib.get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1)
-    return f"did you mean {parent / close[0]}?" if close else f"the nearest folder there is, is {parent}"
+    close = closest(path.name, [other.name for other in parent.iterdir()])
+    return f"did you mean {parent / close}?" if close else f"the nearest existing folder is {parent}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from alexnet_jax.common import files
 from alexnet_jax.common.errors import UserError
 
 FILE_NAME = "statistics.npz"
@@ -51,7 +52,7 @@ class Statistics:
     def save(self, directory: str | pathlib.Path) -> None:
         """Writes `statistics.npz` under `directory`; loaded without pickle."""
         arrays = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
-        np.savez(pathlib.Path(directory) / FILE_NAME, **arrays)
+        files.write_npz(pathlib.Path(directory) / FILE_NAME, arrays)
 
     @classmethod
     def load(cls, directory: str | pathlib.Path) -> "Statistics | None":

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from alexnet_jax import config as configs
-from alexnet_jax.common import compiled, progress
+from alexnet_jax.common import host, progress
 from alexnet_jax.common.files import replacing
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.preprocess import Preprocess
@@ -72,7 +72,7 @@ def pooled_maps(
 
 
 def _compute(path: pathlib.Path, model: AlexNet, params: Any, preprocess: Preprocess, source: Source) -> None:
-    @functools.partial(jax.jit, compiler_options=compiled.options())
+    @functools.partial(jax.jit, compiler_options=host.forward_options())
     def pool5(params: Any, images: jax.Array) -> Any:
         _, seen = model.apply({"params": params}, preprocess.view(images), capture=("pool5",))
         return seen["pool5"]

@@ -11,22 +11,14 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from alexnet_jax.common import files
+
 METRICS, STATUS = "metrics.jsonl", "status.json"
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader, or a crash, finds the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def write_status(workdir: pathlib.Path, status: str, **fields: Any) -> None:
     """Writes `status.json`: `running`, `done`, `interrupted`, `diverged` or `failed`, and `fields`."""
-    write_atomically(workdir / STATUS, json.dumps({"status": status, **fields}, indent=2) + "\n")
+    files.write_text(workdir / STATUS, json.dumps({"status": status, **fields}, indent=2) + "\n")
 
 
 def write_failure(workdir: pathlib.Path, message: str) -> None:
@@ -51,7 +43,7 @@ def drop_metrics_after(workdir: pathlib.Path, step: int, *, evaluated: bool = Tr
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    write_atomically(path, "".join(kept))
+    files.write_text(path, "".join(kept))
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:

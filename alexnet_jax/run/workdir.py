@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from alexnet_jax import config as configs
+from alexnet_jax.common import files
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.run import logs, processes
 
@@ -74,7 +75,7 @@ def _claim(workdir: pathlib.Path, config: configs.Config) -> None:
         )
     for left in workdir.glob(".*.tmp"):  # by a run that was killed as it wrote
         left.unlink()
-    logs.write_atomically(workdir / configs.FILE_NAME, config.to_json())
+    files.write_text(workdir / configs.FILE_NAME, config.to_json())
 
 
 @contextmanager

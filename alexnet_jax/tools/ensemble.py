@@ -19,7 +19,7 @@ import numpy as np
 from alexnet_jax import config as configs
 from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.common.files import replacing
+from alexnet_jax.common.files import write_text
 from alexnet_jax.data import image_files, sources, tars
 from alexnet_jax.data.sources import Source
 from alexnet_jax.tools import predictions
@@ -115,9 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out:
         predictions.save(args.out, whole)
     if args.submission:
-        text = submission(whole, numbers)
-        with replacing(args.submission) as temporary:
-            temporary.write_text(text)
+        write_text(args.submission, submission(whole, numbers))
     values = {"members": len(found), "images": len(whole.ids)}
     if nets:
         values["views"] = args.views

@@ -16,8 +16,9 @@ import tqdm
 
 from alexnet_jax.common import command_line, progress
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.common.files import replacing
+from alexnet_jax.common.files import replacing, write_npz
 from alexnet_jax.data import image_files
+from alexnet_jax.model import param_shapes
 from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
 
@@ -37,7 +38,7 @@ def layer_function(loaded: Pretrained, layer: str) -> Callable[[Any], jax.Array]
     absent = [int(name[-1]) for name in loaded.missing]
     if absent and layer[-1:].isdigit() and int(layer[-1]) >= min(absent):
         raise UserError(f"--layer={layer}: {loaded.path} has no {', '.join(loaded.missing)}, which it needs")
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
+    shapes = param_shapes(model, size)
 
     def activities(params: Any, images: jax.Array) -> Any:
         # Layers beyond what is wanted are never computed; their parameters only have to be there.
@@ -87,8 +88,7 @@ def write(path: pathlib.Path, groups: Iterable[tuple[list[str], np.ndarray]], la
     if not files:
         raise UserError("none of the images can be read")
     features = np.concatenate(parts)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, files=np.array(files), features=features, layer=np.array(layer))
+    write_npz(path, {"files": np.array(files), "features": features, "layer": np.array(layer)})
     return features.shape
 
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from alexnet_jax.common import command_line, compiled, progress
+from alexnet_jax import evaluate
+from alexnet_jax.common import command_line, host, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import image_files
 from alexnet_jax.weights import pretrained
@@ -42,17 +43,13 @@ def predictor(loaded: Pretrained, topk: int, views: int) -> Callable[[np.ndarray
     model, preprocess = loaded.model, loaded.preprocess
 
     def predict(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def probabilities(x: jax.Array) -> jax.Array:
-            logits: Any = model.apply(variables, x)
-            return jax.nn.softmax(logits)
+        def logits_of(x: jax.Array) -> Any:
+            return model.apply(variables, x)
 
-        if views == 1:
-            mean = probabilities(preprocess.view(images))
-        else:
-            mean = jnp.mean(jax.lax.map(probabilities, preprocess.ten_views(images)), axis=0)
-        return jax.lax.top_k(mean, min(topk, model.num_classes))
+        logs = evaluate.log_probabilities(logits_of, images, preprocess, views)
+        return jax.lax.top_k(jnp.exp(logs), min(topk, model.num_classes))
 
-    run = jax.jit(predict, compiler_options=compiled.options())
+    run = jax.jit(predict, compiler_options=host.forward_options())
     return lambda images: run(loaded.variables, images)
 
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from alexnet_jax import columns, steps
-from alexnet_jax.common import compiled, progress
+from alexnet_jax import columns, evaluate, steps
+from alexnet_jax.common import host, progress
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.common.files import replacing
+from alexnet_jax.common.files import replacing, write_npz
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 from alexnet_jax.weights.pretrained import Pretrained
@@ -77,8 +77,8 @@ def predict(
     share = mesh.shape[columns.DATA]
     group = -(-GROUP // share) * share
     params = jax.device_put(loaded.variables["params"], NamedSharding(mesh, columns.PARAMETERS))
-    log_probabilities = steps.log_probabilities_of(loaded.model, mesh, loaded.preprocess, views)
-    step = jax.jit(log_probabilities, compiler_options=compiled.options())
+    predict_on_mesh = evaluate.make_predict(loaded.model, mesh, loaded.preprocess, views)
+    step = jax.jit(predict_on_mesh, compiler_options=host.forward_options())
     probabilities = np.full((len(source), len(ids)), 1 / len(ids), np.float32)
     labels, bad = np.zeros(len(source), np.int32), np.zeros(len(source), bool)
     with progress.bar(len(source), "image", str(loaded.path)) as bar:
@@ -183,15 +183,10 @@ def save(path: pathlib.Path, predictions: Predictions) -> None:
         return _save_parquet(path, predictions)
     if path.suffix != ".npz":
         raise UserError(f"{path}: predictions are written as .npz or .parquet")
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file,
-            ids=np.array(predictions.ids),
-            classes=np.array(predictions.classes),
-            labels=predictions.labels,
-            bad=predictions.bad,
-            probabilities=predictions.probabilities,
-        )
+    arrays = {
+        field.name: np.asarray(getattr(predictions, field.name)) for field in dataclasses.fields(predictions)
+    }
+    write_npz(path, arrays, compress=True)
     return None
 
 

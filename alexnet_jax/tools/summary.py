@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax.model import AlexNet
+from alexnet_jax.model import AlexNet, param_shapes
 
 
 def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
@@ -22,8 +22,7 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
       UserError: the images are too small for the net.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(lambda k, x: model.init(k, x)["params"], key, images)
+    params = param_shapes(model, image_size)
     names = tuple(params)
     gives = jax.eval_shape(lambda p, x: model.apply({"params": p}, x, capture=names)[1], params, images)
 

@@ -22,9 +22,9 @@ import safetensors
 import safetensors.numpy
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.common.files import replacing
+from alexnet_jax.common.files import replacing, write_npz, write_text
 from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
-from alexnet_jax.model import VARIANTS, AlexNet, create_model
+from alexnet_jax.model import VARIANTS, AlexNet, create_model, param_shapes
 from alexnet_jax.run import checkpoint
 from alexnet_jax.weights import caffe_files, published, torch_files
 
@@ -167,21 +167,16 @@ def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, 
             "connected layers have no counterpart in AlexNets elsewhere"
         )
     shapes = {}
-    for name, params in _param_shapes(model, image_size).items():
+    for name, params in param_shapes(model, image_size).items():
         columns, *window, inputs, outputs = params["kernel"].shape
         outputs = model.num_classes if name == "fc8" else columns * outputs
         shapes[name] = ((outputs, inputs, *window), (outputs,))
     return {name: shapes[name] for name in LAYERS}
 
 
-def _param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-
-
 def to_params(model: AlexNet, layers: Layers, image_size: int) -> dict[str, Any]:
     """Layers as the net's parameters, float32; `to_layers` is its exact reverse."""
-    shapes = _param_shapes(model, image_size)
+    shapes = param_shapes(model, image_size)
     params = {}
     for name, (weight, bias) in layers.items():
         columns, *_, outputs = shapes[name]["kernel"].shape
@@ -427,8 +422,7 @@ def _check_shapes(path: pathlib.Path, stored: _Stored, wanted: Mapping[str, Any]
 
 def describe(workdir: pathlib.Path, model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
     """Writes what a run's weights are of, so that they can be used without its config or its data."""
-    with replacing(workdir / DESCRIPTION) as temporary:
-        temporary.write_text(_description(model, preprocess, classes))
+    write_text(workdir / DESCRIPTION, _description(model, preprocess, classes))
 
 
 def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
@@ -478,7 +472,7 @@ def start_from(
         kept = {name: its for name, its in loaded.variables["params"].items() if name != "fc8"}
     else:
         kept = dict(loaded.variables["params"])
-    shapes = _param_shapes(model, preprocess.crop_size)
+    shapes = param_shapes(model, preprocess.crop_size)
     for name, its in kept.items():
         found, wanted = its["kernel"].shape, shapes[name]["kernel"].shape
         if found != wanted:
@@ -516,8 +510,7 @@ def save_pretrained(
     if path.suffix == ".npz":
         layers = _swap_colours(layers)
         arrays = {f"{name}/{i}": array for name, pair in layers.items() for i, array in enumerate(pair)}
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays, **{_OWN: np.array(description)})  # pyright: ignore[reportArgumentType]
+        write_npz(path, {**arrays, _OWN: np.array(description)})
         return
     tensors = {}
     for name, (weight, bias) in layers.items():

@@ -2,12 +2,11 @@
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 import urllib.error
 import urllib.request
 
-from alexnet_jax.common import progress
+from alexnet_jax.common import host, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing
 
@@ -44,14 +43,6 @@ _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30
 
 
-def cache_directory() -> pathlib.Path:
-    """`$ALEXNET_JAX_CACHE`, or `alexnet_jax` in the user's cache directory."""
-    own = os.environ.get("ALEXNET_JAX_CACHE")
-    if own:
-        return pathlib.Path(own)
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax"
-
-
 def fetch(name: str) -> pathlib.Path:
     """The path of the published weights `name`, a key of `PUBLISHED`, fetched where they are not yet here.
 
@@ -59,7 +50,7 @@ def fetch(name: str) -> pathlib.Path:
       UserError: they cannot be fetched, or are not what was published.
     """
     published = PUBLISHED[name]
-    path = cache_directory() / published.file_name
+    path = host.cache_directory() / published.file_name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -1,4 +1,4 @@
-"""What `memory.keep` is for: large buffers that come and go without new pages."""
+"""What `host.keep_memory` is for: large buffers that come and go without new pages."""
 
 import os
 import subprocess
@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from alexnet_jax.common import memory, settings
+from alexnet_jax.common import host
 
 # Takes and gives back 64 MB fifty times, as a step does, and counts the pages that the kernel had to provide.
 PROGRAM = """
 import ctypes, resource, sys
-from alexnet_jax.common import memory
-print(memory.keep())
+from alexnet_jax.common import host
+print(host.keep_memory())
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -30,8 +30,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 # A step frees more than 2 GB at once; none of it may go back to the system. The pages are never touched.
 LARGE = """
 import ctypes
-from alexnet_jax.common import memory
-memory.keep()
+from alexnet_jax.common import host
+host.keep_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -45,7 +45,7 @@ print(bool(block), libc.sbrk(0) == top)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is Linux's")
 def test_more_than_two_gigabytes_are_kept():
-    environment = {**os.environ, memory.SWITCH: "1", "GLIBC_TUNABLES": ""}
+    environment = {**os.environ, host.MEMORY_SWITCH: "1", "GLIBC_TUNABLES": ""}
     command = [sys.executable, "-c", LARGE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     there, kept = done.stdout.split()
@@ -58,9 +58,9 @@ def test_more_than_two_gigabytes_are_kept():
 @pytest.mark.parametrize(
     ("variables", "kept"),
     [
-        ({memory.SWITCH: "1"}, "True"),
-        ({memory.SWITCH: "0"}, "False"),
-        ({memory.SWITCH: "1", settings.ALL: "0"}, "False"),
+        ({host.MEMORY_SWITCH: "1"}, "True"),
+        ({host.MEMORY_SWITCH: "0"}, "False"),
+        ({host.MEMORY_SWITCH: "1", host.ALL_SWITCH: "0"}, "False"),
     ],
 )
 def test_large_buffers_keep_their_pages_unless_switched_off(variables, kept):

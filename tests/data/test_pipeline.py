@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax import columns, evaluate, steps, train
-from alexnet_jax.common import tensorflow_host
+from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import decode as images
 from alexnet_jax.data import pipeline, records, sources
@@ -179,7 +179,7 @@ def test_tf_data_has_prepared_squares_where_there_is_no_fast_decoder(
 ):
     source = prepared(tmp_path, [records.encode_example({"image": jpeg(0), "label": 0, "file_name": b"x"})])
     monkeypatch.setattr(images, "simplejpeg", (images.simplejpeg or object()) if decoder else None)
-    monkeypatch.setattr(tensorflow_host, "installed", lambda: tensorflow)
+    monkeypatch.setattr(host, "has_tensorflow", lambda: tensorflow)
     (batch,) = pipeline.eval_batches(source, batch_size=1, image_size=size)
     assert batch["weight"] == [1]
     batches = pipeline.eval_batches(source, batch_size=1, image_size=size)

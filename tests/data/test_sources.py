@@ -120,7 +120,7 @@ def test_a_file_that_vanishes_is_a_fault_that_names_it(tmp_path):
         ("tfds:", "tfds:cifar10"),
         ("tfds:imagenet2021", "did you mean imagenet2012"),
         ("folder:{tmp}/data/hymenopter", "did you mean .*/data/hymenoptera"),
-        ("folder:{tmp}/nowhere/at/all", "the nearest folder there is, is"),
+        ("folder:{tmp}/nowhere/at/all", "the nearest existing folder is"),
         ("folder:{tmp}/data", "needs a folder train .* it has hymenoptera"),
         ("folder:{tmp}/data/one", "two or more classes; it has only x"),
         ("folder:{tmp}/data/none", "no images in the class folders"),

@@ -26,6 +26,7 @@ import jax
 from alexnet_jax import build
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
+from alexnet_jax.common import files
 from alexnet_jax.run import checkpoint, logs
 from tests.faults import runs
 
@@ -121,7 +122,7 @@ class Harness:
                 if process.end() != 0:
                     raise SystemExit(f"the run that nothing happened to failed:\n{process.said}")
                 said.append(process.lines)
-            logs.write_atomically(kept, json.dumps(said))
+            files.write_text(kept, json.dumps(said))
         return Whole(self._outcome(workdir), *json.loads(kept.read_text()))
 
     def _outcome(self, workdir: pathlib.Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import config as configs
+from alexnet_jax.common import files
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import statistics
 from alexnet_jax.run import logs, workdir
@@ -30,8 +31,8 @@ def test_a_line_without_its_end_is_not_kept_even_if_it_reads_as_one(tmp_path):
 
 
 def test_writing_leaves_no_parts_behind(tmp_path):
-    logs.write_atomically(tmp_path / "a.json", "old")
-    logs.write_atomically(tmp_path / "a.json", "new")
+    files.write_text(tmp_path / "a.json", "old")
+    files.write_text(tmp_path / "a.json", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "new"
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.common import compiled
+from alexnet_jax.common import host
 
 SCRIPT = """
 import pathlib
-from alexnet_jax.common import compiled
-directory = compiled.keep()
+from alexnet_jax.common import host
+directory = host.keep_compiled()
 import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: x * 2 + 1)(3.0).block_until_ready()
@@ -53,9 +53,9 @@ def test_the_user_can_say_otherwise(tmp_path, variable):
 
 def test_the_nets_convolutions_are_not_given_away(monkeypatch):
     """Where XLA has YNNPACK, the options keep its convolutions from it, and change no number by much."""
-    monkeypatch.delenv(compiled.OPTIONS_SWITCH, raising=False)
-    compiled.options.cache_clear()
-    options = compiled.options()
+    monkeypatch.delenv(host.OPTIONS_SWITCH, raising=False)
+    host.forward_options.cache_clear()
+    options = host.forward_options()
     if not options:
         pytest.skip(f"jax {jax.__version__} on {jax.default_backend()} has no such option")
 
@@ -83,14 +83,14 @@ def test_the_nets_convolutions_are_not_given_away(monkeypatch):
     ],
 )
 def test_the_users_options_hold(monkeypatch, variable, value):
-    compiled.options.cache_clear()
+    host.forward_options.cache_clear()
     monkeypatch.setenv(variable, value)
-    assert compiled.options() == {}
-    compiled.options.cache_clear()
+    assert host.forward_options() == {}
+    host.forward_options.cache_clear()
 
 
 def test_an_xla_without_the_option_does_without(monkeypatch):
-    monkeypatch.setattr(compiled, "_ON_CPU", {"xla_cpu_of_another_year": "1"})
-    compiled.options.cache_clear()
-    assert compiled.options() == {}
-    compiled.options.cache_clear()
+    monkeypatch.setattr(host, "_ON_CPU", {"xla_cpu_of_another_year": "1"})
+    host.forward_options.cache_clear()
+    assert host.forward_options() == {}
+    host.forward_options.cache_clear()

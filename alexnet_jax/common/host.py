@@ -1,0 +1,139 @@
+"""Settings of the host that commands make for themselves: memory, compiled code, XLA's options, TensorFlow.
+
+Nothing happens on import: commands call `keep_memory` and `keep_compiled` when they start. Each setting has
+an environment variable that turns it off when set to 0; `ALEXNET_JAX_SETTINGS=0` turns off all of them.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import pathlib
+import platform
+import sys
+from typing import Any
+
+ALL_SWITCH = "ALEXNET_JAX_SETTINGS"
+MEMORY_SWITCH = "ALEXNET_JAX_KEEP_MEMORY"
+COMPILED_SWITCH = "ALEXNET_JAX_KEEP_COMPILED"
+OPTIONS_SWITCH = "ALEXNET_JAX_XLA_OPTIONS"
+JAX_CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable, which wins where it is set
+
+# malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+# On a CPU, XLA gives matrix products, sums and convolutions to YNNPACK where it has it. The convolutions of a
+# forward pass are faster without it, the products and sums with it. A training step takes no option: its
+# convolutions are chosen one by one in `kernels.cpu` (docs/speed.md).
+_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+_ON_CPU = {_YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+
+
+def is_off(switch: str) -> bool:
+    """Whether the environment turns this setting off."""
+    return "0" in (os.environ.get(switch), os.environ.get(ALL_SWITCH))
+
+
+def cache_directory() -> pathlib.Path:
+    """`$ALEXNET_JAX_CACHE`, else `alexnet_jax` in the user's cache directory: downloads and compiled code."""
+    if own := os.environ.get("ALEXNET_JAX_CACHE"):
+        return pathlib.Path(own).expanduser()
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax"
+
+
+def keep_memory() -> bool:
+    """Makes glibc's `malloc` keep freed memory for the next step; returns whether it did.
+
+    XLA takes its buffers from `malloc`, which by default maps large ones anew for each step, so that the
+    kernel clears every page again. With memory kept, 80 steps of the default config on two CPU cores took
+    22 s of user and 2 s of system time instead of 22 s and 20 s, with a higher memory peak. Call it before
+    the first large allocation. Other systems and allocators stay as they are.
+    """
+    if not sys.platform.startswith("linux") or is_off(MEMORY_SWITCH):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # musl has none
+        return False
+    never = -1  # as a large size; the largest int would be 2 GB, of which a step frees more at once
+    parameters = (
+        (_M_ARENA_MAX, 1),  # threads' own arenas are too small for such buffers, which would be mapped again
+        (_M_MMAP_MAX, 0),
+        (_M_TRIM_THRESHOLD, never),
+        (_M_TOP_PAD, 64 * 2**20),
+    )
+    return all(mallopt(parameter, value) == 1 for parameter, value in parameters)
+
+
+def keep_compiled() -> pathlib.Path | None:
+    """Makes JAX cache compiled programs on disk; returns the directory, or None where that is turned off.
+
+    Each kind of processor has its own directory, since a home directory may be shared by machines that cannot
+    run each other's code.
+    """
+    if is_off(COMPILED_SWITCH) or JAX_CACHE in os.environ:
+        return None
+    directory = cache_directory() / "compiled" / processor()
+    os.environ[JAX_CACHE] = str(directory)  # for a JAX that is imported later
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", str(directory))
+    return directory
+
+
+@functools.cache
+def forward_options() -> dict[str, str]:
+    """XLA options for programs that only run the net forward: `jax.jit(f, compiler_options=...)`.
+
+    Empty on GPU and TPU, where XLA has no such option, and where the environment turns it off
+    (`ALEXNET_JAX_XLA_OPTIONS=0`) or sets the same option in `XLA_FLAGS`. JAX takes options for whole programs
+    only, so functions that others may call inside their own program go without.
+    """
+    import jax  # here, since `keep_compiled` comes before JAX
+
+    if is_off(OPTIONS_SWITCH) or _YNNPACK in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=_ON_CPU).lower().compile()
+    except RuntimeError:  # XLA's "no such option": the program is right without
+        return {}
+    return dict(_ON_CPU)
+
+
+def processor() -> str:
+    """A name for this kind of processor, made from its model and instruction sets."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = [platform.processor()]
+    keys = ("model name", "flags", "Features")
+    kind = sorted({line for line in lines if line.split(":")[0].strip() in keys})
+    digest = hashlib.sha256("\n".join(kind or lines[:1]).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
+
+
+def has_tensorflow() -> bool:
+    """Whether TensorFlow is installed; Colab's free TPU runtime has none."""
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def quiet_tensorflow() -> None:
+    """Stops TensorFlow from greeting users with lines on instruction sets, CUDA and rounding.
+
+    To be called before anything imports TensorFlow; several libraries do.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+@functools.cache
+def tensorflow() -> Any:
+    """Imports TensorFlow and hides the accelerators from it: it would take the memory that JAX needs."""
+    quiet_tensorflow()
+    tf = importlib.import_module("tensorflow")
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    return tf
