@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import records
-from alexnet_jax.data.colour_sums import ColourSums
+from alexnet_jax.data import record_files, tfds_metadata
+from alexnet_jax.data.statistics import ColourSums
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -66,7 +66,7 @@ def make(source: pathlib.Path, out: pathlib.Path) -> None:
         labels = read_idx(source / f"{prefix}-labels-idx1-ubyte")
         chosen = balanced(labels, per_class)
         examples = (
-            records.encode_example(
+            record_files.encode_example(
                 {
                     "image": png(images[i]),
                     "label": int(labels[i]),
@@ -76,14 +76,16 @@ def make(source: pathlib.Path, out: pathlib.Path) -> None:
             for i in chosen
         )
         # In groups of one, 14,000 small records would take 9.5 MB; in groups of eight, 7.2.
-        records.write_shard(records.shard_path(out, "fashion_mnist", split, 0, 1), examples, group_size=8)
+        record_files.write_shard(
+            tfds_metadata.shard_path(out, "fashion_mnist", split, 0, 1), examples, group_size=8
+        )
         lengths[split] = [len(chosen)]
         if split == "train":
             sums = ColourSums.zeros(28)
             for i in chosen:
-                sums.add(ColourSums.of(np.repeat(images[i][..., None], 3, axis=-1)))
+                sums.add(ColourSums.of_image(np.repeat(images[i][..., None], 3, axis=-1)))
             sums.statistics().save(out)
-    records.write_info(
+    tfds_metadata.write_metadata(
         out,
         name="fashion_mnist",
         shard_lengths=lengths,

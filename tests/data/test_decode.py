@@ -175,7 +175,7 @@ def test_catalogue(name, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     source = sources.open_source(f"folder:{tmp_path}", "train")
-    (batch,) = pipeline.eval_batches(source, batch_size=3, image_size=SIZE)
+    (batch,) = pipeline.eval_batches(source, batch_size=3, resize_size=SIZE)
     assert batch["label"].tolist() == [0, 0, 1]
     np.testing.assert_array_equal(batch["image"][0], batch["image"][2])
     if image is BAD:
@@ -233,7 +233,7 @@ def test_the_largest_photograph_takes_bounded_memory(tmp_path):
 def test_large_images_are_pillows():
     for size in [(300, 60_000), (1_100, 1_030)]:
         data = encode(photograph(*size), quality=50)
-        assert decode._photograph(data, 256) is None
+        assert decode._decode_jpeg(data, 256) is None
         assert decode.decode_square(data, 256) is not None
 
 
@@ -275,7 +275,7 @@ def test_both_decoders_give_the_same_pixels(options, simd, monkeypatch):
     for (width, height), mode in itertools.product(sizes, ("RGB", "L")):
         data = encode(photograph(width, height).convert(mode), **options)
         by_pillow = min(width, height) >= 4 * SIZE or (mode == "RGB" and "keep_rgb" in options)
-        assert (decode._photograph(data, SIZE) is None) == by_pillow
+        assert (decode._decode_jpeg(data, SIZE) is None) == by_pillow
         fast, plain = both_decoders(data, SIZE, monkeypatch)
         assert fast is not None and plain is not None
         np.testing.assert_array_equal(fast, plain, err_msg=f"{width} x {height}, {mode}")
@@ -336,7 +336,7 @@ class TestFolders:
 
     def weights(self, root: pathlib.Path) -> list[float]:
         source = sources.open_source(f"folder:{root}", "train")
-        (batch,) = pipeline.eval_batches(source, batch_size=len(source), image_size=SIZE)
+        (batch,) = pipeline.eval_batches(source, batch_size=len(source), resize_size=SIZE)
         return batch["weight"].tolist()
 
     def test_hidden_files_and_folders_are_passed_over(self, root):
@@ -424,7 +424,7 @@ def hymenoptera(real_data) -> pathlib.Path:
 
 def bad_names(root: pathlib.Path, split: str) -> list[str]:
     source = sources.open_source(f"folder:{root}", split)
-    batches = list(pipeline.eval_batches(source, batch_size=64, image_size=64))
+    batches = list(pipeline.eval_batches(source, batch_size=64, resize_size=64))
     index, weight = (np.concatenate([batch[key] for batch in batches]) for key in ("index", "weight"))
     assert sorted(index[index >= 0]) == list(range(len(source)))
     return [source.name(i) for i in index[(index >= 0) & (weight == 0)].tolist()]

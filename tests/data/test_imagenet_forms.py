@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import pipeline, prepare, sources
+from alexnet_jax.data import pipeline, prepare, records, sources
 from tests import imagenet_forms
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -55,7 +55,7 @@ def tfds_dir(forms) -> pathlib.Path:
     """Where TFDS has made its set of the small tars."""
     data_dir = forms.root / "tfds"
     with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(sources.TFDS_SIZES, "imagenet2012")
+        patch.delitem(records.TFDS_SIZES, "imagenet2012")
         sources.open_source("tfds:imagenet2012", "train", data_dir=str(data_dir))
     return data_dir
 
@@ -67,7 +67,7 @@ def number_of_images(ids: list[str], truth: list[str]) -> int:
 def everything(source: sources.Source) -> dict[str, tuple[str, bytes]]:
     """Class id and pixels by file name."""
     found = {}
-    for batch in pipeline.eval_batches(source, batch_size=16, image_size=256):
+    for batch in pipeline.eval_batches(source, batch_size=16, resize_size=256):
         for image, label, weight, index in zip(*batch.values(), strict=True):
             if index >= 0:
                 assert weight == 1
@@ -81,7 +81,7 @@ def test_every_form_gives_the_same_labels_and_pixels(either_forms, split, monkey
     forms = either_forms
     images = forms.train if split == "train" else forms.val
     monkeypatch.setitem(
-        sources.TFDS_SIZES, "imagenet2012", {"train": len(forms.train), "validation": len(forms.val)}
+        records.TFDS_SIZES, "imagenet2012", {"train": len(forms.train), "validation": len(forms.val)}
     )
     results = {}
     for form in ("folder", "kaggle", "tars", "tfds"):
@@ -109,7 +109,7 @@ def test_names_travel_with_the_labels(forms):
 def test_prepared_records_hold_the_same_images(either_forms):
     forms = either_forms
     out = forms.root / "prepared"
-    prepare.prepare(f"tars:{forms.root / 'tars'}", out, image_size=256, shard_examples=25)
+    prepare.prepare(f"tars:{forms.root / 'tars'}", out, resize_size=256, shard_examples=25)
     for split, images in (("train", forms.train), ("test", forms.val)):
         original = sources.open_source(f"tars:{forms.root / 'tars'}", split)
         source = sources.open_source(f"prepared:{out}", split)
@@ -149,12 +149,12 @@ def test_tfds_names_the_tar_that_is_missing(forms, tmp_path):
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
     os.link(forms.root / "tars" / "ILSVRC2012_img_train.tar", manual / "ILSVRC2012_img_train.tar")
-    with pytest.raises(UserError, match=r"could not make it ready .*ILSVRC2012_img_val\.tar"):
+    with pytest.raises(UserError, match=r"could not prepare it .*ILSVRC2012_img_val\.tar"):
         sources.open_source("tfds:imagenet2012", "test", data_dir=str(tmp_path))
 
 
 def test_tfds_without_any_tar_says_what_to_fetch(tmp_path):
-    with pytest.raises(UserError, match=r"tfds:imagenet2012: TFDS could not make it ready"):
+    with pytest.raises(UserError, match=r"tfds:imagenet2012: TFDS could not prepare it"):
         sources.open_source("tfds:imagenet2012", "train", data_dir=str(tmp_path))
 
 
@@ -240,7 +240,7 @@ class TestWrongTars:
     def test_ground_truth_of_another_class(self, tars, forms):
         truth = ["n99999999", *forms.truth[1:]]
         (tars / "ILSVRC2012_validation_ground_truth.txt").write_text("\n".join(truth))
-        self.refused(tars, "test", "has class n99999999, which the training tar has not")
+        self.refused(tars, "test", "has class n99999999, which is missing from the training tar")
 
     def test_loose_ground_truth_may_be_wordnet_ids(self, tars, forms):
         (tars / "ILSVRC2012_validation_ground_truth.txt").write_text("\n".join(forms.truth))
@@ -322,7 +322,7 @@ class TestTarsOf2010:
 
     def test_a_synset_above_the_classes_is_no_label(self, tars):
         (tars / "ILSVRC2010_test_ground_truth.txt").write_text("2\n3\n4\n1\n2\n")
-        with pytest.raises(UserError, match="has class 4, which the training tar has not"):
+        with pytest.raises(UserError, match="has class 4, which is missing from the training tar"):
             sources.open_source(f"tars:{tars}", "test")
 
 

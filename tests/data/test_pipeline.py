@@ -18,8 +18,7 @@ from PIL import Image
 from alexnet_jax import columns, evaluate, steps, train
 from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import decode as images
-from alexnet_jax.data import pipeline, records, sources
+from alexnet_jax.data import decode, pipeline, record_files, records, sources, tfds_metadata
 from alexnet_jax.run import logs
 from tests import peak
 
@@ -97,7 +96,7 @@ def test_train_batches_do_not_depend_on_the_number_of_hosts_nor_on_the_start(hos
                 pipeline.train_batches(
                     source,
                     batch_size=8,
-                    image_size=4,
+                    resize_size=4,
                     seed=1,
                     start_step=first,
                     host_index=h,
@@ -112,7 +111,7 @@ def test_train_batches_do_not_depend_on_the_number_of_hosts_nor_on_the_start(hos
 
 
 def test_a_batch_holds_the_images_of_its_indices(engine):
-    (batch,) = take(pipeline.train_batches(Numbered(100), batch_size=40, image_size=4, seed=0), 1)
+    (batch,) = take(pipeline.train_batches(Numbered(100), batch_size=40, resize_size=4, seed=0), 1)
     assert batch["image"].shape == (40, 4, 4, 3) and batch["image"].dtype == np.uint8
     np.testing.assert_array_equal(batch["image"][:, 1, 2, 0], batch["index"])
     np.testing.assert_array_equal(batch["label"], batch["index"])
@@ -124,7 +123,7 @@ def test_eval_batches_have_every_example_once(batch_size, hosts, engine):
     parts = [
         list(
             pipeline.eval_batches(
-                Numbered(21, bad=(5,)), batch_size=batch_size, image_size=2, host_index=h, host_count=hosts
+                Numbered(21, bad=(5,)), batch_size=batch_size, resize_size=2, host_index=h, host_count=hosts
             )
         )
         for h in range(hosts)
@@ -138,14 +137,14 @@ def test_eval_batches_have_every_example_once(batch_size, hosts, engine):
 
 
 def test_a_bad_image_keeps_its_place_and_counts_nothing(engine):
-    (batch,) = take(pipeline.eval_batches(Numbered(8, bad=(2, 7)), batch_size=8, image_size=4), 1)
+    (batch,) = take(pipeline.eval_batches(Numbered(8, bad=(2, 7)), batch_size=8, resize_size=4), 1)
     assert batch["weight"].tolist() == [1, 1, 0, 1, 1, 1, 1, 0]
     assert batch["image"][2].max() == 0 and batch["label"][2] == 2
 
 
 def test_batch_size_that_the_hosts_cannot_share():
     with pytest.raises(UserError, match=r"data\.batch_size: 6 .* 4 hosts"):
-        next(pipeline.train_batches(Numbered(9), batch_size=6, image_size=4, seed=0, host_count=4))
+        next(pipeline.train_batches(Numbered(9), batch_size=6, resize_size=4, seed=0, host_count=4))
 
 
 def test_an_error_of_the_source_reaches_the_reader(engine):
@@ -154,12 +153,12 @@ def test_an_error_of_the_source_reaches_the_reader(engine):
             raise OSError("disk gone")
 
     with pytest.raises(OSError, match="disk gone"):
-        next(pipeline.eval_batches(Broken(4), batch_size=2, image_size=4))
+        next(pipeline.eval_batches(Broken(4), batch_size=2, resize_size=4))
 
 
 def test_embedded_set_through_the_pipeline():
     source = sources.open_source("embedded", "test")
-    batches = list(pipeline.eval_batches(source, batch_size=512, image_size=28))
+    batches = list(pipeline.eval_batches(source, batch_size=512, resize_size=28))
     images = np.concatenate([b["image"][b["weight"] > 0] for b in batches])
     assert images.shape == (2000, 28, 28, 3)
     assert 70 < images.mean() < 76  # Fashion-MNIST's mean grey is 72.9
@@ -177,25 +176,27 @@ def test_embedded_set_through_the_pipeline():
 def test_tf_data_has_prepared_squares_where_there_is_no_fast_decoder(
     decoder, tensorflow, size, way, tmp_path, monkeypatch
 ):
-    source = prepared(tmp_path, [records.encode_example({"image": jpeg(0), "label": 0, "file_name": b"x"})])
-    monkeypatch.setattr(images, "simplejpeg", (images.simplejpeg or object()) if decoder else None)
+    source = prepared(
+        tmp_path, [record_files.encode_example({"image": jpeg(0), "label": 0, "file_name": b"x"})]
+    )
+    monkeypatch.setattr(decode, "simplejpeg", (decode.simplejpeg or object()) if decoder else None)
     monkeypatch.setattr(host, "has_tensorflow", lambda: tensorflow)
-    (batch,) = pipeline.eval_batches(source, batch_size=1, image_size=size)
+    (batch,) = pipeline.eval_batches(source, batch_size=1, resize_size=size)
     assert batch["weight"] == [1]
-    batches = pipeline.eval_batches(source, batch_size=1, image_size=size)
+    batches = pipeline.eval_batches(source, batch_size=1, resize_size=size)
     assert batches.gi_code.co_name == way  # type: ignore[attr-defined]
     batches.close()
 
 
 def test_no_batches_of_no_examples(engine):
-    assert list(pipeline.eval_batches(Numbered(0), batch_size=4, image_size=2)) == []
+    assert list(pipeline.eval_batches(Numbered(0), batch_size=4, resize_size=2)) == []
 
 
 PROGRAM = """
 import sys
 from alexnet_jax.data import pipeline, sources
 source = sources.open_source("embedded", "train")
-batches = pipeline.train_batches(source, batch_size=64, image_size=64, seed=0)
+batches = pipeline.train_batches(source, batch_size=64, resize_size=64, seed=0)
 print(next(batches)["weight"].sum())
 {end}
 """
@@ -229,7 +230,7 @@ class Many:
 
 def first_batch(count, start_step):
     batches = pipeline.train_batches(
-        Many(count), batch_size=128, image_size=8, seed=1, start_step=start_step
+        Many(count), batch_size=128, resize_size=8, seed=1, start_step=start_step
     )
     batch = next(batches)
     batches.close()
@@ -306,7 +307,7 @@ class Step:
 )
 def test_a_slow_source_is_seen_in_the_wait_for_input(read_seconds, step_seconds, least, most):
     mesh, source = columns.make_mesh(1, 1), Disk(100, read_seconds)
-    host = pipeline.train_batches(source, batch_size=8, image_size=4, seed=0)
+    host = pipeline.train_batches(source, batch_size=8, resize_size=4, seed=0)
     in_flight = steps.InFlight(mesh)
     run, log = types.SimpleNamespace(mesh=mesh, source=source), logs.NoLog("here")
     batches = train.TrainingBatches(run, log, host, in_flight)
@@ -329,7 +330,7 @@ def test_the_next_batch_is_on_the_devices_before_it_is_asked_for(monkeypatch):
         return placed[-1]
 
     def batches():
-        for batch in pipeline.eval_batches(Numbered(32), batch_size=8, image_size=4):
+        for batch in pipeline.eval_batches(Numbered(32), batch_size=8, resize_size=4):
             taken.append(batch)
             yield batch
 
@@ -358,8 +359,8 @@ def jpeg(level: int, width: int = 16) -> bytes:
 
 def prepared(path: pathlib.Path, examples: list[bytes]) -> sources.Source:
     """Prepared records of 16 x 16."""
-    records.write_shard(records.shard_path(path, "small", "train", 0, 1), examples)
-    records.write_info(
+    record_files.write_shard(tfds_metadata.shard_path(path, "small", "train", 0, 1), examples)
+    tfds_metadata.write_metadata(
         path,
         name="small",
         shard_lengths={"train": [len(examples)]},
@@ -377,7 +378,7 @@ def test_both_engines_give_the_same_bits_of_prepared_records(tmp_path):
     encoded = [jpeg(level) for level in range(70)]
     encoded[3], encoded[40], encoded[41], encoded[69] = encoded[3][:-30], b"", png(7), jpeg(9, width=24)
     examples = [
-        records.encode_example({"image": data, "label": i % 2, "file_name": b"x"})
+        record_files.encode_example({"image": data, "label": i % 2, "file_name": b"x"})
         for i, data in enumerate(encoded)
     ]
     examples[50] = b"\xff\xff"

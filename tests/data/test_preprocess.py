@@ -110,7 +110,7 @@ def test_what_cannot_be_is_refused(arguments, match):
 def test_bad_images_are_one_clear_line(tmp_path, preprocess):
     with pytest.raises(UserError, match=r"nowhere.jpg: cannot be read"):
         preprocess(tmp_path / "nowhere.jpg")
-    with pytest.raises(UserError, match="not a whole image"):
+    with pytest.raises(UserError, match="not a complete image"):
         preprocess(png(picture(300, 280))[:1000])
     assert preprocess.decode(b"") is None
     with pytest.raises(UserError, match="uint8"):

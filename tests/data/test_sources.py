@@ -7,14 +7,13 @@ import pytest
 from PIL import Image
 
 from alexnet_jax.common.errors import Fault, UserError
-from alexnet_jax.data import records, sources
+from alexnet_jax.data import record_files, sources, tfds_metadata
+from tests.data import tfds_metadata_of
 
 
 def test_directories_are_read_as_tfds_reads_them():
     """So that they can be read where TFDS cannot: it needs TensorFlow."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    builder = tfds.builder_from_directory(sources.EMBEDDED)
-    assert records.read_contents(sources.EMBEDDED, "") == records.contents_of(builder, "")
+    assert tfds_metadata.read_metadata(sources.EMBEDDED, "") == tfds_metadata_of.by_tfds(sources.EMBEDDED)
 
 
 @pytest.mark.parametrize(("file", "before", "after", "said"), [
@@ -116,7 +115,7 @@ def test_a_file_that_vanishes_is_a_fault_that_names_it(tmp_path):
     ("spec", "message"),
     [
         ("embeded", r"data\.source=embeded: .*did you mean embedded"),
-        ("folder", "after the colon"),
+        ("folder", "name one after the colon"),
         ("tfds:", "tfds:cifar10"),
         ("tfds:imagenet2021", "did you mean imagenet2012"),
         ("folder:{tmp}/data/hymenopter", "did you mean .*/data/hymenoptera"),
@@ -136,15 +135,17 @@ def test_what_wrong_sources_say(spec, message, tmp_path):
 
 def test_classes_of_the_test_folder_that_training_has_not(tmp_path):
     make_folder(tmp_path, {"train/a": 1, "train/b": 1, "val/a": 1, "val/z": 1})
-    with pytest.raises(UserError, match=r"has z, which .*train has not"):
+    with pytest.raises(UserError, match=r"has z, which is missing from .*train"):
         sources.open_source(f"folder:{tmp_path}", "test")
 
 
 @pytest.mark.parametrize(("labels", "message"), [([-1, -1], "never published"), ([], "has no images")])
 def test_records_that_cannot_be_tested_on(labels, message, tmp_path):
-    examples = [records.encode_example({"image": b"", "label": label, "file_name": b""}) for label in labels]
-    records.write_shard(records.shard_path(tmp_path, "small", "test", 0, 1), examples)
-    records.write_info(
+    examples = [
+        record_files.encode_example({"image": b"", "label": label, "file_name": b""}) for label in labels
+    ]
+    record_files.write_shard(tfds_metadata.shard_path(tmp_path, "small", "test", 0, 1), examples)
+    tfds_metadata.write_metadata(
         tmp_path,
         name="small",
         shard_lengths={"test": [len(labels)]},
