@@ -113,7 +113,12 @@ def central_square(image: Image.Image, size: int) -> np.ndarray:
     image = as_rgb(image)
     if image.size == (size, size):
         return np.asarray(image)
-    return np.asarray(resized(image, size, _central_box(image.size, size)))
+    box = _central_box(image.size, size)
+    if simd is None:
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+    square = Image.new("RGB", (size, size))
+    _resizer().resize_pil(image, square, _resize_options(image, box))
+    return np.asarray(square)
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -125,15 +130,6 @@ def _central_box(width_height: tuple[int, int], size: int) -> Box:
     left, top = (width - size) // 2, (height - size) // 2
     x, y = width_height[0] / width, width_height[1] / height
     return left * x, top * y, (left + size) * x, (top + size) * y
-
-
-def resized(image: Image.Image, size: int, box: Box) -> Image.Image:
-    """The part `box` of an RGB image as `size` x `size`, antialiased."""
-    if simd is None:
-        return image.resize((size, size), Image.Resampling.BILINEAR, box)
-    square = Image.new("RGB", (size, size))
-    _resizer().resize_pil(image, square, _resize_options(image, box))
-    return square
 
 
 def _resizer() -> Any:

@@ -37,15 +37,9 @@ _open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
 @functools.lru_cache(maxsize=2)  # a batch may reach from one epoch into the next
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch.
+    """The order of one epoch: int32 `[N]`, read-only, the same on every platform and with every NumPy.
 
-    Args:
-      num_examples: N, at most 2**31.
-      seed: the run's seed, not negative.
-      epoch: counted from 0.
-
-    Returns:
-      int32 `[N]`, read-only: a permutation of 0..N-1, the same on every platform and with every NumPy.
+    N is `num_examples`, at most 2**31; `seed` is not negative.
     """
     # Sorting random keys that carry the example's index in their low bits is a shuffle without ties.
     # Philox's raw stream never changes; NumPy's `permutation` may change between versions.
@@ -62,16 +56,9 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch_indices(step: int, num_examples: int, batch_size: int, seed: int) -> np.ndarray:
-    """The examples of the global batch of one step.
+    """The examples of the global batch of a step s: int64 `[B]`, where B may exceed the number of examples.
 
-    Args:
-      step: s, counted from 0.
-      num_examples: N of the source.
-      batch_size: B, the global batch; may be larger than N.
-      seed: the run's seed.
-
-    Returns:
-      int64 `[B]`: the indices at `[s*B, (s+1)*B)` of the infinite concatenation of shuffled epochs.
+    They are at `[s*B, (s+1)*B)` of the infinite concatenation of shuffled epochs.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, within_epoch = np.divmod(positions, num_examples)
@@ -169,7 +156,8 @@ def _ahead_by_tf_data(
     source: Source, slices: Iterable[np.ndarray], resize_size: int
 ) -> Generator[Batch, None, None]:
     tf = host.tensorflow()
-    first, slices = _peek(slices)
+    slices = iter(slices)
+    first = next(slices, None)
     if first is None:
         return
     # A batch is one chunk, or several of one size: joining chunks costs half as much as decoding them.
@@ -178,7 +166,8 @@ def _ahead_by_tf_data(
     failures: list[BaseException] = []
 
     def chunks() -> Iterator[np.ndarray]:
-        return (chunk for indices in slices for chunk in indices.reshape(-1, chunk_size))
+        all_slices = itertools.chain([first], slices)
+        return (chunk for indices in all_slices for chunk in indices.reshape(-1, chunk_size))
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
@@ -260,12 +249,6 @@ def _ahead_by_threads(
 def threads() -> int:
     """Number of decoding threads: the cores this process may use, in a container fewer than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _peek(slices: Iterable[np.ndarray]) -> tuple[np.ndarray | None, Iterator[np.ndarray]]:
-    rest = iter(slices)
-    first = next(rest, None)
-    return first, itertools.chain([] if first is None else [first], rest)
 
 
 def _read_and_decode(source: Source, batch: Batch, part: slice) -> None:

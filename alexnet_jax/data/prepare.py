@@ -43,34 +43,20 @@ class Settings:
     quality: int
     shard_examples: int
 
-    def num_shards(self, split: str) -> int:
-        return -(-self.splits[split] // self.shard_examples)
 
-    def indices(self, split: str, shard: int) -> np.ndarray:
-        """The source's examples of a shard."""
-        first = shard * self.shard_examples
-        return np.arange(first, min(first + self.shard_examples, self.splits[split]))
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file of records: the examples of the source that go into it, its path, and that of its report."""
+
+    split: str
+    indices: np.ndarray
+    path: pathlib.Path
+    report: pathlib.Path
 
 
 @dataclasses.dataclass(frozen=True)
-class Partial:
-    """The directory in the making and the paths in it."""
-
-    directory: pathlib.Path
-    name: str  # of the data set
-    settings: Settings
-
-    def shard(self, split: str, shard: int) -> pathlib.Path:
-        count = self.settings.num_shards(split)
-        return tfds_metadata.shard_path(self.directory, self.name, split, shard, count)
-
-    def report(self, split: str, shard: int) -> pathlib.Path:
-        return self.directory / _REPORTS / f"{split}-{shard:05d}.npz"
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardReport:
-    """Statistics and bad images of a finished shard, stored beside it until all shards are finished."""
+class Report:
+    """Colour sums and bad images of a finished shard, kept in a file until all shards are finished."""
 
     sums: ColourSums
     bad: list[str]  # names of the images that could not be decoded
@@ -79,7 +65,7 @@ class ShardReport:
         files.write_npz(path, {**dataclasses.asdict(self.sums), "bad": np.array(json.dumps(self.bad))})
 
     @classmethod
-    def load(cls, path: pathlib.Path) -> "ShardReport":
+    def load(cls, path: pathlib.Path) -> "Report":
         with np.load(path, allow_pickle=False) as arrays:
             sums = ColourSums(int(arrays["count"]), arrays["pixels"], arrays["products"])
             return cls(sums, json.loads(str(arrays["bad"])))
@@ -124,68 +110,76 @@ def prepare(
     opened = {split: sources.open_source(source, split, data_dir=data_dir) for split in splits}
     lengths = {split: len(opened[split]) for split in splits}
     settings = Settings(source, lengths, resize_size, quality, shard_examples)
-    partial = Partial(out.with_name(out.name + ".partial"), _dataset_name(out), settings)
-    _begin(partial)
-    _write_missing_shards(partial, opened, out.name)
-    bad = _finish(partial, opened)
-    partial.directory.rename(out)
-    # Deleted last: after an interruption just before the rename no image is decoded again.
+    partial, name = _begin(out, settings), _dataset_name(out)
+    shards = _plan(partial, name, settings)
+    _write_missing(shards, opened, settings, out.name)
+    bad = _finish(partial, name, shards, opened, settings)
+    partial.rename(out)
+    # Deleted after the rename: an interruption before it must not cause any image to be decoded again.
     shutil.rmtree(out / _REPORTS)
     (out / _SETTINGS_FILE).unlink()
     return bad
 
 
-def _begin(partial: Partial) -> None:
-    """Makes the partial directory, or checks that it was begun with the same settings."""
-    path = partial.directory / _SETTINGS_FILE
-    text = json.dumps(dataclasses.asdict(partial.settings), indent=2)
+def _begin(out: pathlib.Path, settings: Settings) -> pathlib.Path:
+    """Makes the partial directory of `out`, or checks that it was begun with the same settings."""
+    partial = out.with_name(out.name + ".partial")
+    path = partial / _SETTINGS_FILE
+    text = json.dumps(dataclasses.asdict(settings), indent=2)
     try:
-        (partial.directory / _REPORTS).mkdir(parents=True, exist_ok=True)
+        (partial / _REPORTS).mkdir(parents=True, exist_ok=True)
         if not path.exists():
             files.write_text(path, text)
     except OSError as error:
         raise UserError(
-            f"--out: {partial.directory} cannot be written ({error.strerror}); choose another place"
+            f"--out: {partial} cannot be written ({error.strerror}); choose another place"
         ) from error
     if path.read_text() != text:
         raise UserError(
-            f"--out: {partial.directory} was begun with other settings (see {_SETTINGS_FILE} in it); "
+            f"--out: {partial} was begun with other settings (see {_SETTINGS_FILE} in it); "
             "delete it, or give the same settings to continue"
         )
+    return partial
 
 
-def _write_missing_shards(partial: Partial, opened: Mapping[str, sources.Source], title: str) -> None:
-    settings = partial.settings
-    shards = [(split, shard) for split in settings.splits for shard in range(settings.num_shards(split))]
+def _plan(partial: pathlib.Path, name: str, settings: Settings) -> list[Shard]:
+    """All shards of the data set `name`, in order."""
+    shards = []
+    for split, length in settings.splits.items():
+        starts = range(0, length, settings.shard_examples)
+        for number, start in enumerate(starts):
+            indices = np.arange(start, min(start + settings.shard_examples, length))
+            path = tfds_metadata.shard_path(partial, name, split, number, len(starts))
+            shards.append(Shard(split, indices, path, partial / _REPORTS / f"{split}-{number:05d}.npz"))
+    return shards
+
+
+def _write_missing(
+    shards: Sequence[Shard], opened: Mapping[str, sources.Source], settings: Settings, title: str
+) -> None:
     # A report is written after its shard: if it exists, the shard is complete.
-    missing = [s for s in shards if not (partial.report(*s).exists() and partial.shard(*s).exists())]
-    total, remaining = (sum(len(settings.indices(*s)) for s in some) for some in (shards, missing))
+    missing = [shard for shard in shards if not (shard.report.exists() and shard.path.exists())]
+    total, remaining = (sum(len(shard.indices) for shard in some) for some in (shards, missing))
     with progress.bar(total, "image", f"preparing {title}", initial=total - remaining) as bar:
-        for split, shard in missing:
-            report = _write_shard(partial, opened[split], split, shard, bar)
-            report.save(partial.report(split, shard))
+        for shard in missing:
+            _write_shard(shard, opened[shard.split], settings, bar).save(shard.report)
 
 
-def _write_shard(
-    partial: Partial, source: sources.Source, split: str, shard: int, bar: tqdm.tqdm
-) -> ShardReport:
-    """Writes the records of a shard in order, decoded and encoded in parallel."""
-    settings = partial.settings
-    indices = settings.indices(split, shard)
+def _write_shard(shard: Shard, source: sources.Source, settings: Settings, bar: tqdm.tqdm) -> Report:
+    """Writes a shard's records in order, decoded and encoded in parallel."""
     sums, bad = ColourSums.zeros(settings.resize_size), []
 
     def chunk(first: int) -> tuple[list[tuple[str, int, bytes | None]], ColourSums]:
-        chunk_indices = indices[first : first + _CHUNK_EXAMPLES]
-        encoded, labels = source.read(chunk_indices)
+        indices = shard.indices[first : first + _CHUNK_EXAMPLES]
         chunk_sums, results = ColourSums.zeros(settings.resize_size), []
-        for index, data, label in zip(chunk_indices, encoded, labels, strict=True):
+        for index, data, label in zip(indices, *source.read(indices), strict=True):
             square = _square_jpeg(data, settings, chunk_sums)
             results.append((source.name(int(index)), int(label), square))
         return results, chunk_sums
 
     def examples() -> Iterator[bytes]:
         with ThreadPoolExecutor(pipeline.threads()) as pool:
-            for results, chunk_sums in pool.map(chunk, range(0, len(indices), _CHUNK_EXAMPLES)):
+            for results, chunk_sums in pool.map(chunk, range(0, len(shard.indices), _CHUNK_EXAMPLES)):
                 sums.add(chunk_sums)
                 for name, label, data in results:
                     if data is None:
@@ -195,8 +189,8 @@ def _write_shard(
                         yield record_files.encode_example(values)
                     bar.update()
 
-    record_files.write_shard(partial.shard(split, shard), examples())
-    return ShardReport(sums, bad)
+    record_files.write_shard(shard.path, examples())
+    return Report(sums, bad)
 
 
 def _square_jpeg(data: bytes, settings: Settings, sums: ColourSums) -> bytes | None:
@@ -212,55 +206,48 @@ def _square_jpeg(data: bytes, settings: Settings, sums: ColourSums) -> bytes | N
     return out.getvalue()
 
 
-def _finish(partial: Partial, opened: Mapping[str, sources.Source]) -> list[str]:
+def _finish(
+    partial: pathlib.Path,
+    name: str,
+    shards: Sequence[Shard],
+    opened: Mapping[str, sources.Source],
+    settings: Settings,
+) -> list[str]:
     """Checks the counts, then writes statistics, bad images and metadata; only the rename remains."""
-    directory, settings = partial.directory, partial.settings
-    lengths: dict[str, list[int]] = {}
+    lengths: dict[str, list[int]] = {split: [] for split in settings.splits}
+    sums = {split: ColourSums.zeros(settings.resize_size) for split in settings.splits}
     bad: list[str] = []
+    for shard in shards:
+        report = Report.load(shard.report)
+        if record_files.count_records(shard.path) != report.sums.count:
+            raise UserError(f"{shard.path}: some of its records are missing; delete it and start again")
+        lengths[shard.split].append(report.sums.count)
+        sums[shard.split].add(report.sums)
+        bad += [f"{shard.split}/{name}" for name in report.bad]
     for split in settings.splits:
-        sums, split_bad, lengths[split] = _check_shards(partial, split)
-        bad += [f"{split}/{name}" for name in split_bad]
-        if split == "train":
-            sums.statistics().save(directory)
-    (directory / BAD_IMAGES_FILE).write_text("".join(f"{line}\n" for line in bad), encoding="utf-8")
-    source = next(iter(opened.values()))
+        if not sums[split].count:
+            raise UserError(f"data.source={settings.source}: none of the {split} images could be decoded")
+    if "train" in sums:
+        sums["train"].statistics().save(partial)
+    (partial / BAD_IMAGES_FILE).write_text("".join(f"{line}\n" for line in bad), encoding="utf-8")
+    source, size = next(iter(opened.values())), settings.resize_size
     tfds_metadata.write_metadata(
-        directory,
-        name=partial.name,
+        partial,
+        name=name,
         shard_lengths=lengths,
         class_ids=source.class_ids,
         class_names=source.class_names,
-        image_shape=(settings.resize_size, settings.resize_size, 3),
+        image_shape=(size, size, 3),
         encoding="jpeg",
-        description=(
-            f"{source.description}: shorter side to {settings.resize_size} pixels, central square, "
-            f"JPEG quality {settings.quality}."
-        ),
+        description=f"{source.description}: shorter side to {size} pixels, central square, "
+        f"JPEG quality {settings.quality}.",
     )
-    for temporary in directory.glob(".*.tmp"):  # left by a killed process
+    for temporary in partial.glob(".*.tmp"):  # left by a killed process
         temporary.unlink()
-    for path in directory.iterdir():
+    for path in partial.iterdir():
         if path.is_file():
             files.sync(path)
     return bad
-
-
-def _check_shards(partial: Partial, split: str) -> tuple[ColourSums, list[str], list[int]]:
-    """Colour sums, bad images, and the number of records in each shard of a split."""
-    settings = partial.settings
-    sums, bad, lengths = ColourSums.zeros(settings.resize_size), [], []
-    for shard in range(settings.num_shards(split)):
-        path, report = partial.shard(split, shard), ShardReport.load(partial.report(split, shard))
-        if record_files.count_records(path) != report.sums.count:
-            raise UserError(
-                f"{path}: has another number of records than were written; delete it and start again"
-            )
-        sums.add(report.sums)
-        bad += report.bad
-        lengths.append(report.sums.count)
-    if not sums.count:
-        raise UserError(f"data.source={settings.source}: none of the {split} images could be decoded")
-    return sums, bad, lengths
 
 
 def _dataset_name(out: pathlib.Path) -> str:

@@ -12,8 +12,8 @@ import logging
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from alexnet_jax.common import files, host
 from alexnet_jax.common.errors import Fault, UserError, vanished
@@ -63,28 +63,59 @@ def count_records(path: pathlib.Path) -> int:
         reader.close()
 
 
-class Shard(Protocol):
-    """The records of one file by position; thread-safe."""
+class Shard:
+    """The records of one file by position, opened at the first read; thread-safe."""
 
-    def read(self, positions: Sequence[int], /) -> Sequence[bytes]:
+    def __init__(self, path: str, key: str) -> None:
+        """Checks that the file is there and can be read at random; `key` is named in errors.
+
+        Raises:
+          UserError: the file is missing, or its format has no random access.
+        """
+        openers = {".array_record": _open_array_record, ".tfrecord": _open_tfrecord}
+        name = os.path.basename(path)
+        found = next((opener for mark, opener in openers.items() if mark in name), None)
+        if not os.path.exists(path):
+            raise UserError(f"{key}: {path} is missing from the data set; make or fetch the set again")
+        if found is None:
+            raise UserError(
+                f"{key}: {path} is stored without random access; prepare the set again as array_record"
+            )
+        self._path, self._open, self._lock = path, found, threading.Lock()
+        self._read: Callable[[list[int]], Sequence[bytes]] | None = None
+
+    def read(self, positions: list[int]) -> Sequence[bytes]:
         """Raises if a record cannot be read."""
-        ...
+        with self._lock:
+            if self._read is None:
+                if not os.path.exists(self._path):
+                    raise vanished(self._path)
+                self._read = self._open(self._path)
+        return self._read(positions)
 
 
-def open_shard(path: str, key: str) -> Shard:
-    """Opens one file of records; `key` is named in errors.
+def _open_array_record(path: str) -> Callable[[list[int]], Sequence[bytes]]:
+    # No read-ahead: the next record in our order is elsewhere. array_record's own data source would start
+    # threads for each read.
+    options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
+    return _array_record().ArrayRecordReader(path, **options).read
 
-    Raises:
-      UserError: the file is missing, or its format has no random access.
+
+def _open_tfrecord(path: str) -> Callable[[list[int]], Sequence[bytes]]:
+    """A record is its length (8 bytes), a checksum (4), its bytes and a checksum (4).
+
+    The lengths lead from one record to the next: they are followed once, with one small read a record.
     """
-    name = os.path.basename(path)
-    if not os.path.exists(path):
-        raise UserError(f"{key}: {path} is missing from the data set; make or fetch the set again")
-    if ".array_record" in name:
-        return ArrayRecordShard(path)
-    if ".tfrecord" in name:
-        return TfRecordShard(path)
-    raise UserError(f"{key}: {path} is stored without random access; prepare the set again as array_record")
+    file = os.open(path, os.O_RDONLY)
+
+    def length(start: int) -> int:
+        return int.from_bytes(os.pread(file, 8, start), "little")
+
+    starts, start, end = [], 0, os.fstat(file).st_size
+    while start < end:
+        starts.append(start)
+        start += 16 + length(start)
+    return lambda positions: [os.pread(file, length(starts[p]), starts[p] + 12) for p in positions]
 
 
 def read_records(shard: Shard, positions: list[int]) -> Sequence[bytes]:
@@ -97,61 +128,6 @@ def read_records(shard: Shard, positions: list[int]) -> Sequence[bytes]:
         if len(positions) == 1:
             return [b""]
         return [read_records(shard, [position])[0] for position in positions]
-
-
-class ArrayRecordShard:
-    """One array_record file, opened at the first read. array_record's data source would start threads."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._reader: Any = None
-        self._lock = threading.Lock()
-
-    def read(self, positions: Sequence[int], /) -> Sequence[bytes]:
-        with self._lock:
-            if self._reader is None:
-                if not os.path.exists(self._path):
-                    raise vanished(self._path)
-                # No read-ahead: the next record in our order is elsewhere.
-                self._reader = _array_record().ArrayRecordReader(
-                    self._path, "readahead_buffer_size:0", file_reader_buffer_size=32768
-                )
-        return self._reader.read(list(positions))
-
-
-class TfRecordShard:
-    """One TFRecord file, read at random.
-
-    A record is its length (8 bytes), a checksum (4), its bytes and a checksum (4). The lengths lead from one
-    record to the next: the first read follows them once, with one small read a record.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._file = -1
-        self._starts: list[int] = []
-        self._lock = threading.Lock()
-
-    def read(self, positions: Sequence[int], /) -> Sequence[bytes]:
-        with self._lock:
-            if self._file < 0:
-                try:
-                    self._file = os.open(self._path, os.O_RDONLY)
-                except FileNotFoundError as error:
-                    raise vanished(self._path) from error
-                self._starts = self._find_starts()
-        starts = [self._starts[position] for position in positions]
-        return [os.pread(self._file, self._length(start), start + 12) for start in starts]
-
-    def _find_starts(self) -> list[int]:
-        starts, start, end = [], 0, os.fstat(self._file).st_size
-        while start < end:
-            starts.append(start)
-            start += 16 + self._length(start)
-        return starts
-
-    def _length(self, start: int) -> int:
-        return int.from_bytes(os.pread(self._file, 8, start), "little")
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import numpy as np
 
 from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError, did_you_mean
-from alexnet_jax.data.record_files import open_shard, parse_example, read_records
+from alexnet_jax.data.record_files import Shard, parse_example, read_records
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.tfds_metadata import Metadata, import_tfds, read_class_names, read_metadata
 
@@ -39,7 +39,7 @@ class RecordSource:
         square = metadata.image_encoding == "jpeg" and (width, channels) == (height, 3)
         self.jpeg_size: int | None = height if square else None
         shards = metadata.splits[split]
-        self._shards = [open_shard(path, key) for path, _ in shards]
+        self._shards = [Shard(path, key) for path, _ in shards]
         self._first = np.cumsum([0] + [count for _, count in shards])
         self.description = f"{metadata.name}: {len(self):,} {split} images in {self.num_classes:,} classes"
         if not len(self):

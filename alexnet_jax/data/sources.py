@@ -21,33 +21,26 @@ KINDS = ("embedded", "tfds", *_OPEN_PATH)
 
 
 class Source(Protocol):
-    """One split of a set of labelled images, with random access."""
+    """One split of a set of labelled images, with random access.
+
+    Attributes:
+      num_classes: K; labels are 0..K-1.
+      class_names: readable names, by label.
+      class_ids: WordNet ids or folder names, by label; the readable names if there are no ids.
+      statistics: of the training split, if known.
+      description: one line for the log.
+    """
 
     @property
-    def num_classes(self) -> int:
-        """K; labels are 0..K-1."""
-        ...
-
+    def num_classes(self) -> int: ...
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Readable names, by label."""
-        ...
-
+    def class_names(self) -> tuple[str, ...]: ...
     @property
-    def class_ids(self) -> tuple[str, ...]:
-        """WordNet ids or folder names, by label; the readable names if there are no ids."""
-        ...
-
+    def class_ids(self) -> tuple[str, ...]: ...
     @property
-    def statistics(self) -> Statistics | None:
-        """Statistics of the training split, if known."""
-        ...
-
+    def statistics(self) -> Statistics | None: ...
     @property
-    def description(self) -> str:
-        """One line for the log."""
-        ...
-
+    def description(self) -> str: ...
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:

@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -32,6 +32,8 @@ _TARS = {
         {"ILSVRC2010_images_test.tar": "test", "ILSVRC2010_images_val.tar": "validation"},
     ),
 }
+_KITS = {"2012": "ILSVRC2012_devkit_t12.tar.gz", "2010": "ILSVRC2010_devkit-1.0.tar.gz"}
+Synsets = dict[int, tuple[str, str]]  # WordNet id and words by the kit's number, which is not in id order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,8 @@ def open_tars(directory: pathlib.Path, split: str, key: str) -> TarSource:
         raise UserError(
             f"{key}: {train} should hold a tar for each of two or more synsets; it has {len(ids)}"
         )
-    kit = _Kit.find(directory, year, ids)
+    meta = _kit_file(directory, year, r"meta\.mat")
+    synsets = _read_synsets(meta) if meta else {}
     if split == "train":
         tar = train
         places, labels = _index_train(file, synset_tars, train)
@@ -109,14 +112,20 @@ def open_tars(directory: pathlib.Path, split: str, key: str) -> TarSource:
             raise UserError(f"{key}: {directory} has no {' or '.join(tests)} to test on")
         file = os.open(tar, os.O_RDONLY)
         places = _places(_sorted_members(file, tar))
-        labels = kit.labels(tests[tar.name], len(places), tar, key)
+        truth = _read_truth(directory, year, tests[tar.name], key)
+        if len(truth) != len(places):
+            raise UserError(
+                f"{key}: {tar.name} has {len(places):,} images, its ground truth {len(truth):,} lines"
+            )
+        labels = _labels(truth, ids, synsets, key)
+    names = dict(synsets.values())
     return TarSource(
         tar=tar,
         starts=places[:, 0].copy(),
         sizes=places[:, 1].copy(),
         labels=labels,
         class_ids=ids,
-        class_names=kit.names,
+        class_names=tuple(names.get(i, i) for i in ids) if synsets else readable_names(ids),
         description=f"{tar.name}: {len(places):,} images in {len(ids):,} classes",
         _file=file,
     )
@@ -153,6 +162,19 @@ def members(file: int, start: int, end: int, path: pathlib.Path) -> Iterator[Mem
     raise UserError(f"{path}: cut short at byte {end:,}, without an end mark; fetch it again")
 
 
+def _checksum_holds(header: bytes) -> bool:
+    try:
+        checksum = int(_text(header[148:156]), 8)
+    except ValueError:
+        return False
+    # The checksum's own eight bytes count as spaces.
+    return checksum == sum(header) - sum(header[148:156]) + 8 * ord(" ")
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0")[0].strip().decode("utf-8", "backslashreplace")
+
+
 def _sorted_members(file: int, path: pathlib.Path) -> list[Member]:
     """The members of the tar file `path`, sorted by name."""
     return sorted(members(file, 0, os.fstat(file).st_size, path), key=lambda member: member.name)
@@ -184,59 +206,36 @@ def _index_train(
     return np.concatenate(tables), labels
 
 
-@dataclasses.dataclass(frozen=True)
-class _Kit:
-    """The development kit: ground truth and synsets, from its tar.gz, its folder or loose files."""
+# --- The development kit: its tar.gz, its folder or loose files -----------------------------------
 
-    directory: pathlib.Path
-    year: str
-    ids: tuple[str, ...]  # the synsets of the training tar
-    names: tuple[str, ...]
-    id_of_number: (
-        dict[int, str] | None
-    )  # by the kit's numbers, 1..1000, which are not in the order of the ids
 
-    @classmethod
-    def find(cls, directory: pathlib.Path, year: str, ids: tuple[str, ...]) -> "_Kit":
-        meta = _kit_file(directory, year, r"meta\.mat")
-        if meta is None:
-            return cls(directory, year, ids, readable_names(ids), None)
-        number, wordnet_id, words = _synsets(meta)
-        names = dict(zip(wordnet_id, words, strict=True))
-        readable = tuple(names.get(i, i) for i in ids)
-        return cls(directory, year, ids, readable, dict(zip(number, wordnet_id, strict=True)))
+def _read_truth(directory: pathlib.Path, year: str, split: str, key: str) -> list[str]:
+    """The classes of a flat tar's images, sorted by name: the kit's numbers or WordNet ids."""
+    name = f"ILSVRC{year}_{split}_ground_truth.txt"
+    data = _kit_file(directory, year, re.escape(name))
+    if data is None:
+        raise UserError(f"{key}: {directory} has no {name}; put it or {_KITS[year]} there, packed or not")
+    return data.decode().split()
 
-    def labels(self, split: str, images: int, tar: pathlib.Path, key: str) -> np.ndarray:
-        """int32 labels of the images of the flat tar, in the order of their names."""
-        name = f"ILSVRC{self.year}_{split}_ground_truth.txt"
-        data = _kit_file(self.directory, self.year, re.escape(name))
-        if data is None:
-            kit = {"2012": "ILSVRC2012_devkit_t12.tar.gz", "2010": "ILSVRC2010_devkit-1.0.tar.gz"}[self.year]
-            raise UserError(f"{key}: {self.directory} has no {name}; put it or {kit} there, packed or not")
-        truth = data.decode().split()
-        if len(truth) != images:
-            raise UserError(f"{key}: {tar.name} has {images:,} images, its ground truth {len(truth):,} lines")
-        label_of = {wordnet_id: label for label, wordnet_id in enumerate(self.ids)}
-        if truth[0].isdigit():
-            label_of = self._label_of_number(label_of, key)
-        unknown = next((t for t in truth if t not in label_of), None)
-        if unknown is not None:
-            raise UserError(
-                f"{key}: the ground truth has class {unknown}, which is missing from the training tar"
-            )
-        return np.array([label_of[t] for t in truth], np.int32)
 
-    def _label_of_number(self, label_of: dict[str, int], key: str) -> dict[str, int]:
-        if self.id_of_number is not None:
-            return {str(n): label_of[i] for n, i in self.id_of_number.items() if i in label_of}
-        if len(self.ids) == 1000:
+def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets, key: str) -> np.ndarray:
+    """int32 labels of the ground truth, which count the WordNet ids of the training tar."""
+    label_of = {class_id: label for label, class_id in enumerate(ids)}
+    if truth[0].isdigit():
+        if synsets:
+            label_of = {str(n): label_of[i] for n, (i, _) in synsets.items() if i in label_of}
+        elif len(ids) == 1000:
             # The official numbers are not in the order of the ids; a guess would shuffle all labels.
             raise UserError(
                 f"{key}: the ground truth is in the development kit's numbers, which need its meta.mat; "
-                f"put the complete kit into {self.directory}, packed or not"
+                "put the complete kit beside the tars, packed or not"
             )
-        # Somebody's own tars, without a kit: the numbers count the synsets in order.
-        return {str(label + 1): label for label in range(len(self.ids))}
+        else:  # somebody's own tars, without a kit: the numbers count the synsets in order
+            label_of = {str(label + 1): label for label in range(len(ids))}
+    unknown = next((t for t in truth if t not in label_of), None)
+    if unknown is not None:
+        raise UserError(f"{key}: the ground truth has class {unknown}, which the training tar does not have")
+    return np.array([label_of[t] for t in truth], np.int32)
 
 
 def numbers(kit: pathlib.Path) -> dict[str, int]:
@@ -250,63 +249,42 @@ def numbers(kit: pathlib.Path) -> dict[str, int]:
     Raises:
       UserError: there is no `meta.mat`.
     """
-    loose = [kit] if kit.name == "meta.mat" else sorted(kit.rglob("meta.mat"))
-    packed = [kit] if kit.is_file() else sorted(kit.glob("*kit*.t*gz"))
+    packed = [kit] if kit.is_file() else kit.glob("*kit*.t*gz")
     try:
-        meta = loose[0].read_bytes() if loose else _packed_file(packed[0], r"meta\.mat") if packed else None
+        meta = _first_match(r"meta\.mat", [kit, *kit.rglob("meta.mat")], packed)
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"--devkit={kit}: cannot be read ({error})") from error
     if meta is None:
         raise UserError(f"--devkit={kit}: no meta.mat there; give the development kit, packed or not")
-    number, wordnet_id, _ = _synsets(meta)
-    return dict(zip(wordnet_id, number, strict=True))
+    return {class_id: number for number, (class_id, _) in _read_synsets(meta).items()}
 
 
 def _kit_file(directory: pathlib.Path, year: str, pattern: str) -> bytes | None:
     """The first file whose name matches: loose, in the kit's folder, or in its tar.gz."""
     # The kit of 2010 unpacks to devkit-1.0, that of 2012 to ILSVRC2012_devkit_t12.
-    for path in sorted(
-        [*directory.glob("*"), *directory.glob(f"*{year}*kit*/**/*"), *directory.glob("devkit-1.0/**/*")]
-    ):
+    folders = ("*", f"*{year}*kit*/**/*", "devkit-1.0/**/*")
+    loose = [path for folder in folders for path in directory.glob(folder)]
+    return _first_match(pattern, loose, directory.glob(f"*{year}*kit*.t*gz"))
+
+
+def _first_match(pattern: str, loose: Iterable[pathlib.Path], packed: Iterable[pathlib.Path]) -> bytes | None:
+    """The first file whose name matches, among loose files, then in each packed tar."""
+    for path in sorted(loose):
         if re.fullmatch(pattern, path.name) and path.is_file():
             return path.read_bytes()
-    for kit in sorted(directory.glob(f"*{year}*kit*.t*gz")):
-        if (found := _packed_file(kit, pattern)) is not None:
-            return found
+    for path in sorted(packed):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if re.fullmatch(pattern, pathlib.PurePath(member.name).name):
+                    file = tar.extractfile(member)
+                    return file.read() if file else None
     return None
 
 
-def _packed_file(kit: pathlib.Path, pattern: str) -> bytes | None:
-    """The first file in a tar.gz whose name matches."""
-    with tarfile.open(kit) as tar:
-        for member in tar:
-            if re.fullmatch(pattern, pathlib.PurePath(member.name).name):
-                file = tar.extractfile(member)
-                return file.read() if file else None
-    return None
-
-
-def _synsets(meta: bytes) -> tuple[list[int], list[str], list[str]]:
-    """Numbers, WordNet ids and words of the kit's meta.mat."""
+def _read_synsets(meta: bytes) -> Synsets:
+    """Reads the kit's meta.mat."""
     import scipy.io
 
-    synsets = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    number = next(name for name in synsets.dtype.names if name.endswith("_ID"))
-    return (
-        [int(n) for n in synsets[number]],
-        [str(i) for i in synsets["WNID"]],
-        [str(words) for words in synsets["words"]],
-    )
-
-
-def _checksum_holds(header: bytes) -> bool:
-    try:
-        checksum = int(_text(header[148:156]), 8)
-    except ValueError:
-        return False
-    # The checksum's own eight bytes count as spaces.
-    return checksum == sum(header) - sum(header[148:156]) + 8 * ord(" ")
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0")[0].strip().decode("utf-8", "backslashreplace")
+    table = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+    number = next(name for name in table.dtype.names if name.endswith("_ID"))
+    return {int(row[number]): (str(row["WNID"]), str(row["words"])) for row in table}

@@ -240,7 +240,7 @@ class TestWrongTars:
     def test_ground_truth_of_another_class(self, tars, forms):
         truth = ["n99999999", *forms.truth[1:]]
         (tars / "ILSVRC2012_validation_ground_truth.txt").write_text("\n".join(truth))
-        self.refused(tars, "test", "has class n99999999, which is missing from the training tar")
+        self.refused(tars, "test", "has class n99999999, which the training tar does not have")
 
     def test_loose_ground_truth_may_be_wordnet_ids(self, tars, forms):
         (tars / "ILSVRC2012_validation_ground_truth.txt").write_text("\n".join(forms.truth))
@@ -322,7 +322,7 @@ class TestTarsOf2010:
 
     def test_a_synset_above_the_classes_is_no_label(self, tars):
         (tars / "ILSVRC2010_test_ground_truth.txt").write_text("2\n3\n4\n1\n2\n")
-        with pytest.raises(UserError, match="has class 4, which is missing from the training tar"):
+        with pytest.raises(UserError, match="has class 4, which the training tar does not have"):
             sources.open_source(f"tars:{tars}", "test")
 
 
