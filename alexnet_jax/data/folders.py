@@ -63,14 +63,14 @@ def open_folder(root: pathlib.Path, split: str, key: str) -> FileSource:
     train, test = (_find_directory(root, names) for names in _SPLIT_NAMES.values())
     directory = train if split == "train" else test
     if directory is None:
-        have = ", ".join(_visible_directories(root)[:5]) or "no folders"
+        have = ", ".join(_visible(root, os.DirEntry.is_dir)[:5]) or "no folders"
         raise UserError(
             f"{key}: {root} needs a folder {' or '.join(_SPLIT_NAMES[split])} with one folder a class; "
             f"it has {have}"
         )
     # Labels are those of training: a class without test images must not shift the others.
-    classes = _visible_directories(train or directory)
-    unknown = sorted(set(_visible_directories(directory)) - set(classes))
+    classes = _visible(train or directory, os.DirEntry.is_dir)
+    unknown = sorted(set(_visible(directory, os.DirEntry.is_dir)) - set(classes))
     if unknown:
         raise UserError(
             f"{key}: {directory} has {unknown[0]}, which is missing from {train}; both need the same classes"
@@ -104,8 +104,7 @@ def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[lis
 
     def files(name: str) -> list[str]:
         try:
-            with os.scandir(directory / name) as entries:
-                return sorted(f"{name}/{e.name}" for e in entries if e.name[0] != "." and _is(e.is_file))
+            return [f"{name}/{file}" for file in _visible(directory / name, os.DirEntry.is_file)]
         except FileNotFoundError:
             return []
 
@@ -123,20 +122,20 @@ def _printable(name: str) -> str:
 
 def _find_directory(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
     """The first of `names` that is a directory in `root`, whatever its case."""
-    have = {name.lower(): name for name in _visible_directories(root)} if root.is_dir() else {}
+    have = {name.lower(): name for name in _visible(root, os.DirEntry.is_dir)} if root.is_dir() else {}
     return next((root / have[name] for name in names if name in have), None)
 
 
-def _visible_directories(path: pathlib.Path) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.name[0] != "." and _is(e.is_dir))
+def _visible(directory: pathlib.Path, is_kind: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+    """Sorted names of the visible entries of a kind: `os.DirEntry.is_file` or `os.DirEntry.is_dir`."""
 
+    def matches(entry: os.DirEntry[str]) -> bool:
+        try:
+            return not entry.name.startswith(".") and is_kind(entry)
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # a symbolic link to itself is neither
+                raise
+            return False
 
-def _is(kind: Callable[[], bool]) -> bool:
-    """`DirEntry.is_file()` or `is_dir()`; a symbolic link to itself is neither."""
-    try:
-        return kind()
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        return False
+    with os.scandir(directory) as entries:
+        return sorted(entry.name for entry in entries if matches(entry))

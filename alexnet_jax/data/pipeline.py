@@ -234,9 +234,8 @@ def _ahead_by_threads(
                 "index": indices,
             }
             parts = [slice(i, i + _TASK_EXAMPLES) for i in range(0, len(indices), _TASK_EXAMPLES)]
-            in_progress.append(
-                (batch, [pool.submit(_read_and_decode, source, batch, part) for part in parts])
-            )
+            tasks = [pool.submit(_read_and_decode, source, batch, part) for part in parts]
+            in_progress.append((batch, tasks))
             num_tasks = sum(len(tasks) for _, tasks in in_progress)
             if len(in_progress) > _BATCHES_AHEAD and num_tasks > 2 * threads():
                 yield finished_batch()

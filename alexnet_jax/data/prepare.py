@@ -46,29 +46,12 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file of records: the examples of the source that go into it, its path, and that of its report."""
+    """One file of records."""
 
     split: str
-    indices: np.ndarray
+    indices: np.ndarray  # of its examples in the source
     path: pathlib.Path
-    report: pathlib.Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Colour sums and bad images of a finished shard, kept in a file until all shards are finished."""
-
-    sums: ColourSums
-    bad: list[str]  # names of the images that could not be decoded
-
-    def save(self, path: pathlib.Path) -> None:
-        files.write_npz(path, {**dataclasses.asdict(self.sums), "bad": np.array(json.dumps(self.bad))})
-
-    @classmethod
-    def load(cls, path: pathlib.Path) -> "Report":
-        with np.load(path, allow_pickle=False) as arrays:
-            sums = ColourSums(int(arrays["count"]), arrays["pixels"], arrays["products"])
-            return cls(sums, json.loads(str(arrays["bad"])))
+    report: pathlib.Path  # colour sums and bad images; written last, so where it is the shard is complete
 
 
 def prepare(
@@ -157,17 +140,16 @@ def _plan(partial: pathlib.Path, name: str, settings: Settings) -> list[Shard]:
 def _write_missing(
     shards: Sequence[Shard], opened: Mapping[str, sources.Source], settings: Settings, title: str
 ) -> None:
-    # A report is written after its shard: if it exists, the shard is complete.
     missing = [shard for shard in shards if not (shard.report.exists() and shard.path.exists())]
     total, remaining = (sum(len(shard.indices) for shard in some) for some in (shards, missing))
     with progress.bar(total, "image", f"preparing {title}", initial=total - remaining) as bar:
         for shard in missing:
-            _write_shard(shard, opened[shard.split], settings, bar).save(shard.report)
+            _write_shard(shard, opened[shard.split], settings, bar)
 
 
-def _write_shard(shard: Shard, source: sources.Source, settings: Settings, bar: tqdm.tqdm) -> Report:
-    """Writes a shard's records in order, decoded and encoded in parallel."""
-    sums, bad = ColourSums.zeros(settings.resize_size), []
+def _write_shard(shard: Shard, source: sources.Source, settings: Settings, bar: tqdm.tqdm) -> None:
+    """Writes a shard's records in order, decoded and encoded in parallel, then its report."""
+    sums, bad = ColourSums.zeros(settings.resize_size), list[str]()
 
     def chunk(first: int) -> tuple[list[tuple[str, int, bytes | None]], ColourSums]:
         indices = shard.indices[first : first + _CHUNK_EXAMPLES]
@@ -190,7 +172,7 @@ def _write_shard(shard: Shard, source: sources.Source, settings: Settings, bar: 
                     bar.update()
 
     record_files.write_shard(shard.path, examples())
-    return Report(sums, bad)
+    files.write_npz(shard.report, {**dataclasses.asdict(sums), "bad": np.array(json.dumps(bad))})
 
 
 def _square_jpeg(data: bytes, settings: Settings, sums: ColourSums) -> bytes | None:
@@ -218,12 +200,13 @@ def _finish(
     sums = {split: ColourSums.zeros(settings.resize_size) for split in settings.splits}
     bad: list[str] = []
     for shard in shards:
-        report = Report.load(shard.report)
-        if record_files.count_records(shard.path) != report.sums.count:
+        with np.load(shard.report, allow_pickle=False) as report:
+            shard_sums = ColourSums(int(report["count"]), report["pixels"], report["products"])
+            bad += [f"{shard.split}/{image}" for image in json.loads(str(report["bad"]))]
+        if record_files.count_records(shard.path) != shard_sums.count:
             raise UserError(f"{shard.path}: some of its records are missing; delete it and start again")
-        lengths[shard.split].append(report.sums.count)
-        sums[shard.split].add(report.sums)
-        bad += [f"{shard.split}/{name}" for name in report.bad]
+        lengths[shard.split].append(shard_sums.count)
+        sums[shard.split].add(shard_sums)
     for split in settings.splits:
         if not sums[split].count:
             raise UserError(f"data.source={settings.source}: none of the {split} images could be decoded")

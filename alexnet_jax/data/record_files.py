@@ -85,13 +85,27 @@ class Shard:
         self._read: Callable[[list[int]], Sequence[bytes]] | None = None
 
     def read(self, positions: list[int]) -> Sequence[bytes]:
-        """Raises if a record cannot be read."""
+        """Reads records at once or, if that fails, one by one; a broken record is `b""`.
+
+        Raises:
+          Fault: the file has vanished.
+        """
+        try:
+            return self._opened()(positions)
+        except Fault:
+            raise
+        except Exception:  # array_record raises its own types
+            if len(positions) == 1:
+                return [b""]
+            return [self.read([position])[0] for position in positions]
+
+    def _opened(self) -> Callable[[list[int]], Sequence[bytes]]:
         with self._lock:
             if self._read is None:
                 if not os.path.exists(self._path):
                     raise vanished(self._path)
                 self._read = self._open(self._path)
-        return self._read(positions)
+            return self._read
 
 
 def _open_array_record(path: str) -> Callable[[list[int]], Sequence[bytes]]:
@@ -116,18 +130,6 @@ def _open_tfrecord(path: str) -> Callable[[list[int]], Sequence[bytes]]:
         starts.append(start)
         start += 16 + length(start)
     return lambda positions: [os.pread(file, length(starts[p]), starts[p] + 12) for p in positions]
-
-
-def read_records(shard: Shard, positions: list[int]) -> Sequence[bytes]:
-    """Reads records at once or, if that fails, one by one; a broken record is `b""`."""
-    try:
-        return shard.read(positions)
-    except Fault:
-        raise
-    except Exception:  # array_record raises its own types
-        if len(positions) == 1:
-            return [b""]
-        return [read_records(shard, [position])[0] for position in positions]
 
 
 @functools.cache

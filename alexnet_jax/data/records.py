@@ -7,7 +7,7 @@ import numpy as np
 
 from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError, did_you_mean
-from alexnet_jax.data.record_files import Shard, parse_example, read_records
+from alexnet_jax.data.record_files import Shard, parse_example
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.tfds_metadata import Metadata, import_tfds, read_class_names, read_metadata
 
@@ -73,8 +73,7 @@ class RecordSource:
         for shard in np.unique(shards):
             (selected,) = np.nonzero(shards == shard)
             positions = (indices[selected] - self._first[shard]).tolist()
-            records = read_records(self._shards[shard], positions)
-            for i, record in zip(selected, records, strict=True):
+            for i, record in zip(selected, self._shards[shard].read(positions), strict=True):
                 examples[i] = parse_example(record)
         return examples
 

@@ -180,9 +180,8 @@ def _shards(directory: pathlib.Path, info: Any, split: Any) -> list[tuple[str, i
     counts = [int(count) for count in split["shardLengths"]]
     template = split.get("filepathTemplate", _TEMPLATE)
     file_format = info.get("fileFormat", "tfrecord")  # older versions of TFDS had one format
-    words = {"{DATASET}": info["name"], "{SPLIT}": split["name"], "{FILEFORMAT}": file_format}
-    for word, value in words.items():
-        template = template.replace(word, value)
+    for word, value in (("DATASET", info["name"]), ("SPLIT", split["name"]), ("FILEFORMAT", file_format)):
+        template = template.replace(f"{{{word}}}", value)
     paths = [
         directory / template.replace("{SHARD_X_OF_Y}", f"{i:05d}-of-{len(counts):05d}")
         for i in range(len(counts))
