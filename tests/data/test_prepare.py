@@ -1,4 +1,4 @@
-"""Prepared records: what is in them, their statistics, and going on after any stop."""
+"""Prepared records: their contents, their statistics, and resuming after any interruption."""
 
 import hashlib
 import io
@@ -126,13 +126,13 @@ def test_statistics_of_grey_images_have_one_direction():
         ({"source": "folder:nowhere", "out": "new"}, "nowhere does not exist"),
     ],
 )
-def test_what_it_refuses(prepared, folder, change, message):
+def test_errors(prepared, folder, change, message):
     given = {"source": f"folder:{folder}", "out": prepared} | change
     with pytest.raises(UserError, match=message):
         prepare.prepare(given.pop("source"), pathlib.Path(given.pop("out")), **given)
 
 
-def test_a_half_made_directory_is_no_source_and_is_bound_to_its_settings(folder, tmp_path, monkeypatch):
+def test_an_unfinished_directory_is_no_source_and_bound_to_its_settings(folder, tmp_path, monkeypatch):
     out = tmp_path / "set"
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -190,14 +190,14 @@ def test_main_in_this_process(folder, tmp_path, monkeypatch, capsys):
 
 def test_killed_at_20_random_moments_it_ends_with_the_same_records(tmp_path):
     make_folder(tmp_path / "images", 1500, 300)
-    whole, killed = tmp_path / "whole" / "set", tmp_path / "killed" / "set"
-    for out in (whole, killed):
+    complete, killed = tmp_path / "complete" / "set", tmp_path / "killed" / "set"
+    for out in (complete, killed):
         out.parent.mkdir()
-    subprocess.run(command(tmp_path / "images", whole), check=True, capture_output=True)
+    subprocess.run(command(tmp_path / "images", complete), check=True, capture_output=True)
     moments = random.Random(0)
     for _ in range(20):
         process = subprocess.Popen(command(tmp_path / "images", killed), stdout=subprocess.DEVNULL)
-        # Somewhere within one of the next shards: of the 91, none to five are finished between two kills.
+        # At a random moment within one of the next shards: 0 to 5 of the 91 are finished between two kills.
         shards = finished(killed) + moments.randint(0, 5)
         while process.poll() is None and finished(killed) < shards:
             time.sleep(0.001)
@@ -206,10 +206,10 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_records(tmp_path):
         assert process.wait() == -signal.SIGKILL
     assert 0 < finished(killed) < 91
     subprocess.run(command(tmp_path / "images", killed), check=True, capture_output=True)
-    assert digests(killed) == digests(whole)
+    assert digests(killed) == digests(complete)
 
 
-def test_stopped_when_all_but_its_name_was_done_it_decodes_nothing_again(folder, tmp_path, monkeypatch):
+def test_interrupted_just_before_the_rename_it_decodes_nothing_again(folder, tmp_path, monkeypatch):
     out = tmp_path / "set"
     with monkeypatch.context() as power_cut:
         power_cut.setattr(pathlib.Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -223,13 +223,13 @@ def test_stopped_when_all_but_its_name_was_done_it_decodes_nothing_again(folder,
 
 
 @pytest.mark.parametrize("name", ["imagenet2012", "imagenet_resized", "2012"])
-def test_a_set_may_have_the_name_of_one_of_tfds(name, folder, tmp_path):
+def test_a_set_may_have_the_name_of_a_tfds_data_set(name, folder, tmp_path):
     out = tmp_path / name
     prepare.prepare(f"folder:{folder}", out, resize_size=16)
     assert [len(sources.open_source(f"prepared:{out}", split)) for split in ("train", "test")] == [60, 20]
 
 
-def test_a_class_name_with_a_character_that_ends_lines_elsewhere(tmp_path):
+def test_a_class_name_with_a_unicode_line_separator(tmp_path):
     root = tmp_path / "images"
     for split in ("train", "val"):
         for name in ("a", "b\u2028c", "d\x1ce"):
