@@ -193,7 +193,7 @@ def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Ba
     return pipeline.train_batches(
         run.source,
         batch_size=data.batch_size,
-        image_size=data.resize_size,
+        resize_size=data.resize_size,
         seed=seed,
         start_step=start_step,
         host_index=share,

@@ -164,7 +164,7 @@ def make_evaluator(
         batches = pipeline.eval_batches(
             source,
             batch_size=config.data.batch_size,
-            image_size=config.data.resize_size,
+            resize_size=config.data.resize_size,
             host_index=share,
             host_count=shares,
         )

@@ -56,7 +56,7 @@ def ours(spec: str) -> Iterator[int]:
     from alexnet_jax.data import pipeline, sources
 
     source = sources.open_source(spec, "test")
-    for batch in pipeline.train_batches(source, batch_size=BATCH, image_size=SIZE, seed=0):
+    for batch in pipeline.train_batches(source, batch_size=BATCH, resize_size=SIZE, seed=0):
         yield int(batch["weight"].sum())
 
 

@@ -3,7 +3,7 @@
     python -m scripts.make_fashion_mnist --idx_dir=DIR [--out=DIR]
 
 Takes the first 1,200 training and the first 200 test images of each class, in the files' own order, and
-writes them as optimised PNGs into a TFDS directory. The same input gives the same bytes.
+writes them as optimised PNGs to a TFDS directory. The same input gives the same bytes.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import records
-from alexnet_jax.data.colour_sums import ColourSums
+from alexnet_jax.data import record_files, tfds_metadata
+from alexnet_jax.data.statistics import ColourSums
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -30,11 +30,11 @@ CLASS_NAMES = (
     "Bag",
     "Ankle boot",
 )
-SPLITS = {"train": ("train", 1200), "test": ("t10k", 200)}  # files' prefix, images of each class
+SPLITS = {"train": ("train", 1200), "test": ("t10k", 200)}  # prefix of the files, images of each class
 
 
 def read_idx(path: pathlib.Path) -> np.ndarray:
-    """Reads an idx file of unsigned bytes, `path` or `path.gz`, into an array of its own shape."""
+    """Reads an idx file of unsigned bytes, `path` or `path.gz`, into an array of the shape in the header."""
     packed = path.with_name(path.name + ".gz")
     if not path.exists() and not packed.exists():
         raise UserError(f"--idx_dir: no {path.name} or {packed.name} in {path.parent}")
@@ -51,7 +51,7 @@ def balanced(labels: np.ndarray, per_class: int) -> np.ndarray:
 
 
 def png(image: np.ndarray) -> bytes:
-    """The smallest PNG that Pillow makes of a grey image `[H, W]`."""
+    """A grey image `[H, W]` as the smallest PNG that Pillow writes."""
     out = io.BytesIO()
     Image.fromarray(image).save(out, "PNG", optimize=True)
     return out.getvalue()
@@ -66,7 +66,7 @@ def make(source: pathlib.Path, out: pathlib.Path) -> None:
         labels = read_idx(source / f"{prefix}-labels-idx1-ubyte")
         chosen = balanced(labels, per_class)
         examples = (
-            records.encode_example(
+            record_files.encode_example(
                 {
                     "image": png(images[i]),
                     "label": int(labels[i]),
@@ -75,15 +75,17 @@ def make(source: pathlib.Path, out: pathlib.Path) -> None:
             )
             for i in chosen
         )
-        # In groups of one, 14,000 small records would take 9.5 MB; in groups of eight, 7.2.
-        records.write_shard(records.shard_path(out, "fashion_mnist", split, 0, 1), examples, group_size=8)
+        # The 14,000 small records take 9.5 MB in groups of one, 7.2 MB in groups of eight.
+        record_files.write_shard(
+            tfds_metadata.shard_path(out, "fashion_mnist", split, 0, 1), examples, group_size=8
+        )
         lengths[split] = [len(chosen)]
         if split == "train":
             sums = ColourSums.zeros(28)
             for i in chosen:
-                sums.add(ColourSums.of(np.repeat(images[i][..., None], 3, axis=-1)))
+                sums.add(ColourSums.of_image(np.repeat(images[i][..., None], 3, axis=-1)))
             sums.statistics().save(out)
-    records.write_info(
+    tfds_metadata.write_metadata(
         out,
         name="fashion_mnist",
         shard_lengths=lengths,

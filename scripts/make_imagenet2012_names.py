@@ -1,8 +1,8 @@
-"""Makes the readable names of ILSVRC-2012's classes from WordNet 3.0, whose noun offsets the ids are.
+"""Makes the readable names of ILSVRC-2012's classes from WordNet 3.0; the ids are its noun offsets.
 
     python -m scripts.make_imagenet2012_names --ids=FILE --wordnet=FILE [--out=DIR]
 
-`--ids` lists one WordNet id a line, such as TFDS's `labels.txt` of imagenet2012; `--wordnet` is WordNet's
+`--ids` has one WordNet id a line, as TFDS's `labels.txt` of imagenet2012 does; `--wordnet` is WordNet's
 `data.noun`.
 """
 
@@ -11,7 +11,7 @@ import pathlib
 
 
 def words(line: str) -> str:
-    """The synonyms in a line of data.noun: the fourth field counts them (in hexadecimal), each has two."""
+    """The synonyms in a line of data.noun: the fourth field is their number in hexadecimal, each has two."""
     fields = line.split()
     count = int(fields[3], 16)
     return ", ".join(word.replace("_", " ") for word in fields[4 : 4 + 2 * count : 2])

@@ -1,4 +1,4 @@
-"""The same few images in every form in which people have ImageNet, made small in the official layouts."""
+"""The same few images in every official layout of ImageNet."""
 
 import csv
 import io
@@ -14,13 +14,13 @@ VALIDATION = 20
 
 
 class Forms:
-    """Small sets under `root`: `folder`, `kaggle`, `tars` and `tfds`, where TFDS finds the tars again."""
+    """Small sets under `root`: `folder`, `kaggle`, `tars`, and `tfds` with the tars as TFDS expects them."""
 
     def __init__(self, root: pathlib.Path, ids: list[str], truth: list[str], images: list[bytes]) -> None:
         """Writes all forms.
 
         Args:
-          root: where.
+          root: the directory to write to.
           ids: WordNet ids of the synsets, any order.
           truth: the WordNet id of each validation image.
           images: at least `len(ids) * TRAIN_EACH + len(truth)` encoded images.
@@ -49,20 +49,20 @@ class Forms:
         with (self.root / "kaggle/LOC_val_solution.csv").open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["ImageId", "PredictionString"])
-            # Kaggle's rows are in no order, and an image may have several boxes.
+            # Kaggle's rows are unordered, and an image may have several boxes.
             for name, (wordnet_id, _) in reversed(self.val.items()):
                 table.writerow([name.removesuffix(".JPEG"), f"{wordnet_id} 1 2 3 4 {wordnet_id} 5 6 7 8 "])
 
     def write_tars(self) -> None:
         (self.root / "tars").mkdir()
         synsets = {
-            f"{i}.tar": tar({name: data for name, (of, data) in self.train.items() if of == i})
+            f"{i}.tar": tar({name: data for name, (synset, data) in self.train.items() if synset == i})
             for i in self.ids
         }
         write(self.root / "tars/ILSVRC2012_img_train.tar", tar(synsets))
         val = tar({name: data for name, (_, data) in self.val.items()})
         write(self.root / "tars/ILSVRC2012_img_val.tar", val)
-        # The kit's numbers follow an order of their own: here the ids backwards.
+        # The kit's numbers are not in the order of the ids; here the order is reversed.
         number = {wordnet_id: n + 1 for n, wordnet_id in enumerate(reversed(self.ids))}
         truth = "".join(f"{number[i]}\n" for i in self.truth)
         kit = {
@@ -77,7 +77,7 @@ class Forms:
 
 
 def meta_mat(number: dict[str, int], year: str = "2012") -> bytes:
-    """The kit's table of synsets, as MATLAB writes it."""
+    """The kit's table of synsets as a MATLAB file."""
     import scipy.io
 
     synsets = np.zeros(
@@ -108,7 +108,7 @@ def tar(files: dict[str, bytes], mode: str = "w") -> bytes:
 
 
 def photographs(count: int) -> list[bytes]:
-    """JPEGs of many sizes, smooth as photographs are, each with its own colours and some of them grey."""
+    """JPEGs of many sizes, smooth like photographs, in different colours, every fifth grey."""
     random = np.random.default_rng(0)
     images = []
     for i in range(count):

@@ -134,7 +134,7 @@ def test_trains_where_there_is_no_tensorflow(kind, tmp_path):
     """As in Colab's TPU runtime."""
     images = narrow.make_images(tmp_path / "images", train=2, test=1)
     if kind == "prepared":
-        prepare.prepare(f"folder:{images}", tmp_path / "records", image_size=narrow.NET["data.resize_size"])
+        prepare.prepare(f"folder:{images}", tmp_path / "records", resize_size=narrow.NET["data.resize_size"])
     source = f"{kind}:{tmp_path / 'records' if kind == 'prepared' else images}"
     keys = {**narrow.NET, "data.source": source, "run.total_steps": 2, "run.eval_every_steps": 2}
     keys |= {"run.eval_every_epochs": None, "run.total_epochs": None, "optimizer.drop_epochs": ()}

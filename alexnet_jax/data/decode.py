@@ -1,10 +1,11 @@
-"""One encoded image to one square of pixels, as section 2 of the paper has it.
+"""From an encoded image to one square of pixels, as in section 2 of the paper.
 
-The shorter side is brought to S with antialiasing and the central S x S cut out. Nothing here is random,
-and what cannot be decoded is None, never an exception: one bad file in a million must not stop a week's
-training.
+The shorter side is resized to S with antialiasing and the central S x S is cut out. Nothing here is random.
+An image that cannot be decoded gives None instead of an exception: one bad file in a million must not stop a
+week of training.
 """
 
+import functools
 import importlib
 import io
 import threading
@@ -17,52 +18,56 @@ from PIL import Image
 
 
 def _optional(name: str) -> Any:
-    """A compiled module that some machines have no wheels of, or None; Pillow does the same without it."""
+    """An optional compiled module, or None, in which case Pillow does its work."""
     try:
         return importlib.import_module(name)
-    except (ImportError, ValueError, RuntimeError):  # the latter two of one built for another NumPy
+    except (ImportError, ValueError, RuntimeError):  # the last two: built for another version of NumPy
         return None
 
 
 simd = _optional("cykooz_resizer")
 simplejpeg = _optional("simplejpeg")
 
-# The largest photograph of ILSVRC has 61 million pixels. An image beyond this is a mistake or an attack, and
+# The largest photograph of ILSVRC has 61 million pixels. A larger image is a mistake or an attack, and
 # decoding it would take gigabytes.
 MAX_PIXELS = 100_000_000
 
-# Remarks on odd metadata and large images; ImageNet has its share of both.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-# Pixel memory goes back to Pillow, not to the system: threads that fetch fresh pages for every image wait
-# for each other in the kernel (with two threads, 1,120 images/s decoded by Pillow without this, 1,800 with).
-Image.core.set_blocks_max(64)
-_REACH = 5  # pixels, of a filter that makes images less than four times smaller; and one for rounding
-_own = threading.local()  # a resizer has buffers of its own, so each thread has a resizer
+_FILTER_REACH = 5  # pixels that the filter reads beyond a box when scaling down by less than 4, plus one
+_per_thread = threading.local()  # a resizer has buffers, so each thread has a resizer
+
+
+@functools.cache
+def _set_up_pillow() -> None:
+    # Pillow warns about odd metadata and large images; ImageNet has both.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    # Makes Pillow keep pixel memory instead of returning it to the system: threads that allocate fresh pages
+    # for every image wait for each other in the kernel (two threads: 1,120 images/s without, 1,800 with).
+    Image.core.set_blocks_max(64)
 
 
 def decode_square(data: bytes, size: int) -> np.ndarray | None:
     """Decodes an image of any common format to its central square.
 
-    Any mode is brought to RGB: grey is repeated, transparency is dropped, 16 bits become 8, CMYK is
-    converted, an animation gives its first frame. The orientation tag of EXIF is not applied, as it was not
-    in 2012.
+    Every mode becomes RGB: grey is repeated, transparency is dropped, 16 bits become 8, CMYK is converted, an
+    animation gives its first frame. EXIF's orientation tag is not applied, as in 2012.
 
     Args:
       data: the encoded image.
       size: S, the side of the square in pixels; smaller images are enlarged.
 
     Returns:
-      uint8 `[S, S, 3]`, or None where `data` is not a whole image of at most `MAX_PIXELS` pixels.
+      uint8 `[S, S, 3]`, or None if `data` is not a complete image of at most `MAX_PIXELS` pixels.
     """
-    square = _photograph(data, size) if simplejpeg else None
+    _set_up_pillow()
+    square = _decode_jpeg(data, size) if simplejpeg else None
     return decode(data, lambda image: central_square(image, size)) if square is None else square
 
 
-def _photograph(data: bytes, size: int) -> np.ndarray | None:
-    """The square of a whole JPEG that is not much larger; None of any other image, for Pillow to decide.
+def _decode_jpeg(data: bytes, size: int) -> np.ndarray | None:
+    """The square of a complete JPEG of moderate size; None for any other image, which Pillow then decides.
 
-    The library that decodes is the same, libjpeg-turbo, and so are the pixels; but it goes straight from and
-    to memory, which saves a tenth of a photograph's time and more of a small square's.
+    Both use libjpeg-turbo and give the same pixels. simplejpeg decodes from memory to memory, which saves a
+    tenth of the time of a photograph and more of a small square.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -75,77 +80,69 @@ def _photograph(data: bytes, size: int) -> np.ndarray | None:
         if simd is None:
             return central_square(Image.fromarray(pixels), size)
         box = _central_box((width, height), size)
-        x, y = (max(0, int(edge) - _REACH) for edge in box[:2])
-        part = pixels[y : int(box[3]) + _REACH, x : int(box[2]) + _REACH]  # the rest need not be copied
+        x, y = (max(0, int(edge) - _FILTER_REACH) for edge in box[:2])
+        # Copies only what the filter reads.
+        part = pixels[y : int(box[3]) + _FILTER_REACH, x : int(box[2]) + _FILTER_REACH]
         photograph = simd.ImageData(part.shape[1], part.shape[0], simd.PixelType.U8x3, part.tobytes())
         square = simd.ImageData(size, size, simd.PixelType.U8x3)
         box = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
-        _resizer().resize(photograph, square, _cut(photograph, box))
+        _resizer().resize(photograph, square, _resize_options(photograph, box))
         return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, 3)
-    except Exception:  # not a JPEG, or anything at all is wrong with it
+    except Exception:  # not a JPEG, or a damaged one
         return None
 
 
 def decode(data: bytes, square: Callable[[Image.Image], np.ndarray]) -> np.ndarray | None:
-    """What `square` makes of an encoded image, or None where it is not a whole image of allowed size."""
+    """Applies `square` to an encoded image; None if it is not a complete image of allowed size."""
+    _set_up_pillow()
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
             return square(image)
-    except Exception:  # Pillow's decoders raise nearly everything on broken data
+    except Exception:  # Pillow's decoders raise nearly every type on damaged data
         return None
 
 
 def central_square(image: Image.Image, size: int) -> np.ndarray:
-    """The central square of an opened image, brought to `size`, as uint8 `[size, size, 3]`."""
-    # A large JPEG is decoded at a half, a quarter or an eighth, which is cheaper and bounds the memory;
-    # never to less than twice the size, so that the antialiasing remains that of one filter.
+    """The central square of an opened image, resized to uint8 `[size, size, 3]`."""
+    # Decoding a large JPEG at a half, a quarter or an eighth is cheaper and bounds the memory. At least twice
+    # `size` is kept, because the antialiasing should remain that of one filter.
     if min(image.size) >= 4 * size:
         image.draft("RGB", _scaled(image.size, 2 * size))
     image = as_rgb(image)
     if image.size == (size, size):
         return np.asarray(image)
-    return np.asarray(resized(image, size, _central_box(image.size, size)))
+    box = _central_box(image.size, size)
+    if simd is None:
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+    square = Image.new("RGB", (size, size))
+    _resizer().resize_pil(image, square, _resize_options(image, box))
+    return np.asarray(square)
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def _central_box(image_size: tuple[int, int], size: int) -> Box:
-    """The part of an image that becomes its square, so that resizing and cutting are one.
-
-    Only the square is computed, at the places where a resized whole would have had it.
-    """
-    width, height = _scaled(image_size, size)
+def _central_box(width_height: tuple[int, int], size: int) -> Box:
+    """The part of an image that becomes its square: one resize of this box is the resize and the crop."""
+    width, height = _scaled(width_height, size)
     left, top = (width - size) // 2, (height - size) // 2
-    x, y = image_size[0] / width, image_size[1] / height
+    x, y = width_height[0] / width, width_height[1] / height
     return left * x, top * y, (left + size) * x, (top + size) * y
 
 
-def resized(image: Image.Image, size: int, box: Box) -> Image.Image:
-    """The part `box` of an RGB image, antialiased, as `size` x `size`."""
-    if simd is None:
-        return image.resize((size, size), Image.Resampling.BILINEAR, box)
-    square = Image.new("RGB", (size, size))
-    _resizer().resize_pil(image, square, _cut(image, box))
-    return square
-
-
 def _resizer() -> Any:
-    """This thread's own: Pillow's filter in vector instructions, a fifth of the time.
-
-    By its shorter weights it is 0.2 grey levels off.
-    """
-    if not hasattr(_own, "resizer"):
-        _own.resizer = simd.Resizer()
-    return _own.resizer
+    """This thread's SIMD resizer: Pillow's filter in a fifth of the time, within 0.2 grey levels."""
+    if not hasattr(_per_thread, "resizer"):
+        _per_thread.resizer = simd.Resizer()
+    return _per_thread.resizer
 
 
-def _cut(image: Any, box: Box) -> Any:
-    """How to resize the part `box` of an image that has a width and a height."""
+def _resize_options(image: Any, box: Box) -> Any:
+    """The SIMD resizer's options for the part `box` of an image that has a width and a height."""
     left, top, right, bottom = box
-    # Rounding may leave a box a hair beyond the image, which is an error there.
+    # Rounding may leave the box slightly larger than the image, which the resizer refuses.
     part = simd.CropBox(
         left, top, min(right - left, image.width - left), min(bottom - top, image.height - top)
     )
@@ -153,16 +150,16 @@ def _cut(image: Any, box: Box) -> Any:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as eight bits of RGB."""
+    """Converts any mode to 8-bit RGB."""
     image.load()
     if image.mode.startswith("I"):  # 16 bits, which convert() would clip to 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _scaled(image_size: tuple[int, int], size: int) -> tuple[int, int]:
-    """Width and height after the shorter side has become `size`."""
-    width, height = image_size
+def _scaled(width_height: tuple[int, int], size: int) -> tuple[int, int]:
+    """Width and height once the shorter side is `size`."""
+    width, height = width_height
     if width <= height:
         return size, max(size, round(height * size / width))
     return max(size, round(width * size / height)), size

@@ -1,8 +1,7 @@
-"""From an image to what a net was trained on: resize rule, crop, mean and scale, which belong to its weights.
+"""Preprocessing from an image to a net's input: resize rule, crop, mean and scale.
 
-The same weights lose up to two points of accuracy under another net's preprocessing, so each set of weights
-comes with its own. Colours are always RGB: the first convolution of a net trained on BGR is turned when its
-weights are read.
+It belongs to the weights: under another net's preprocessing they lose up to two points of accuracy. Colours
+are always RGB; the first convolution of a net trained on BGR is flipped when its weights are read.
 """
 
 import base64
@@ -18,7 +17,7 @@ from PIL import Image
 
 from alexnet_jax import augment
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import decode as images
+from alexnet_jax.data import decode
 from alexnet_jax.data.statistics import resize_mean
 
 RESIZES = ("central", "torchvision", "squash")
@@ -26,19 +25,19 @@ RESIZES = ("central", "torchvision", "squash")
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """What is done to an image before the net sees it.
+    """The steps from an image to a net's input.
 
-    First the image becomes `resize_size` x `resize_size` uint8 (`stored`), as training keeps its images; then
+    First the image is resized to a uint8 square of side `resize_size` (`stored`), as in training; then
     patches of `crop_size` are cut out and normalised (`view`).
 
     Attributes:
-      resize_size: S, side in pixels of the square kept of each image.
+      resize_size: S, side in pixels of the square.
       crop_size: side in pixels of the patches that the net sees.
-      resize: `central` for shorter side to S and the central square, as in section 2 and as this package's
-        input pipeline does it; `torchvision` for the same to the rounding of torchvision's transforms;
-        `squash` for both sides to S whatever the shape, as Caffe's ImageNet was made.
+      resize: `central`: shorter side to S, then the central square, as in section 2 and in this package's
+        input pipeline; `torchvision`: the same with the rounding of torchvision's transforms; `squash`: both
+        sides to S without keeping the aspect ratio, as Caffe's ImageNet was made.
       mean: RGB in grey levels, `[3]` for one colour or `[S, S, 3]` for a mean image.
-      std: `[3]`, RGB in grey levels, by which what is left is divided.
+      std: `[3]`, RGB in grey levels: the divisor after the mean is subtracted.
     """
 
     resize_size: int = 256
@@ -54,7 +53,7 @@ class Preprocess:
             raise UserError(f"preprocess.crop_size={self.crop_size}: must be 1 to {self.resize_size}")
         mean, square = np.asarray(self.mean, np.float32), (self.resize_size, self.resize_size, 3)
         if mean.shape not in ((3,), square):
-            raise UserError(f"preprocess.mean: its shape is {list(mean.shape)}, not [3] or {list(square)}")
+            raise UserError(f"preprocess.mean: the shape is {list(mean.shape)}, not [3] or {list(square)}")
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", np.asarray(self.std, np.float32))
 
@@ -70,7 +69,7 @@ class Preprocess:
         return np.asarray(self.view(self.stored(image)[None])[0])
 
     def stored(self, image: Any) -> np.ndarray:
-        """The square kept of one image, uint8 `[S, S, 3]`; arguments and errors as above."""
+        """The square of one image, uint8 `[S, S, 3]`; arguments and errors as in `__call__`."""
         name = str(image) if isinstance(image, str | os.PathLike) else "image"
         try:
             if isinstance(image, str | os.PathLike):
@@ -83,14 +82,14 @@ class Preprocess:
             image = Image.fromarray(image)
         square = self.decode(image) if isinstance(image, bytes) else _square(image, self)
         if square is None:
-            raise UserError(f"{name}: not a whole image in a known format")
+            raise UserError(f"{name}: not a complete image in a known format")
         return square
 
     def decode(self, data: bytes) -> np.ndarray | None:
-        """The same of the bytes of an image file, or None where they are not a whole image."""
+        """The square of an image file's bytes, or None if they are not a complete image."""
         if self.resize == "central":
-            return images.decode_square(data, self.resize_size)
-        return images.decode(data, lambda image: _square(image, self))
+            return decode.decode_square(data, self.resize_size)
+        return decode.decode(data, lambda image: _square(image, self))
 
     def view(self, stored: Any) -> jax.Array:
         """The central patches, normalised: uint8 `[B, S, S, 3]` to float32 `[B, crop_size, crop_size, 3]`."""
@@ -104,12 +103,12 @@ class Preprocess:
         return {"mean": jnp.asarray(self.mean), "std": jnp.asarray(self.std)}
 
     def resized(self, resize_size: int, crop_size: int) -> "Preprocess":
-        """The same for other sizes, for images that come by the rule `central`, as all do in training."""
+        """The same for other sizes and the rule `central`, which the input pipeline applies in training."""
         mean = resize_mean(self.mean, resize_size)
         return Preprocess(resize_size, crop_size, "central", mean, self.std)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; a mean image as base64 of its float32 numbers."""
+        """Converts to JSON values; a mean image becomes the base64 of its float32 bytes."""
         mean = self.mean.tolist() if self.mean.ndim == 1 else base64.b64encode(self.mean.tobytes()).decode()
         return {**dataclasses.asdict(self), "mean": mean, "std": self.std.tolist()}
 
@@ -123,11 +122,11 @@ class Preprocess:
 
 
 def _square(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
-    """The square kept of a Pillow image."""
+    """The square of a Pillow image."""
     size = preprocess.resize_size
     if preprocess.resize == "central":
-        return images.central_square(image, size)
-    image = images.as_rgb(image)
+        return decode.central_square(image, size)
+    image = decode.as_rgb(image)
     if preprocess.resize == "squash":
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     # torchvision rounds the longer side down and the crop's corner to the nearest, halves to even.
@@ -139,13 +138,13 @@ def _square(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
-# PyTorch's usual mean and standard deviation over ImageNet, in [0, 1] there.
+# PyTorch's usual mean and standard deviation over ImageNet, there in [0, 1].
 TORCHVISION = Preprocess(
     resize="torchvision",
     mean=np.array([0.485, 0.456, 0.406], np.float32) * 255,
     std=np.array([0.229, 0.224, 0.225], np.float32) * 255,
 )
-# Caffe's, with the mean colour of its mean image, which lies in a file of its own.
+# Caffe's, with the mean colour of its mean image, whose own file need not be read.
 CAFFE = Preprocess(
     crop_size=227, resize="squash", mean=np.array([122.67891434, 116.66876762, 104.00698793], np.float32)
 )

@@ -1,7 +1,7 @@
 """Statistics of a training set: its mean image and the principal components of its colours.
 
-All values are RGB in grey levels, 0-255. They are what the paper subtracts from each pixel (section 2)
-and what its colour augmentation draws along (section 4.1).
+All values are RGB in grey levels, 0-255. The paper subtracts the mean from each pixel (section 2) and draws
+its colour augmentation along the components (section 4.1).
 """
 
 import dataclasses
@@ -18,15 +18,15 @@ FILE_NAME = "statistics.npz"
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What a data set knows of its training images.
+    """Statistics of the training images of one data set.
 
     Attributes:
       mean_colour: `[3]` float32, mean of R, G, B over all training pixels.
       pca_sqrt_eigenvalues: `[3]` float32, square roots of the eigenvalues of the 3x3 covariance of RGB
-        over all training pixels, in grey levels (standard deviations along the components).
+        over all training pixels: standard deviations along the components in grey levels, smallest first as
+        in the 2012 release.
       pca_eigenvectors: `[3, 3]` float32, one component a column, rows R, G, B.
-      mean_image: `[S, S, 3]` float32, mean over the training images at the size they are stored in, or
-        None where only the colour is known.
+      mean_image: `[S, S, 3]` float32, mean of the stored training images; None if only colours are known.
     """
 
     mean_colour: np.ndarray
@@ -35,7 +35,7 @@ class Statistics:
     mean_image: np.ndarray | None = None
 
     def mean(self, kind: str, size: int) -> np.ndarray:
-        """What to subtract from images of side `size`: the mean `image` `[size, size, 3]` or `colour` `[3]`.
+        """The mean to subtract from images of side `size`: `image` `[size, size, 3]` or `colour` `[3]`.
 
         Raises:
           UserError: there is no mean image.
@@ -44,22 +44,22 @@ class Statistics:
             return self.mean_colour
         if self.mean_image is None:
             raise UserError(
-                "augment.mean=image: these images come without a mean image; set augment.mean=colour, or "
-                "prepare them (python -m alexnet_jax.data.prepare), which computes it"
+                "augment.mean=image: this source has no mean image; set augment.mean=colour, or prepare the "
+                "images (python -m alexnet_jax.data.prepare), which computes it"
             )
         return resize_mean(self.mean_image, size)
 
     def save(self, directory: str | pathlib.Path) -> None:
-        """Writes `statistics.npz` under `directory`; loaded without pickle."""
+        """Writes `statistics.npz` under `directory`."""
         arrays = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
         files.write_npz(pathlib.Path(directory) / FILE_NAME, arrays)
 
     @classmethod
     def load(cls, directory: str | pathlib.Path) -> "Statistics | None":
-        """Reads `directory`'s `statistics.npz`, or gives None where there is none.
+        """Reads `directory`'s `statistics.npz` without pickle; None if there is none.
 
         Raises:
-          UserError: the file is there but cannot be read or lacks an array.
+          UserError: the file cannot be read or lacks an array.
         """
         path = pathlib.Path(directory) / FILE_NAME
         if not path.exists():
@@ -68,11 +68,58 @@ class Statistics:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls(**{key: np.asarray(arrays[key], np.float32) for key in arrays.files})
         except Exception as error:
-            raise UserError(f"{path}: not a statistics file ({error}); make it anew or delete it") from error
+            raise UserError(f"{path}: not a statistics file ({error}); delete it or make it again") from error
+
+
+@dataclasses.dataclass
+class ColourSums:
+    """Exact integer sums over images, from which their statistics follow; independent of the images' order.
+
+    Attributes:
+      count: number of images.
+      pixels: int64 `[S, S, 3]`, sums of values by position.
+      products: int64 `[3, 3]`, sums of products of two channels over all pixels.
+    """
+
+    count: int
+    pixels: np.ndarray
+    products: np.ndarray
+
+    @classmethod
+    def zeros(cls, resize_size: int) -> "ColourSums":
+        return cls(0, np.zeros((resize_size, resize_size, 3), np.int64), np.zeros((3, 3), np.int64))
+
+    @classmethod
+    def of_image(cls, image: np.ndarray) -> "ColourSums":
+        """The sums of one uint8 image `[S, S, 3]`."""
+        # The product in float64 is exact: its sums are integers far below 2**53.
+        flat = image.reshape(-1, 3).astype(np.float64)
+        return cls(1, image.astype(np.int64), (flat.T @ flat).astype(np.int64))
+
+    def add(self, other: "ColourSums") -> None:
+        self.count += other.count
+        self.pixels += other.pixels
+        self.products += other.products
+
+    def statistics(self) -> Statistics:
+        """The statistics of the summed images."""
+        mean_image = self.pixels / self.count
+        mean = mean_image.mean(axis=(0, 1))
+        covariance = self.products / (self.count * self.pixels[..., 0].size) - np.outer(mean, mean)
+        eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+        # Grey images vary along one direction only; the other two eigenvalues are rounding errors, which may
+        # be negative.
+        eigenvalues[eigenvalues < 1e-6 * eigenvalues.max()] = 0.0
+        return Statistics(
+            mean_colour=mean.astype(np.float32),
+            pca_sqrt_eigenvalues=np.sqrt(eigenvalues).astype(np.float32),
+            pca_eigenvectors=eigenvectors.astype(np.float32),
+            mean_image=mean_image.astype(np.float32),
+        )
 
 
 def resize_mean(mean: np.ndarray, size: int) -> np.ndarray:
-    """A mean image for images of `size` x `size`, `[size, size, 3]` float32; a mean colour `[3]` as it is."""
+    """A mean image resized to `[size, size, 3]` float32; a mean colour `[3]` is returned as it is."""
     if mean.ndim == 1:
         return mean
     channels = [Image.fromarray(mean[..., c]) for c in range(3)]
@@ -80,7 +127,7 @@ def resize_mean(mean: np.ndarray, size: int) -> np.ndarray:
     return np.stack([np.asarray(channel, np.float32) for channel in resized], axis=-1)
 
 
-# The authors' own, over ILSVRC at 256 x 256, as released with the 2012 code.
+# The authors' values over ILSVRC at 256 x 256, as released with the 2012 code.
 ILSVRC = Statistics(
     mean_colour=np.array([127.305, 119.715, 104.913], np.float32),
     pca_sqrt_eigenvalues=np.array([19.7208, 37.0939, 121.7801], np.float32),

@@ -1,8 +1,8 @@
-"""The official tars of ILSVRC-2012 and ILSVRC-2010, read where they lie: nothing is unpacked.
+"""The official tars of ILSVRC-2012 and ILSVRC-2010, read in place without unpacking.
 
-A tar is a row of 512-byte headers, each followed by its file. One pass over the headers finds where every
-image begins; from then on an image is one read at a known place. The training tar holds one tar a synset,
-the validation (and 2010 test) tar is flat, and the development kit says which of its images is what.
+A tar is a sequence of 512-byte headers, each followed by its file. One pass over the headers finds the offset
+of every image; from then on an image is one read. The training tar holds one tar a synset, the validation tar
+(and that of the 2010 test images) is flat, and the development kit has the classes of its images.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,9 +22,9 @@ from alexnet_jax.data.classes import readable_names
 from alexnet_jax.data.statistics import Statistics
 
 _BLOCK = 512
-_PADDING = 2**20  # after the last file a tar is filled up with zeros, by 10 KB unless told otherwise
-# By year: the training tar, and the tars to test on with the name their ground truth goes by. The labels of
-# the 2010 test images were published, and the paper's Table 1 is on them; those of 2012 never were.
+_PADDING = 2**20  # zeros allowed after the last file; tar writes 10 KB of them by default
+# By year: the training tar, and the tars to test on with the split in the name of their ground truth. The
+# labels of the 2010 test images were published (the paper's Table 1 uses them); those of 2012 never were.
 _TARS = {
     "2012": ("ILSVRC2012_img_train.tar", {"ILSVRC2012_img_val.tar": "validation"}),
     "2010": (
@@ -32,11 +32,13 @@ _TARS = {
         {"ILSVRC2010_images_test.tar": "test", "ILSVRC2010_images_val.tar": "validation"},
     ),
 }
+_KITS = {"2012": "ILSVRC2012_devkit_t12.tar.gz", "2010": "ILSVRC2010_devkit-1.0.tar.gz"}
+Synsets = dict[int, tuple[str, str]]  # WordNet id and words by the kit's number, which is not in id order
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A file within a tar: its name, and where its bytes are."""
+    """A file within a tar: its name, and the offset and number of its bytes."""
 
     name: str
     start: int
@@ -48,7 +50,7 @@ class TarSource:
     """One split of the official tars. See `sources.Source`."""
 
     tar: pathlib.Path
-    starts: np.ndarray  # int64, where each image begins
+    starts: np.ndarray  # int64, offsets of the images in bytes
     sizes: np.ndarray  # int64, bytes
     labels: np.ndarray  # int32
     class_ids: tuple[str, ...]
@@ -68,7 +70,7 @@ class TarSource:
         return [self._bytes(i) for i in indices], self.labels[indices]
 
     def name(self, index: int) -> str:
-        # The header just before the image has its name, so that a million names need not be kept.
+        # Read from the header just before the image: a million names need not be kept in memory.
         header = os.pread(self._file, _BLOCK, int(self.starts[index]) - _BLOCK)
         return _text(header[:100])
 
@@ -80,58 +82,60 @@ class TarSource:
 
 
 def open_tars(directory: pathlib.Path, split: str, key: str) -> TarSource:
-    """Opens one split of the tars in `directory`; `key` names the config's key and value in errors.
+    """Opens one split of the tars in `directory`; `key` is named in errors.
 
-    Labels number the synsets of the training tar in the order of their WordNet ids, as everybody's do.
+    Labels number the synsets of the training tar in the order of their WordNet ids, as usual.
 
     Raises:
-      UserError: a tar or the ground truth is missing, cut short, or does not fit the other.
+      UserError: a tar or the ground truth is missing or cut short, or they do not match.
     """
     year = next((year for year, (name, _) in _TARS.items() if (directory / name).is_file()), None)
     if year is None:
         raise UserError(f"{key}: {directory} has no {' or '.join(name for name, _ in _TARS.values())}")
     train, tests = directory / _TARS[year][0], _TARS[year][1]
     file = os.open(train, os.O_RDONLY)
-    synset_tars = sorted(
-        (m for m in members(file, 0, os.fstat(file).st_size, train) if m.name.endswith(".tar")),
-        key=lambda member: member.name,
-    )
+    synset_tars = [member for member in _sorted_members(file, train) if member.name.endswith(".tar")]
     ids = tuple(pathlib.PurePath(member.name).stem for member in synset_tars)
     if len(ids) < 2:
         raise UserError(
             f"{key}: {train} should hold a tar for each of two or more synsets; it has {len(ids)}"
         )
-    kit = _Kit.find(directory, year, ids)
+    meta = _kit_file(directory, year, r"meta\.mat")
+    synsets = _read_synsets(meta) if meta else {}
     if split == "train":
-        starts, sizes, labels = _index_train(file, synset_tars, train)
         tar = train
+        places, labels = _index_train(file, synset_tars, train)
     else:
         os.close(file)
         tar = next((directory / name for name in tests if (directory / name).is_file()), None)
         if tar is None:
             raise UserError(f"{key}: {directory} has no {' or '.join(tests)} to test on")
         file = os.open(tar, os.O_RDONLY)
-        images = sorted(members(file, 0, os.fstat(file).st_size, tar), key=lambda member: member.name)
-        starts = np.array([m.start for m in images], np.int64)
-        sizes = np.array([m.size for m in images], np.int64)
-        labels = kit.labels(tests[tar.name], len(images), tar, key)
+        places = _places(_sorted_members(file, tar))
+        truth = _read_truth(directory, year, tests[tar.name], key)
+        if len(truth) != len(places):
+            raise UserError(
+                f"{key}: {tar.name} has {len(places):,} images, its ground truth {len(truth):,} lines"
+            )
+        labels = _labels(truth, ids, synsets, key)
+    names = dict(synsets.values())
     return TarSource(
         tar=tar,
-        starts=starts,
-        sizes=sizes,
+        starts=places[:, 0].copy(),
+        sizes=places[:, 1].copy(),
         labels=labels,
         class_ids=ids,
-        class_names=kit.names,
-        description=f"{tar.name}: {len(starts):,} images in {len(ids):,} classes",
+        class_names=tuple(names.get(i, i) for i in ids) if synsets else readable_names(ids),
+        description=f"{tar.name}: {len(places):,} images in {len(ids):,} classes",
         _file=file,
     )
 
 
 def members(file: int, start: int, end: int, path: pathlib.Path) -> Iterator[Member]:
-    """Walks the headers of the tar that fills the bytes from `start` to `end` of a file.
+    """The members of the tar that fills the bytes from `start` to `end` of a file.
 
     Raises:
-      UserError: a header is damaged, or a file reaches beyond `end`: the tar was cut short.
+      UserError: a header is damaged, or a member reaches beyond `end`: the tar was cut short.
     """
     long_name = None
     while start + _BLOCK <= end:
@@ -139,7 +143,7 @@ def members(file: int, start: int, end: int, path: pathlib.Path) -> Iterator[Mem
         if not header.strip(b"\0"):
             if end - start > _PADDING:
                 raise UserError(
-                    f"{path}: empty from byte {start:,} on, its download was cut short; fetch it again"
+                    f"{path}: empty from byte {start:,} on, the download was cut short; fetch it again"
                 )
             return
         if not _checksum_holds(header):
@@ -149,146 +153,13 @@ def members(file: int, start: int, end: int, path: pathlib.Path) -> Iterator[Mem
         start += _BLOCK
         if start + size > end:
             raise UserError(f"{path}: cut short within {name}, {end:,} bytes in; fetch it again")
-        if kind == b"L":  # GNU's way with names over 100 bytes: an entry of its own before the file's
+        if kind == b"L":  # GNU tar stores a name over 100 bytes in an entry before the file's
             long_name = _text(os.pread(file, size, start))
         elif kind in (b"0", b"\0"):
             yield Member(long_name or name, start, size)
             long_name = None
         start += -(-size // _BLOCK) * _BLOCK
-    raise UserError(f"{path}: cut short at byte {end:,}, without a mark of its end; fetch it again")
-
-
-def _index_train(
-    file: int, synset_tars: Sequence[Member], path: pathlib.Path
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Starts, sizes and labels of the images in all synset tars, each in the order of its names."""
-
-    def index(tar: Member) -> np.ndarray:
-        found = sorted(members(file, tar.start, tar.start + tar.size, path), key=lambda member: member.name)
-        return np.array([(m.start, m.size) for m in found], np.int64).reshape(-1, 2)
-
-    tables = []
-    with (
-        ThreadPoolExecutor(8) as pool,  # most of it is waiting for the disk
-        progress.bar(len(synset_tars), "tar", f"indexing {path.name}", leave=False) as bar,
-    ):
-        for table in pool.map(index, synset_tars):
-            tables.append(table)
-            bar.update()
-    places = np.concatenate(tables)
-    labels = np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables])
-    return places[:, 0].copy(), places[:, 1].copy(), labels
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kit:
-    """The development kit: ground truth and synsets, from its tar.gz, its folder or loose files."""
-
-    directory: pathlib.Path
-    year: str
-    ids: tuple[str, ...]  # of the training tar
-    names: tuple[str, ...]
-    id_of_number: dict[int, str] | None  # the kit's own numbers, 1..1000 in an order of its own
-
-    @classmethod
-    def find(cls, directory: pathlib.Path, year: str, ids: tuple[str, ...]) -> "_Kit":
-        meta = _kit_file(directory, year, r"meta\.mat")
-        if meta is None:
-            return cls(directory, year, ids, readable_names(ids), None)
-        number, wordnet_id, words = _synsets(meta)
-        names = dict(zip(wordnet_id, words, strict=True))
-        readable = tuple(names.get(i, i) for i in ids)
-        return cls(directory, year, ids, readable, dict(zip(number, wordnet_id, strict=True)))
-
-    def labels(self, split: str, images: int, tar: pathlib.Path, key: str) -> np.ndarray:
-        """int32 labels of the images of the flat tar, in the order of their names."""
-        name = f"ILSVRC{self.year}_{split}_ground_truth.txt"
-        data = _kit_file(self.directory, self.year, re.escape(name))
-        if data is None:
-            kit = {"2012": "ILSVRC2012_devkit_t12.tar.gz", "2010": "ILSVRC2010_devkit-1.0.tar.gz"}[self.year]
-            raise UserError(f"{key}: {self.directory} has no {name}; put it or {kit} there, packed or not")
-        truth = data.decode().split()
-        if len(truth) != images:
-            raise UserError(f"{key}: {tar.name} has {images:,} images, its ground truth {len(truth):,} lines")
-        label_of = {wordnet_id: label for label, wordnet_id in enumerate(self.ids)}
-        if truth[0].isdigit():
-            label_of = self._label_of_number(label_of, key)
-        unknown = next((t for t in truth if t not in label_of), None)
-        if unknown is not None:
-            raise UserError(f"{key}: the ground truth has class {unknown}, which the training tar has not")
-        return np.array([label_of[t] for t in truth], np.int32)
-
-    def _label_of_number(self, label_of: dict[str, int], key: str) -> dict[str, int]:
-        if self.id_of_number is not None:
-            return {str(n): label_of[i] for n, i in self.id_of_number.items() if i in label_of}
-        if len(self.ids) == 1000:
-            # The official numbers do not follow the order of the ids; a guess would shuffle all the labels.
-            raise UserError(
-                f"{key}: the ground truth is in the development kit's numbers and {self.directory} has no "
-                "meta.mat to read them by; put the whole kit there, packed or not"
-            )
-        # Tars of one's own making, without a kit: the numbers count the synsets in order.
-        return {str(label + 1): label for label in range(len(self.ids))}
-
-
-def numbers(kit: pathlib.Path) -> dict[str, int]:
-    """The test server's number of each class, by WordNet id, out of a development kit's `meta.mat`.
-
-    The official numbers, 1 to 1000, do not follow the order of the ids, by which labels are counted.
-
-    Args:
-      kit: its tar.gz, its folder, the folder that either lies in, or `meta.mat` itself.
-
-    Raises:
-      UserError: there is no `meta.mat`.
-    """
-    loose = [kit] if kit.name == "meta.mat" else sorted(kit.rglob("meta.mat"))
-    packed = [kit] if kit.is_file() else sorted(kit.glob("*kit*.t*gz"))
-    try:
-        meta = loose[0].read_bytes() if loose else _packed_file(packed[0], r"meta\.mat") if packed else None
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"--devkit={kit}: cannot be read ({error})") from error
-    if meta is None:
-        raise UserError(f"--devkit={kit}: no meta.mat there; give the development kit, packed or not")
-    number, wordnet_id, _ = _synsets(meta)
-    return dict(zip(wordnet_id, number, strict=True))
-
-
-def _kit_file(directory: pathlib.Path, year: str, pattern: str) -> bytes | None:
-    """The first file whose name matches: loose, in the kit's folder, or in its tar.gz."""
-    # The kit of 2010 unpacks to devkit-1.0, that of 2012 to ILSVRC2012_devkit_t12.
-    for path in sorted(
-        [*directory.glob("*"), *directory.glob(f"*{year}*kit*/**/*"), *directory.glob("devkit-1.0/**/*")]
-    ):
-        if re.fullmatch(pattern, path.name) and path.is_file():
-            return path.read_bytes()
-    for kit in sorted(directory.glob(f"*{year}*kit*.t*gz")):
-        if (found := _packed_file(kit, pattern)) is not None:
-            return found
-    return None
-
-
-def _packed_file(kit: pathlib.Path, pattern: str) -> bytes | None:
-    """The first file in a tar.gz whose name matches."""
-    with tarfile.open(kit) as tar:
-        for member in tar:
-            if re.fullmatch(pattern, pathlib.PurePath(member.name).name):
-                file = tar.extractfile(member)
-                return file.read() if file else None
-    return None
-
-
-def _synsets(meta: bytes) -> tuple[list[int], list[str], list[str]]:
-    """Numbers, WordNet ids and words of the kit's meta.mat."""
-    import scipy.io
-
-    synsets = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    number = next(name for name in synsets.dtype.names if name.endswith("_ID"))
-    return (
-        [int(n) for n in synsets[number]],
-        [str(i) for i in synsets["WNID"]],
-        [str(words) for words in synsets["words"]],
-    )
+    raise UserError(f"{path}: cut short at byte {end:,}, without an end mark; fetch it again")
 
 
 def _checksum_holds(header: bytes) -> bool:
@@ -296,9 +167,124 @@ def _checksum_holds(header: bytes) -> bool:
         checksum = int(_text(header[148:156]), 8)
     except ValueError:
         return False
-    # It counts its own eight bytes as spaces.
+    # The checksum's own eight bytes count as spaces.
     return checksum == sum(header) - sum(header[148:156]) + 8 * ord(" ")
 
 
 def _text(field: bytes) -> str:
     return field.split(b"\0")[0].strip().decode("utf-8", "backslashreplace")
+
+
+def _sorted_members(file: int, path: pathlib.Path) -> list[Member]:
+    """The members of the tar file `path`, sorted by name."""
+    return sorted(members(file, 0, os.fstat(file).st_size, path), key=lambda member: member.name)
+
+
+def _places(found: Sequence[Member]) -> np.ndarray:
+    """int64 `[n, 2]`: start and size of each member."""
+    return np.array([(member.start, member.size) for member in found], np.int64).reshape(-1, 2)
+
+
+def _index_train(
+    file: int, synset_tars: Sequence[Member], path: pathlib.Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places `[n, 2]` and int32 labels `[n]` of the images in all synset tars, each sorted by name."""
+
+    def index(tar: Member) -> np.ndarray:
+        found = members(file, tar.start, tar.start + tar.size, path)
+        return _places(sorted(found, key=lambda member: member.name))
+
+    tables = []
+    with (
+        ThreadPoolExecutor(8) as pool,  # indexing waits for the disk most of the time
+        progress.bar(len(synset_tars), "tar", f"indexing {path.name}", leave=False) as bar,
+    ):
+        for table in pool.map(index, synset_tars):
+            tables.append(table)
+            bar.update()
+    labels = np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables])
+    return np.concatenate(tables), labels
+
+
+# --- The development kit: its tar.gz, its folder or loose files -----------------------------------
+
+
+def _read_truth(directory: pathlib.Path, year: str, split: str, key: str) -> list[str]:
+    """The classes of a flat tar's images, sorted by name: the kit's numbers or WordNet ids."""
+    name = f"ILSVRC{year}_{split}_ground_truth.txt"
+    data = _kit_file(directory, year, re.escape(name))
+    if data is None:
+        raise UserError(f"{key}: {directory} has no {name}; put it or {_KITS[year]} there, packed or not")
+    return data.decode().split()
+
+
+def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets, key: str) -> np.ndarray:
+    """int32 labels of the ground truth, which count the WordNet ids of the training tar."""
+    label_of = {class_id: label for label, class_id in enumerate(ids)}
+    if truth[0].isdigit():
+        if synsets:
+            label_of = {str(n): label_of[i] for n, (i, _) in synsets.items() if i in label_of}
+        elif len(ids) == 1000:
+            # The official numbers are not in the order of the ids; a guess would shuffle all labels.
+            raise UserError(
+                f"{key}: the ground truth is in the development kit's numbers, which need its meta.mat; "
+                "put the complete kit beside the tars, packed or not"
+            )
+        else:  # somebody's own tars, without a kit: the numbers count the synsets in order
+            label_of = {str(label + 1): label for label in range(len(ids))}
+    unknown = next((t for t in truth if t not in label_of), None)
+    if unknown is not None:
+        raise UserError(f"{key}: the ground truth has class {unknown}, which the training tar does not have")
+    return np.array([label_of[t] for t in truth], np.int32)
+
+
+def numbers(kit: pathlib.Path) -> dict[str, int]:
+    """The test server's number of each class, by WordNet id, from a development kit's `meta.mat`.
+
+    The official numbers, 1 to 1000, are not in the order of the ids, as labels are.
+
+    Args:
+      kit: its tar.gz, its folder, a folder that contains either, or `meta.mat` itself.
+
+    Raises:
+      UserError: there is no `meta.mat`.
+    """
+    packed = [kit] if kit.is_file() else kit.glob("*kit*.t*gz")
+    try:
+        meta = _first_match(r"meta\.mat", [kit, *kit.rglob("meta.mat")], packed)
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"--devkit={kit}: cannot be read ({error})") from error
+    if meta is None:
+        raise UserError(f"--devkit={kit}: no meta.mat there; give the development kit, packed or not")
+    return {class_id: number for number, (class_id, _) in _read_synsets(meta).items()}
+
+
+def _kit_file(directory: pathlib.Path, year: str, pattern: str) -> bytes | None:
+    """The first file whose name matches: loose, in the kit's folder, or in its tar.gz."""
+    # The kit of 2010 unpacks to devkit-1.0, that of 2012 to ILSVRC2012_devkit_t12.
+    folders = ("*", f"*{year}*kit*/**/*", "devkit-1.0/**/*")
+    loose = [path for folder in folders for path in directory.glob(folder)]
+    return _first_match(pattern, loose, directory.glob(f"*{year}*kit*.t*gz"))
+
+
+def _first_match(pattern: str, loose: Iterable[pathlib.Path], packed: Iterable[pathlib.Path]) -> bytes | None:
+    """The first file whose name matches, among loose files, then in each packed tar."""
+    for path in sorted(loose):
+        if re.fullmatch(pattern, path.name) and path.is_file():
+            return path.read_bytes()
+    for path in sorted(packed):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if re.fullmatch(pattern, pathlib.PurePath(member.name).name):
+                    file = tar.extractfile(member)
+                    return file.read() if file else None
+    return None
+
+
+def _read_synsets(meta: bytes) -> Synsets:
+    """Reads the kit's meta.mat."""
+    import scipy.io
+
+    table = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+    number = next(name for name in table.dtype.names if name.endswith("_ID"))
+    return {int(row[number]): (str(row["WNID"]), str(row["words"])) for row in table}

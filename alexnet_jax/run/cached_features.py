@@ -78,7 +78,7 @@ def _compute(path: pathlib.Path, model: AlexNet, params: Any, preprocess: Prepro
         return seen["pool5"]
 
     params = jax.device_put(params, jax.devices()[0])
-    batches = pipeline.eval_batches(source, batch_size=_GROUP, image_size=preprocess.resize_size)
+    batches = pipeline.eval_batches(source, batch_size=_GROUP, resize_size=preprocess.resize_size)
     records: np.ndarray | None = None
     with progress.bar(len(source), "image", "convolutions, once") as bar:
         for batch in batches:

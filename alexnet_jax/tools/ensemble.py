@@ -21,6 +21,7 @@ from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import write_text
 from alexnet_jax.data import image_files, sources, tars
+from alexnet_jax.data.folders import FileSource
 from alexnet_jax.data.sources import Source
 from alexnet_jax.tools import predictions
 from alexnet_jax.tools.predictions import UNKNOWN, Predictions
@@ -32,7 +33,7 @@ TOP = 5  # labels a line of a submission
 def unlabelled(paths: Sequence[str], class_ids: tuple[str, ...]) -> Source:
     """Image files of which nobody says what they are, in the order of their names, as a source."""
     names = sorted(image_files.find(paths), key=lambda name: (pathlib.PurePath(name).name, name))
-    return sources.FileSource(
+    return FileSource(
         root="",
         paths=names,
         labels=np.full(len(names), UNKNOWN, np.int32),

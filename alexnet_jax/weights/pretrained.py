@@ -6,7 +6,6 @@ maps channel by channel. Ours has columns in front and channels last (`to_params
 """
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -23,6 +22,7 @@ import safetensors.numpy
 
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing, write_npz, write_text
+from alexnet_jax.data.classes import imagenet_classes
 from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
 from alexnet_jax.model import VARIANTS, AlexNet, create_model, param_shapes
 from alexnet_jax.run import checkpoint
@@ -44,7 +44,6 @@ _CONVOLUTIONS, _DENSE = LAYERS[:5], LAYERS[5:]
 _WRAPPERS = {"module", "model", "_orig_mod"}  # what DataParallel, trainers and torch.compile put around names
 DESCRIPTION = "net.json"  # of a workdir
 _OWN = "alexnet_jax"  # where our files keep a description of the net beside its weights
-_IMAGENET_CLASSES = pathlib.Path(__file__).parents[1] / "data" / "imagenet2012" / "class_names.txt"
 
 Layers = dict[str, tuple[Any, Any]]  # by layer, weight and bias: arrays, or tensors still in their file
 
@@ -134,13 +133,6 @@ def complete(model: AlexNet, variables: dict[str, Any], image_size: int, seed: i
     """`variables` with the layers that they lack, initialised as the net's own."""
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)))["params"])
     return {"params": {**init(jax.random.key(seed)), **variables["params"]}}
-
-
-@functools.cache
-def imagenet_classes() -> tuple[tuple[str, str], ...]:
-    """WordNet id and names of ImageNet's 1000 classes in the order of their labels (sorted by id)."""
-    lines = _IMAGENET_CLASSES.read_text(encoding="utf-8").splitlines()
-    return tuple((line[:9], line[10:]) for line in lines)
 
 
 # --- Between the layouts --------------------------------------------------------------------------------

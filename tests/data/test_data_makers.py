@@ -1,4 +1,4 @@
-"""The scripts that made the data which comes with the program."""
+"""The scripts that made the data shipped with the package."""
 
 import gzip
 import hashlib
@@ -17,7 +17,7 @@ def write_idx(path: pathlib.Path, values: np.ndarray) -> None:
     path.write_bytes(gzip.compress(header + values.tobytes()))
 
 
-def test_fashion_mnist_is_balanced_and_made_the_same_each_time(tmp_path, monkeypatch):
+def test_fashion_mnist_is_balanced_and_reproducible(tmp_path, monkeypatch):
     monkeypatch.setattr(make_fashion_mnist, "SPLITS", {"train": ("train", 3), "test": ("t10k", 1)})
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (100, 28, 28), np.uint8), (np.arange(100) % 10).astype(np.uint8)
@@ -37,7 +37,7 @@ def test_fashion_mnist_is_balanced_and_made_the_same_each_time(tmp_path, monkeyp
     np.testing.assert_allclose(source.statistics.mean_image[..., 1], images[:30].mean(axis=0), rtol=1e-6)
 
 
-def test_fashion_mnist_without_its_files(tmp_path):
+def test_fashion_mnist_without_idx_files(tmp_path):
     with pytest.raises(UserError, match=r"--idx_dir: no train-images-idx3-ubyte or .*\.gz in"):
         make_fashion_mnist.make(tmp_path, tmp_path / "out")
 

@@ -1,4 +1,4 @@
-"""The catalogue: what becomes of every sort of image, and agreement with Pillow's plain resize and crop."""
+"""Decoding: a catalogue of all sorts of images, and agreement with Pillow's plain resize and crop."""
 
 import io
 import itertools
@@ -18,7 +18,7 @@ from alexnet_jax.run import logs
 from configs import default
 from tests import peak, tiny
 
-# pytest undoes the filter that images.py sets.
+# pytest undoes the filter that decode.py sets.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
 SIZE = 32
@@ -37,12 +37,12 @@ def encode(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
 
 
 def plain(image: Image.Image, size: int = SIZE) -> np.ndarray:
-    """The paper's words in Pillow's: shorter side to `size`, antialiased, then the central square."""
+    """The paper's description in Pillow: shorter side to `size`, antialiased, then the central square."""
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
-    whole = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(whole.crop((left, top, left + size, top + size)))
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 def sixteen_bits(image: Image.Image) -> bytes:
@@ -51,7 +51,7 @@ def sixteen_bits(image: Image.Image) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has next to no pixels."""
+    """A PNG whose header claims a size that its pixel data does not have."""
     header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 0])
     body = zlib.compress(b"\0" * 100)
     parts = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
@@ -69,7 +69,7 @@ GREY = PHOTO.convert("L").convert("RGB")
 HALF_CLEAR = PHOTO.convert("RGBA")
 HALF_CLEAR.putalpha(Image.linear_gradient("L").resize(PHOTO.size))
 
-# name: (bytes, the image they must give or BAD, the mean difference allowed in grey levels)
+# name: (bytes, expected image or BAD, mean difference allowed in grey levels)
 CATALOGUE: dict[str, tuple[bytes, Image.Image | None, float]] = {
     "jpeg": (JPEG, PHOTO, 1),
     "progressive jpeg": (encode(PHOTO, quality=95, progressive=True), PHOTO, 1),
@@ -169,13 +169,13 @@ def test_the_catalogue_is_long_enough():
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_catalogue(name, tmp_path):
     data, image, tolerance = CATALOGUE[name]
-    # Through the whole pipeline, under a name that lies about the format, between two good images.
+    # Through the complete pipeline, with a suffix of the wrong format, between two good images.
     for folder, content in {"a/0.JPEG": JPEG, "a/1.JPEG": data, "b/0.JPEG": JPEG}.items():
         path = tmp_path / "train" / folder
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     source = sources.open_source(f"folder:{tmp_path}", "train")
-    (batch,) = pipeline.eval_batches(source, batch_size=3, image_size=SIZE)
+    (batch,) = pipeline.eval_batches(source, batch_size=3, resize_size=SIZE)
     assert batch["label"].tolist() == [0, 0, 1]
     np.testing.assert_array_equal(batch["image"][0], batch["image"][2])
     if image is BAD:
@@ -203,7 +203,7 @@ WITHOUT_DRAFT = "JpegImagePlugin.JpegImageFile.draft = lambda *arguments: None"
 
 
 def decoded(path: pathlib.Path, change: str = "") -> tuple[bool, int]:
-    """Whether a new process takes a file for a bad image, and the kilobytes that this needs."""
+    """Whether a new process rejects an image file, and the kilobytes that this takes."""
     bad, kilobytes = peak.said_by(DECODE.format(change=change), path)
     return bad == "True", int(kilobytes)
 
@@ -214,7 +214,7 @@ def test_a_huge_image_takes_bounded_memory(name, side, tmp_path):
     Image.new("L", (side, side), 128).save(tmp_path / name, quality=10)
     bad, kilobytes = decoded(tmp_path / name)
     assert bad and kilobytes < 50_000
-    if side < 15_000:  # a larger one Pillow itself refuses
+    if side < 15_000:  # Pillow itself refuses a larger one
         bad, kilobytes = decoded(tmp_path / name, WITHOUT_A_LIMIT)
         assert not bad and kilobytes > 50_000
 
@@ -223,17 +223,17 @@ def test_a_huge_image_takes_bounded_memory(name, side, tmp_path):
 def test_the_largest_photograph_takes_bounded_memory(tmp_path):
     path = tmp_path / "large.jpg"
     path.write_bytes(encode(photograph(9_900, 9_900), quality=50))
-    # Decoded at an eighth of its sides it is 6 MB; the whole takes four bytes a pixel.
+    # Decoded at an eighth of its sides it takes 6 MB; at full size four bytes a pixel.
     bad, kilobytes = decoded(path)
     assert not bad and kilobytes < 100_000
     bad, kilobytes = decoded(path, WITHOUT_DRAFT)
     assert not bad and kilobytes > 100_000
 
 
-def test_large_images_are_pillows():
+def test_pillow_decodes_large_images():
     for size in [(300, 60_000), (1_100, 1_030)]:
         data = encode(photograph(*size), quality=50)
-        assert decode._photograph(data, 256) is None
+        assert decode._decode_jpeg(data, 256) is None
         assert decode.decode_square(data, 256) is not None
 
 
@@ -250,7 +250,7 @@ def test_agrees_with_plain_resize_and_crop(width, height, simd, monkeypatch):
 
 
 def both_decoders(data: bytes, size: int, monkeypatch) -> list[np.ndarray | None]:
-    """By simplejpeg where it takes the image, and by Pillow alone."""
+    """Decoded with simplejpeg if it accepts the image, and with Pillow only."""
     ways = [decode.decode_square(data, size)]
     with monkeypatch.context() as without:
         without.setattr(decode, "simplejpeg", None)
@@ -275,7 +275,7 @@ def test_both_decoders_give_the_same_pixels(options, simd, monkeypatch):
     for (width, height), mode in itertools.product(sizes, ("RGB", "L")):
         data = encode(photograph(width, height).convert(mode), **options)
         by_pillow = min(width, height) >= 4 * SIZE or (mode == "RGB" and "keep_rgb" in options)
-        assert (decode._photograph(data, SIZE) is None) == by_pillow
+        assert (decode._decode_jpeg(data, SIZE) is None) == by_pillow
         fast, plain = both_decoders(data, SIZE, monkeypatch)
         assert fast is not None and plain is not None
         np.testing.assert_array_equal(fast, plain, err_msg=f"{width} x {height}, {mode}")
@@ -283,7 +283,7 @@ def test_both_decoders_give_the_same_pixels(options, simd, monkeypatch):
 
 @needs_simplejpeg
 def test_both_decoders_have_the_same_bad_images(monkeypatch):
-    """Cut off at any place, and with any byte wrong."""
+    """Truncated at any byte, and with any byte changed."""
     data = encode(photograph(), quality=80)
     rng = np.random.default_rng(0)
     broken = [data[:n] for n in range(0, len(data), 17)]
@@ -299,8 +299,8 @@ def test_both_decoders_have_the_same_bad_images(monkeypatch):
     assert outcomes == {True, False}
 
 
-def test_any_size_can_be_cut():
-    # 1313 x 58 at 224 leaves a box that is 7e-15 pixels too high.
+def test_any_size_can_be_cropped():
+    # 1313 x 58 at 224 gives a box that is 7e-15 pixels too high.
     for width, height in [(1313, 58), *((w, 7 * w % 501 + 1) for w in range(1, 1400, 3))]:
         square = decode.central_square(Image.new("RGB", (width, height), (9, 99, 199)), 224)
         assert (square == (9, 99, 199)).all(), (width, height)
@@ -320,7 +320,7 @@ def test_agrees_with_pillow_on_photographs(real_data, monkeypatch):
 
 
 class TestFolders:
-    """What lies about in folders of images."""
+    """Odd files among the images of a folder."""
 
     @pytest.fixture
     def root(self, tmp_path) -> pathlib.Path:
@@ -336,20 +336,20 @@ class TestFolders:
 
     def weights(self, root: pathlib.Path) -> list[float]:
         source = sources.open_source(f"folder:{root}", "train")
-        (batch,) = pipeline.eval_batches(source, batch_size=len(source), image_size=SIZE)
+        (batch,) = pipeline.eval_batches(source, batch_size=len(source), resize_size=SIZE)
         return batch["weight"].tolist()
 
-    def test_hidden_files_and_folders_are_passed_over(self, root):
+    def test_hidden_files_and_folders_are_skipped(self, root):
         for name in ("train/.DS_Store", "train/a/.hidden.jpg", "train/.git/x"):
             (root / name).parent.mkdir(exist_ok=True)
             (root / name).write_bytes(JPEG)
         assert self.names(root) == ["a/0.jpg", "b/0.jpg"]
 
-    def test_folders_among_the_images_are_passed_over(self, root):
+    def test_folders_among_the_images_are_skipped(self, root):
         (root / "train/a/more.jpg").mkdir()
         assert self.names(root) == ["a/0.jpg", "b/0.jpg"]
 
-    def test_a_file_among_the_classes_is_passed_over(self, root):
+    def test_a_file_among_the_classes_is_skipped(self, root):
         (root / "train/README.txt").write_text("classes")
         assert self.names(root) == ["a/0.jpg", "b/0.jpg"]
 
@@ -363,7 +363,7 @@ class TestFolders:
         assert self.names(root) == ["a/0.jpg", "a/1.jpg", "b/0.jpg", "c/0.jpg"]
         assert self.weights(root) == [1, 1, 1, 1]
 
-    def test_a_broken_symbolic_link_is_passed_over(self, root):
+    def test_a_broken_symbolic_link_is_skipped(self, root):
         (root / "train/a/1.jpg").symlink_to(root / "gone.jpg")
         assert self.names(root) == ["a/0.jpg", "b/0.jpg"]
 
@@ -406,15 +406,14 @@ class TestFolders:
         assert source.description.endswith("in 3 classes (1 of them empty)")
 
     def test_an_unreadable_file_is_a_bad_image(self, root, monkeypatch):
-        # Permissions mean nothing to root, who may run the tests: a link to itself cannot be opened by
-        # anybody.
+        # A link to itself cannot be opened by anybody; root, who may run the tests, ignores permissions.
         source = sources.open_source(f"folder:{root}", "train")
         (root / "train/a/0.jpg").unlink()
         (root / "train/a/0.jpg").symlink_to("0.jpg")
         assert source.read(np.arange(2))[0] == [b"", JPEG]
 
 
-NOT_FOUND = "ants/imageNotFound.gif"  # a picture that says so, of the right format
+NOT_FOUND = "ants/imageNotFound.gif"  # a placeholder picture in the right format
 
 
 @pytest.fixture
@@ -424,7 +423,7 @@ def hymenoptera(real_data) -> pathlib.Path:
 
 def bad_names(root: pathlib.Path, split: str) -> list[str]:
     source = sources.open_source(f"folder:{root}", split)
-    batches = list(pipeline.eval_batches(source, batch_size=64, image_size=64))
+    batches = list(pipeline.eval_batches(source, batch_size=64, resize_size=64))
     index, weight = (np.concatenate([batch[key] for batch in batches]) for key in ("index", "weight"))
     assert sorted(index[index >= 0]) == list(range(len(source)))
     return [source.name(i) for i in index[(index >= 0) & (weight == 0)].tolist()]
@@ -432,7 +431,7 @@ def bad_names(root: pathlib.Path, split: str) -> list[str]:
 
 @pytest.fixture
 def with_a_bad_image(hymenoptera, tmp_path) -> pathlib.Path:
-    """Links to the photographs, and one image that was cut off."""
+    """Links to the photographs, and one truncated image."""
     root = tmp_path / "hymenoptera"
     for split, theirs in (("train", "train"), ("test", "val")):
         for path in (hymenoptera / theirs).glob("*/*"):
@@ -446,7 +445,7 @@ def with_a_bad_image(hymenoptera, tmp_path) -> pathlib.Path:
     return root
 
 
-def test_hymenoptera_as_it_is(hymenoptera):
+def test_hymenoptera_unchanged(hymenoptera):
     for split, count in (("train", 245), ("test", 153)):
         source = sources.open_source(f"folder:{hymenoptera}", split)
         assert len(source) == count and source.class_names == ("ants", "bees")

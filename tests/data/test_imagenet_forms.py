@@ -1,4 +1,4 @@
-"""ImageNet in every form: the same labels, names and pixels, whichever way it comes in."""
+"""ImageNet from every kind of source: the same labels, names and pixels."""
 
 import io
 import json
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import pipeline, prepare, sources
+from alexnet_jax.data import pipeline, prepare, records, sources
 from tests import imagenet_forms
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -20,7 +20,7 @@ tfds = pytest.importorskip("tensorflow_datasets")
 
 @pytest.fixture(scope="module")
 def official() -> tuple[list[str], list[str]]:
-    """Synsets, and the official classes of the first validation images, which TFDS knows by heart."""
+    """Synsets, and the official classes of the first validation images, which TFDS contains."""
     import tensorflow_datasets.datasets.imagenet2012 as module
 
     lists = pathlib.Path(module.__path__[0])
@@ -38,7 +38,7 @@ def forms(official, tmp_path_factory) -> imagenet_forms.Forms:
 
 @pytest.fixture(scope="module")
 def real_forms(real_data, official, tmp_path_factory) -> imagenet_forms.Forms:
-    """Of real photographs, under the labels of their places: TFDS knows a validation image by its place."""
+    """Forms of real photographs, with labels by position: TFDS labels validation images by position."""
     ids, truth = official
     paths = sorted((real_data / "imagenet_samples").rglob("*.JPEG"))[: number_of_images(ids, truth)]
     images = [path.read_bytes() for path in paths]
@@ -52,10 +52,10 @@ def either_forms(request) -> imagenet_forms.Forms:
 
 @pytest.fixture(scope="module")
 def tfds_dir(forms) -> pathlib.Path:
-    """Where TFDS has made its set of the small tars."""
+    """The directory in which TFDS prepared the small tars."""
     data_dir = forms.root / "tfds"
     with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(sources.TFDS_SIZES, "imagenet2012")
+        patch.delitem(records.TFDS_SIZES, "imagenet2012")
         sources.open_source("tfds:imagenet2012", "train", data_dir=str(data_dir))
     return data_dir
 
@@ -67,7 +67,7 @@ def number_of_images(ids: list[str], truth: list[str]) -> int:
 def everything(source: sources.Source) -> dict[str, tuple[str, bytes]]:
     """Class id and pixels by file name."""
     found = {}
-    for batch in pipeline.eval_batches(source, batch_size=16, image_size=256):
+    for batch in pipeline.eval_batches(source, batch_size=16, resize_size=256):
         for image, label, weight, index in zip(*batch.values(), strict=True):
             if index >= 0:
                 assert weight == 1
@@ -81,7 +81,7 @@ def test_every_form_gives_the_same_labels_and_pixels(either_forms, split, monkey
     forms = either_forms
     images = forms.train if split == "train" else forms.val
     monkeypatch.setitem(
-        sources.TFDS_SIZES, "imagenet2012", {"train": len(forms.train), "validation": len(forms.val)}
+        records.TFDS_SIZES, "imagenet2012", {"train": len(forms.train), "validation": len(forms.val)}
     )
     results = {}
     for form in ("folder", "kaggle", "tars", "tfds"):
@@ -109,7 +109,7 @@ def test_names_travel_with_the_labels(forms):
 def test_prepared_records_hold_the_same_images(either_forms):
     forms = either_forms
     out = forms.root / "prepared"
-    prepare.prepare(f"tars:{forms.root / 'tars'}", out, image_size=256, shard_examples=25)
+    prepare.prepare(f"tars:{forms.root / 'tars'}", out, resize_size=256, shard_examples=25)
     for split, images in (("train", forms.train), ("test", forms.val)):
         original = sources.open_source(f"tars:{forms.root / 'tars'}", split)
         source = sources.open_source(f"prepared:{out}", split)
@@ -122,7 +122,7 @@ def test_prepared_records_hold_the_same_images(either_forms):
 
 
 def after_jpeg(pixels: bytes) -> bytes:
-    """What a JPEG at quality 95 leaves of the pixels of a square of 256."""
+    """The pixels of a 256 x 256 square after JPEG compression at quality 95."""
     out = io.BytesIO()
     Image.frombytes("RGB", (256, 256), pixels).save(out, "JPEG", quality=95)
     return Image.open(out).tobytes()
@@ -135,7 +135,7 @@ def test_tfds_set_with_a_missing_or_short_tar_is_refused(forms, tfds_dir):
 
 
 def test_tfds_set_without_a_split(tfds_dir, tmp_path):
-    # Some versions of TFDS leave out a split whose tar is missing, with no more than a warning.
+    # Some versions of TFDS only warn when they drop a split whose tar is missing.
     shutil.copytree(tfds_dir / "imagenet2012", tmp_path / "imagenet2012")
     (path,) = tmp_path.rglob("dataset_info.json")
     info = json.loads(path.read_text())
@@ -149,16 +149,16 @@ def test_tfds_names_the_tar_that_is_missing(forms, tmp_path):
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
     os.link(forms.root / "tars" / "ILSVRC2012_img_train.tar", manual / "ILSVRC2012_img_train.tar")
-    with pytest.raises(UserError, match=r"could not make it ready .*ILSVRC2012_img_val\.tar"):
+    with pytest.raises(UserError, match=r"could not prepare it .*ILSVRC2012_img_val\.tar"):
         sources.open_source("tfds:imagenet2012", "test", data_dir=str(tmp_path))
 
 
-def test_tfds_without_any_tar_says_what_to_fetch(tmp_path):
-    with pytest.raises(UserError, match=r"tfds:imagenet2012: TFDS could not make it ready"):
+def test_tfds_without_any_tar(tmp_path):
+    with pytest.raises(UserError, match=r"tfds:imagenet2012: TFDS could not prepare it"):
         sources.open_source("tfds:imagenet2012", "train", data_dir=str(tmp_path))
 
 
-def test_tfrecord_sets_are_read_at_random_too(forms):
+def test_tfrecord_sets_have_random_access(forms):
     data_dir = forms.root / "tfds_tfrecord"
     shutil.copytree(forms.root / "folder", data_dir / "images")
     folder = tfds.ImageFolder(str(data_dir / "images"))
@@ -184,7 +184,7 @@ def test_tfrecord_sets_are_read_at_random_too(forms):
 
 
 class TestWrongTars:
-    """What is said of tars that are not whole, or of a kit that does not fit."""
+    """Errors for incomplete tars, or for a development kit that does not match."""
 
     @pytest.fixture
     def tars(self, forms, tmp_path) -> pathlib.Path:
@@ -205,7 +205,7 @@ class TestWrongTars:
 
     @pytest.mark.parametrize("tail", [0, 2 << 20])
     def test_train_tar_cut_short_between_two_files(self, tail, tars):
-        # So does a broken download end, or one whose room was taken beforehand.
+        # As an interrupted download leaves it, or one into preallocated space.
         path = tars / "ILSVRC2012_img_train.tar"
         with tarfile.open(path) as tar:
             last = tar.getmembers()[-1].offset
@@ -240,7 +240,7 @@ class TestWrongTars:
     def test_ground_truth_of_another_class(self, tars, forms):
         truth = ["n99999999", *forms.truth[1:]]
         (tars / "ILSVRC2012_validation_ground_truth.txt").write_text("\n".join(truth))
-        self.refused(tars, "test", "has class n99999999, which the training tar has not")
+        self.refused(tars, "test", "has class n99999999, which the training tar does not have")
 
     def test_loose_ground_truth_may_be_wordnet_ids(self, tars, forms):
         (tars / "ILSVRC2012_validation_ground_truth.txt").write_text("\n".join(forms.truth))
@@ -258,8 +258,8 @@ def test_tars_of_2010_have_their_own_names(forms, tmp_path):
     assert source.description.startswith("ILSVRC2010_images_test.tar: 20 images")
 
 
-# ILSVRC-2010 made small: the kit's numbers of the classes, in no order of the ids, and of the synsets above
-# them; the ground truth in those numbers; and the labels that follow.
+# A small ILSVRC-2010: the kit's numbers of the classes (not in id order) and of the synsets above them, the
+# ground truth in those numbers, and the labels that follow from them.
 CLASSES_2010 = {"n02119789": 1, "n01440764": 2, "n03126707": 3}
 ABOVE_2010 = {"n00001740": 4, "n02512053": 5}
 TRUTH_2010 = {"val": [3, 1, 2, 3], "test": [2, 3, 3, 1, 2]}
@@ -292,7 +292,7 @@ class TestTarsOf2010:
         train = {f"{i}.tar": tar(backwards("train", i)) for i in CLASSES_2010}
         write(tmp_path / "ILSVRC2010_images_train.tar", tar(train))
         write(tmp_path / "ILSVRC2010_images_val.tar", tar(backwards("val", "")))
-        # A tar may hold its folder, too.
+        # A tar may contain its folder too.
         within = {f"test/{name}": data for name, data in backwards("test", "").items()}
         write(tmp_path / "ILSVRC2010_images_test.tar", tar({"test/": b"", **within}))
         truth = {split: "".join(f"{n}\n" for n in numbers).encode() for split, numbers in TRUTH_2010.items()}
@@ -322,12 +322,12 @@ class TestTarsOf2010:
 
     def test_a_synset_above_the_classes_is_no_label(self, tars):
         (tars / "ILSVRC2010_test_ground_truth.txt").write_text("2\n3\n4\n1\n2\n")
-        with pytest.raises(UserError, match="has class 4, which the training tar has not"):
+        with pytest.raises(UserError, match="has class 4, which the training tar does not have"):
             sources.open_source(f"tars:{tars}", "test")
 
 
 class TestWrongKaggle:
-    """What is said of Kaggle's archive when a part of it is missing."""
+    """Errors when a part of Kaggle's archive is missing."""
 
     @pytest.fixture
     def kaggle(self, forms, tmp_path) -> pathlib.Path:
@@ -360,7 +360,7 @@ class TestWrongKaggle:
         with pytest.raises(UserError, match=r"LOC_val_solution\.csv .*cut short, so fetch it again"):
             sources.open_source(f"kaggle:{kaggle}", "test")
 
-    def test_the_inner_folder_will_do(self, kaggle):
+    def test_the_inner_folder_works_too(self, kaggle):
         assert len(sources.open_source(f"kaggle:{kaggle / 'ILSVRC'}", "test")) == imagenet_forms.VALIDATION
 
     def test_a_missing_validation_image_is_a_bad_image(self, kaggle):

@@ -1,4 +1,4 @@
-"""The order of examples, the batches made of it, and what becomes of each image."""
+"""The order of examples, and the batches made of them."""
 
 import io
 import itertools
@@ -18,8 +18,7 @@ from PIL import Image
 from alexnet_jax import columns, evaluate, steps, train
 from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import decode as images
-from alexnet_jax.data import pipeline, records, sources
+from alexnet_jax.data import decode, pipeline, record_files, records, sources, tfds_metadata
 from alexnet_jax.run import logs
 from tests import peak
 
@@ -50,7 +49,7 @@ def png(level: int) -> bytes:
 
 @pytest.fixture(params=["tf.data", "threads"])
 def engine(request, monkeypatch):
-    """Both ways of reading ahead, whatever the source."""
+    """Both engines, for any source."""
     if request.param == "tf.data":
         monkeypatch.setattr(pipeline, "_ahead_by_threads", pipeline._ahead_by_tf_data)
 
@@ -61,7 +60,7 @@ def take(batches, count: int) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def test_epoch_order_is_a_permutation_and_is_fixed_for_good():
+def test_epoch_order_is_a_permutation_that_never_changes():
     order = pipeline.epoch_order(1000, seed=3, epoch=7)
     assert sorted(order) == list(range(1000))
     assert pipeline.epoch_order(10, seed=0, epoch=0).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
@@ -80,14 +79,14 @@ def test_epoch_order_is_uniform():
 
 
 @pytest.mark.parametrize("batch_size", [3, 10, 25])
-def test_batches_are_the_endless_row_of_epochs(batch_size):
+def test_batches_are_the_concatenation_of_epochs(batch_size):
     row = np.concatenate([pipeline.epoch_order(10, 5, epoch) for epoch in range(9)])
     got = [pipeline.batch_indices(step, 10, batch_size, 5) for step in range(3)]
     np.testing.assert_array_equal(np.concatenate(got), row[: 3 * batch_size])
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_train_batches_do_not_depend_on_the_number_of_hosts_nor_on_the_start(hosts, engine):
+def test_train_batches_depend_neither_on_the_number_of_hosts_nor_on_the_start(hosts, engine):
     source, steps, start = Numbered(50), 19, 8  # three epochs of 50, and a start in the middle of the second
     expected = np.stack([pipeline.batch_indices(step, 50, 8, 1) for step in range(steps)])
     assert np.bincount(np.concatenate(expected)[:150], minlength=50).tolist() == [3] * 50
@@ -97,7 +96,7 @@ def test_train_batches_do_not_depend_on_the_number_of_hosts_nor_on_the_start(hos
                 pipeline.train_batches(
                     source,
                     batch_size=8,
-                    image_size=4,
+                    resize_size=4,
                     seed=1,
                     start_step=first,
                     host_index=h,
@@ -112,7 +111,7 @@ def test_train_batches_do_not_depend_on_the_number_of_hosts_nor_on_the_start(hos
 
 
 def test_a_batch_holds_the_images_of_its_indices(engine):
-    (batch,) = take(pipeline.train_batches(Numbered(100), batch_size=40, image_size=4, seed=0), 1)
+    (batch,) = take(pipeline.train_batches(Numbered(100), batch_size=40, resize_size=4, seed=0), 1)
     assert batch["image"].shape == (40, 4, 4, 3) and batch["image"].dtype == np.uint8
     np.testing.assert_array_equal(batch["image"][:, 1, 2, 0], batch["index"])
     np.testing.assert_array_equal(batch["label"], batch["index"])
@@ -124,7 +123,7 @@ def test_eval_batches_have_every_example_once(batch_size, hosts, engine):
     parts = [
         list(
             pipeline.eval_batches(
-                Numbered(21, bad=(5,)), batch_size=batch_size, image_size=2, host_index=h, host_count=hosts
+                Numbered(21, bad=(5,)), batch_size=batch_size, resize_size=2, host_index=h, host_count=hosts
             )
         )
         for h in range(hosts)
@@ -137,15 +136,15 @@ def test_eval_batches_have_every_example_once(batch_size, hosts, engine):
     assert weight.sum() == 20
 
 
-def test_a_bad_image_keeps_its_place_and_counts_nothing(engine):
-    (batch,) = take(pipeline.eval_batches(Numbered(8, bad=(2, 7)), batch_size=8, image_size=4), 1)
+def test_a_bad_image_keeps_its_place_and_has_weight_0(engine):
+    (batch,) = take(pipeline.eval_batches(Numbered(8, bad=(2, 7)), batch_size=8, resize_size=4), 1)
     assert batch["weight"].tolist() == [1, 1, 0, 1, 1, 1, 1, 0]
     assert batch["image"][2].max() == 0 and batch["label"][2] == 2
 
 
-def test_batch_size_that_the_hosts_cannot_share():
+def test_batch_size_that_the_hosts_do_not_divide():
     with pytest.raises(UserError, match=r"data\.batch_size: 6 .* 4 hosts"):
-        next(pipeline.train_batches(Numbered(9), batch_size=6, image_size=4, seed=0, host_count=4))
+        next(pipeline.train_batches(Numbered(9), batch_size=6, resize_size=4, seed=0, host_count=4))
 
 
 def test_an_error_of_the_source_reaches_the_reader(engine):
@@ -154,12 +153,12 @@ def test_an_error_of_the_source_reaches_the_reader(engine):
             raise OSError("disk gone")
 
     with pytest.raises(OSError, match="disk gone"):
-        next(pipeline.eval_batches(Broken(4), batch_size=2, image_size=4))
+        next(pipeline.eval_batches(Broken(4), batch_size=2, resize_size=4))
 
 
 def test_embedded_set_through_the_pipeline():
     source = sources.open_source("embedded", "test")
-    batches = list(pipeline.eval_batches(source, batch_size=512, image_size=28))
+    batches = list(pipeline.eval_batches(source, batch_size=512, resize_size=28))
     images = np.concatenate([b["image"][b["weight"] > 0] for b in batches])
     assert images.shape == (2000, 28, 28, 3)
     assert 70 < images.mean() < 76  # Fashion-MNIST's mean grey is 72.9
@@ -174,35 +173,37 @@ def test_embedded_set_through_the_pipeline():
         (False, True, 8, "_ahead_by_threads"),
     ],
 )
-def test_tf_data_has_prepared_squares_where_there_is_no_fast_decoder(
+def test_tf_data_decodes_prepared_squares_without_simplejpeg(
     decoder, tensorflow, size, way, tmp_path, monkeypatch
 ):
-    source = prepared(tmp_path, [records.encode_example({"image": jpeg(0), "label": 0, "file_name": b"x"})])
-    monkeypatch.setattr(images, "simplejpeg", (images.simplejpeg or object()) if decoder else None)
+    source = prepared(
+        tmp_path, [record_files.encode_example({"image": jpeg(0), "label": 0, "file_name": b"x"})]
+    )
+    monkeypatch.setattr(decode, "simplejpeg", (decode.simplejpeg or object()) if decoder else None)
     monkeypatch.setattr(host, "has_tensorflow", lambda: tensorflow)
-    (batch,) = pipeline.eval_batches(source, batch_size=1, image_size=size)
+    (batch,) = pipeline.eval_batches(source, batch_size=1, resize_size=size)
     assert batch["weight"] == [1]
-    batches = pipeline.eval_batches(source, batch_size=1, image_size=size)
+    batches = pipeline.eval_batches(source, batch_size=1, resize_size=size)
     assert batches.gi_code.co_name == way  # type: ignore[attr-defined]
     batches.close()
 
 
 def test_no_batches_of_no_examples(engine):
-    assert list(pipeline.eval_batches(Numbered(0), batch_size=4, image_size=2)) == []
+    assert list(pipeline.eval_batches(Numbered(0), batch_size=4, resize_size=2)) == []
 
 
 PROGRAM = """
 import sys
 from alexnet_jax.data import pipeline, sources
 source = sources.open_source("embedded", "train")
-batches = pipeline.train_batches(source, batch_size=64, image_size=64, seed=0)
+batches = pipeline.train_batches(source, batch_size=64, resize_size=64, seed=0)
 print(next(batches)["weight"].sum())
 {end}
 """
 
 
 @pytest.mark.parametrize("end", ["batches.close()", "sys.exit(75)", "raise KeyboardInterrupt"])
-def test_a_program_ends_while_batches_are_in_the_making(end):
+def test_a_program_ends_while_batches_are_being_decoded(end):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(end=end)], capture_output=True, text=True, timeout=60
     )
@@ -229,7 +230,7 @@ class Many:
 
 def first_batch(count, start_step):
     batches = pipeline.train_batches(
-        Many(count), batch_size=128, image_size=8, seed=1, start_step=start_step
+        Many(count), batch_size=128, resize_size=8, seed=1, start_step=start_step
     )
     batch = next(batches)
     batches.close()
@@ -245,7 +246,7 @@ print(time.monotonic() - began, peak.kilobytes() - before)
 assert 0 <= indices.min() and indices.max() < count and len(set(indices)) == 128
 """
 START_KILOBYTES = 300_000
-# The order as Python's numbers, which take 36 bytes each.
+# The order as Python integers, which take 36 bytes each.
 AS_A_LIST = """
 order = pipeline.epoch_order
 pipeline.epoch_order = lambda *epoch: np.array(order(*epoch).tolist())
@@ -253,7 +254,7 @@ pipeline.epoch_order = lambda *epoch: np.array(order(*epoch).tolist())
 
 
 def start(count: int, epoch: float, change: str = "") -> tuple[float, float]:
-    """The seconds and kilobytes that the first batch takes in a new process."""
+    """Seconds and kilobytes of the first batch in a new process."""
     program = START.format(image=repr(png(7)), change=change)
     seconds, kilobytes = map(float, peak.said_by(program, count, int(epoch * count / 128)))
     return seconds, kilobytes
@@ -262,18 +263,18 @@ def start(count: int, epoch: float, change: str = "") -> tuple[float, float]:
 @peak.needed
 @pytest.mark.parametrize("count", [1_281_167, 15_000_000])
 @pytest.mark.parametrize("epoch", [0, 7.5])
-def test_imagenet_starts_at_once_anywhere_and_in_little_memory(count, epoch):
+def test_imagenet_starts_at_any_step_in_little_time_and_memory(count, epoch):
     seconds, kilobytes = start(count, epoch)
     assert seconds < 5 and kilobytes < START_KILOBYTES
 
 
 @peak.needed
-def test_a_start_that_takes_much_memory_is_seen():
+def test_a_start_that_takes_much_memory_is_detected():
     assert start(15_000_000, 0, AS_A_LIST)[1] > START_KILOBYTES
 
 
 class Disk(Numbered):
-    """Reads one request after the other, each so many seconds long."""
+    """Serves one request at a time, each in `seconds`."""
 
     def __init__(self, count: int, seconds: float) -> None:
         super().__init__(count)
@@ -286,7 +287,7 @@ class Disk(Numbered):
 
 
 class Step:
-    """What a step gives that takes so many seconds."""
+    """The result of a step that takes `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
@@ -304,23 +305,23 @@ class Step:
     [(0.0, 0.3, 0.0, 0.0), (0.2, 0.02, 0.5, 3.0)],
     ids=["fast", "slow"],
 )
-def test_a_slow_source_is_seen_in_the_wait_for_input(read_seconds, step_seconds, least, most):
+def test_a_slow_source_shows_in_the_wait_for_input(read_seconds, step_seconds, least, most):
     mesh, source = columns.make_mesh(1, 1), Disk(100, read_seconds)
-    host = pipeline.train_batches(source, batch_size=8, image_size=4, seed=0)
+    host = pipeline.train_batches(source, batch_size=8, resize_size=4, seed=0)
     in_flight = steps.InFlight(mesh)
     run, log = types.SimpleNamespace(mesh=mesh, source=source), logs.NoLog("here")
     batches = train.TrainingBatches(run, log, host, in_flight)
-    for step in range(5):  # as the loop of train.py, but for the step
+    for step in range(5):  # as in train.py, except for the step
         next(batches)
         in_flight.make_room()
         in_flight.add(Step(step_seconds))
-        if step == 0:  # the loop forgets the first wait, with the compiler's time
+        if step == 0:  # the loop leaves out the first wait, which includes compilation
             batches.wait_seconds = 0.0
     host.close()
     assert least <= batches.wait_seconds <= most
 
 
-def test_the_next_batch_is_on_the_devices_before_it_is_asked_for(monkeypatch):
+def test_the_next_batch_is_on_the_devices_ahead_of_time(monkeypatch):
     mesh, taken, placed = columns.make_mesh(2, 1), [], []
     place = jax.make_array_from_process_local_data
 
@@ -329,7 +330,7 @@ def test_the_next_batch_is_on_the_devices_before_it_is_asked_for(monkeypatch):
         return placed[-1]
 
     def batches():
-        for batch in pipeline.eval_batches(Numbered(32), batch_size=8, image_size=4):
+        for batch in pipeline.eval_batches(Numbered(32), batch_size=8, resize_size=4):
             taken.append(batch)
             yield batch
 
@@ -338,8 +339,10 @@ def test_the_next_batch_is_on_the_devices_before_it_is_asked_for(monkeypatch):
     assert not taken
     for n in range(4):
         host, batch = next(ahead)
-        its, following = placed[n * arrays : (n + 1) * arrays], placed[(n + 1) * arrays :]
-        assert host is taken[n] and all(one is other for one, other in zip(batch.values(), its, strict=True))
+        current, following = placed[n * arrays : (n + 1) * arrays], placed[(n + 1) * arrays :]
+        assert host is taken[n] and all(
+            one is other for one, other in zip(batch.values(), current, strict=True)
+        )
         np.testing.assert_array_equal(batch["label"], host["label"])
         if n < 3:  # one batch further, and no more than one
             assert len(taken) == n + 2 and len(following) == arrays
@@ -358,8 +361,8 @@ def jpeg(level: int, width: int = 16) -> bytes:
 
 def prepared(path: pathlib.Path, examples: list[bytes]) -> sources.Source:
     """Prepared records of 16 x 16."""
-    records.write_shard(records.shard_path(path, "small", "train", 0, 1), examples)
-    records.write_info(
+    record_files.write_shard(tfds_metadata.shard_path(path, "small", "train", 0, 1), examples)
+    tfds_metadata.write_metadata(
         path,
         name="small",
         shard_lengths={"train": [len(examples)]},
@@ -373,11 +376,11 @@ def prepared(path: pathlib.Path, examples: list[bytes]) -> sources.Source:
 
 
 def test_both_engines_give_the_same_bits_of_prepared_records(tmp_path):
-    # Square JPEGs take a way of their own through tf.data; a record that is none of them must not.
+    # tf.data decodes square JPEGs itself; any other record must take the common path.
     encoded = [jpeg(level) for level in range(70)]
     encoded[3], encoded[40], encoded[41], encoded[69] = encoded[3][:-30], b"", png(7), jpeg(9, width=24)
     examples = [
-        records.encode_example({"image": data, "label": i % 2, "file_name": b"x"})
+        record_files.encode_example({"image": data, "label": i % 2, "file_name": b"x"})
         for i, data in enumerate(encoded)
     ]
     examples[50] = b"\xff\xff"

@@ -1,4 +1,4 @@
-"""Prepared records: what is in them, their statistics, and going on after any stop."""
+"""Prepared records: their contents, their statistics, and resuming after any interruption."""
 
 import hashlib
 import io
@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import prepare, records, sources
+from alexnet_jax.data import prepare, sources, tfds_metadata
+from tests.data import tfds_metadata_of
 
 
 def make_folder(root: pathlib.Path, train: int, test: int) -> None:
@@ -39,7 +40,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def prepared(folder) -> pathlib.Path:
     out = folder.parent / "prepared"
-    assert prepare.prepare(f"folder:{folder}", out, image_size=32, shard_examples=25) == [
+    assert prepare.prepare(f"folder:{folder}", out, resize_size=32, shard_examples=25) == [
         "train/a/broken.jpg"
     ]
     return out
@@ -57,9 +58,7 @@ def digests(directory: pathlib.Path) -> dict[str, str]:
 
 
 def test_directories_are_read_as_tfds_reads_them(prepared):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    builder = tfds.builder_from_directory(prepared)
-    assert records.read_contents(prepared, "") == records.contents_of(builder, "")
+    assert tfds_metadata.read_metadata(prepared, "") == tfds_metadata_of.by_tfds(prepared)
 
 
 def test_counts_and_files(prepared):
@@ -105,11 +104,11 @@ def test_statistics_agree_with_numpy(prepared):
 
 
 def test_statistics_of_grey_images_have_one_direction():
-    from alexnet_jax.data.colour_sums import ColourSums
+    from alexnet_jax.data.statistics import ColourSums
 
     sums = ColourSums.zeros(8)
     for level in range(0, 250, 10):
-        sums.add(ColourSums.of(np.full((8, 8, 3), level, np.uint8)))
+        sums.add(ColourSums.of_image(np.full((8, 8, 3), level, np.uint8)))
     statistics = sums.statistics()
     assert statistics.pca_sqrt_eigenvalues[:2].tolist() == [0, 0]
     np.testing.assert_allclose(abs(statistics.pca_eigenvectors[:, 2]), 3**-0.5, rtol=1e-6)
@@ -127,23 +126,23 @@ def test_statistics_of_grey_images_have_one_direction():
         ({"source": "folder:nowhere", "out": "new"}, "nowhere does not exist"),
     ],
 )
-def test_what_it_refuses(prepared, folder, change, message):
+def test_errors(prepared, folder, change, message):
     given = {"source": f"folder:{folder}", "out": prepared} | change
     with pytest.raises(UserError, match=message):
         prepare.prepare(given.pop("source"), pathlib.Path(given.pop("out")), **given)
 
 
-def test_a_half_made_directory_is_no_source_and_is_bound_to_its_settings(folder, tmp_path, monkeypatch):
+def test_an_unfinished_directory_is_no_source_and_bound_to_its_settings(folder, tmp_path, monkeypatch):
     out = tmp_path / "set"
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            prepare.prepare(f"folder:{folder}", out, image_size=32, shard_examples=25)
+            prepare.prepare(f"folder:{folder}", out, resize_size=32, shard_examples=25)
     for path in (out, tmp_path / "set.partial"):
         with pytest.raises(UserError):
             sources.open_source(f"prepared:{path}", "train")
     with pytest.raises(UserError, match="begun with other settings"):
-        prepare.prepare(f"folder:{folder}", out, image_size=33, shard_examples=25)
+        prepare.prepare(f"folder:{folder}", out, resize_size=33, shard_examples=25)
 
 
 def test_nothing_but_bad_images(tmp_path):
@@ -158,7 +157,7 @@ def test_nothing_but_bad_images(tmp_path):
 def command(folder: pathlib.Path, out: pathlib.Path) -> list[str]:
     return [
         *(sys.executable, "-m", "alexnet_jax.data.prepare", f"--source=folder:{folder}", f"--out={out}"),
-        *("--image_size=64", "--shard_examples=20"),
+        *("--resize_size=64", "--shard_examples=20"),
     ]
 
 
@@ -169,7 +168,7 @@ def test_command_line(folder, tmp_path):
     assert done.stdout.splitlines() == [
         "set: 60 train images in 2 classes",
         "set: 20 test images in 2 classes",
-        f"1 bad images were left out; {tmp_path}/set/bad_images.txt lists them. The first: {bad}",
+        f"1 bad images were left out, listed in {tmp_path}/set/bad_images.txt. The first: {bad}",
         f"To train on them: --config.data.source=prepared:{tmp_path / 'set'}",
     ]
     again = subprocess.run(command(folder, tmp_path / "set"), capture_output=True, text=True)
@@ -186,19 +185,19 @@ def test_main_in_this_process(folder, tmp_path, monkeypatch, capsys):
         prepare.main(arguments)
     monkeypatch.setattr(prepare, "prepare", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert prepare.main(arguments) == 75
-    assert "goes on from here" in capsys.readouterr().err
+    assert "continues from here" in capsys.readouterr().err
 
 
 def test_killed_at_20_random_moments_it_ends_with_the_same_records(tmp_path):
     make_folder(tmp_path / "images", 1500, 300)
-    whole, killed = tmp_path / "whole" / "set", tmp_path / "killed" / "set"
-    for out in (whole, killed):
+    complete, killed = tmp_path / "complete" / "set", tmp_path / "killed" / "set"
+    for out in (complete, killed):
         out.parent.mkdir()
-    subprocess.run(command(tmp_path / "images", whole), check=True, capture_output=True)
+    subprocess.run(command(tmp_path / "images", complete), check=True, capture_output=True)
     moments = random.Random(0)
     for _ in range(20):
         process = subprocess.Popen(command(tmp_path / "images", killed), stdout=subprocess.DEVNULL)
-        # Somewhere within one of the next shards: of the 91, none to five are finished between two kills.
+        # At a random moment within one of the next shards: 0 to 5 of the 91 are finished between two kills.
         shards = finished(killed) + moments.randint(0, 5)
         while process.poll() is None and finished(killed) < shards:
             time.sleep(0.001)
@@ -207,36 +206,36 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_records(tmp_path):
         assert process.wait() == -signal.SIGKILL
     assert 0 < finished(killed) < 91
     subprocess.run(command(tmp_path / "images", killed), check=True, capture_output=True)
-    assert digests(killed) == digests(whole)
+    assert digests(killed) == digests(complete)
 
 
-def test_stopped_when_all_but_its_name_was_done_it_decodes_nothing_again(folder, tmp_path, monkeypatch):
+def test_interrupted_just_before_the_rename_it_decodes_nothing_again(folder, tmp_path, monkeypatch):
     out = tmp_path / "set"
     with monkeypatch.context() as power_cut:
         power_cut.setattr(pathlib.Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            prepare.prepare(f"folder:{folder}", out, image_size=32)
+            prepare.prepare(f"folder:{folder}", out, resize_size=32)
     assert not out.exists()
     monkeypatch.setattr(prepare, "_square_jpeg", lambda *_: pytest.fail("decoded again"))
-    assert prepare.prepare(f"folder:{folder}", out, image_size=32) == ["train/a/broken.jpg"]
+    assert prepare.prepare(f"folder:{folder}", out, resize_size=32) == ["train/a/broken.jpg"]
     assert not (out / "reports").exists() and not (out / "settings.json").exists()
     assert len(sources.open_source(f"prepared:{out}", "train")) == 60
 
 
 @pytest.mark.parametrize("name", ["imagenet2012", "imagenet_resized", "2012"])
-def test_a_set_may_have_the_name_of_one_of_tfds(name, folder, tmp_path):
+def test_a_set_may_have_the_name_of_a_tfds_data_set(name, folder, tmp_path):
     out = tmp_path / name
-    prepare.prepare(f"folder:{folder}", out, image_size=16)
+    prepare.prepare(f"folder:{folder}", out, resize_size=16)
     assert [len(sources.open_source(f"prepared:{out}", split)) for split in ("train", "test")] == [60, 20]
 
 
-def test_a_class_name_with_a_character_that_ends_lines_elsewhere(tmp_path):
+def test_a_class_name_with_a_unicode_line_separator(tmp_path):
     root = tmp_path / "images"
     for split in ("train", "val"):
         for name in ("a", "b\u2028c", "d\x1ce"):
             (root / split / name).mkdir(parents=True)
             Image.new("RGB", (16, 16)).save(root / split / name / "1.png")
-    prepare.prepare(f"folder:{root}", tmp_path / "set", image_size=16)
+    prepare.prepare(f"folder:{root}", tmp_path / "set", resize_size=16)
     source = sources.open_source(f"prepared:{tmp_path / 'set'}", "train")
     assert source.class_ids == ("a", "b\u2028c", "d\x1ce") and source.num_classes == 3
 

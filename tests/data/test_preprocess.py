@@ -1,4 +1,4 @@
-"""Preprocessing that belongs to the weights: sizes, crops, means, and what it takes as an image."""
+"""Preprocessing: sizes, crops, means, and the types of image it accepts."""
 
 import io
 import json
@@ -101,7 +101,7 @@ def test_a_mean_image_follows_the_size():
         ({"mean": np.zeros((10, 10, 3))}, r"shape is \[10, 10, 3\]"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments, match):
+def test_impossible_settings_are_refused(arguments, match):
     with pytest.raises(UserError, match=match):
         Preprocess(**arguments)
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_is_refused(arguments, match):
 def test_bad_images_are_one_clear_line(tmp_path, preprocess):
     with pytest.raises(UserError, match=r"nowhere.jpg: cannot be read"):
         preprocess(tmp_path / "nowhere.jpg")
-    with pytest.raises(UserError, match="not a whole image"):
+    with pytest.raises(UserError, match="not a complete image"):
         preprocess(png(picture(300, 280))[:1000])
     assert preprocess.decode(b"") is None
     with pytest.raises(UserError, match="uint8"):

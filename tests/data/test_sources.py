@@ -1,4 +1,4 @@
-"""Every form of source gives its images, labels and names, and wrong ones say what to mend."""
+"""Every kind of source gives its images, labels and names; wrong ones say what to fix."""
 
 import pathlib
 
@@ -7,31 +7,30 @@ import pytest
 from PIL import Image
 
 from alexnet_jax.common.errors import Fault, UserError
-from alexnet_jax.data import records, sources
+from alexnet_jax.data import record_files, sources, tfds_metadata
+from tests.data import tfds_metadata_of
 
 
 def test_directories_are_read_as_tfds_reads_them():
-    """So that they can be read where TFDS cannot: it needs TensorFlow."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    builder = tfds.builder_from_directory(sources.EMBEDDED)
-    assert records.read_contents(sources.EMBEDDED, "") == records.contents_of(builder, "")
+    """We read them without TFDS, which needs TensorFlow."""
+    assert tfds_metadata.read_metadata(sources.EMBEDDED, "") == tfds_metadata_of.by_tfds(sources.EMBEDDED)
 
 
-@pytest.mark.parametrize(("file", "before", "after", "said"), [
+@pytest.mark.parametrize(("file", "before", "after", "message"), [
     ("features.json", "classLabel", "text", "not a set of images with one class label"),
     ("features.json", "featuresDict", "tensor", "is no TFDS directory of images"),
     ("features.json", "{", "[", "is no TFDS directory of images"),
     ("dataset_info.json", "shardLengths", "lengths", "is no TFDS directory of images"),
     ("dataset_info.json", "12000", "many", "is no TFDS directory of images"),
 ])  # fmt: skip
-def test_directories_that_are_not_whole(file, before, after, said, tmp_path):
+def test_broken_metadata(file, before, after, message, tmp_path):
     for name in ("dataset_info.json", "features.json"):
         text = (sources.EMBEDDED / name).read_text()
         (tmp_path / name).write_text(text.replace(before, after) if name == file else text)
-    with pytest.raises(UserError, match=said) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         sources.open_source(f"prepared:{tmp_path}", "train")
     assert str(raised.value).startswith(f"data.source=prepared:{tmp_path}: ")
-    assert ("is no TFDS" in str(raised.value)) == ("is no TFDS" in said)
+    assert ("is no TFDS" in str(raised.value)) == ("is no TFDS" in message)
 
 
 def make_folder(root: pathlib.Path, layout: dict[str, int]) -> None:
@@ -87,7 +86,7 @@ def test_folder(tmp_path):
     assert test.read(np.array([1]))[0][0] == (tmp_path / "val/dog/0.png").read_bytes()
 
 
-def test_links_to_themselves_are_passed_over(tmp_path):
+def test_links_to_themselves_are_skipped(tmp_path):
     for split in ("train", "val"):
         for name in ("a", "b"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -116,7 +115,7 @@ def test_a_file_that_vanishes_is_a_fault_that_names_it(tmp_path):
     ("spec", "message"),
     [
         ("embeded", r"data\.source=embeded: .*did you mean embedded"),
-        ("folder", "after the colon"),
+        ("folder", "name one after the colon"),
         ("tfds:", "tfds:cifar10"),
         ("tfds:imagenet2021", "did you mean imagenet2012"),
         ("folder:{tmp}/data/hymenopter", "did you mean .*/data/hymenoptera"),
@@ -127,24 +126,26 @@ def test_a_file_that_vanishes_is_a_fault_that_names_it(tmp_path):
         ("prepared:{tmp}/data", "no dataset_info.json"),
     ],
 )
-def test_what_wrong_sources_say(spec, message, tmp_path):
+def test_errors_of_wrong_sources(spec, message, tmp_path):
     make_folder(tmp_path / "data", {"hymenoptera": 0, "one/train/x": 1, "none/train/x": 0, "none/train/y": 0})
     with pytest.raises(UserError, match=message) as error:
         sources.open_source(spec.format(tmp=tmp_path), "train")
     assert "\n" not in str(error.value)
 
 
-def test_classes_of_the_test_folder_that_training_has_not(tmp_path):
+def test_a_class_that_only_the_test_folder_has(tmp_path):
     make_folder(tmp_path, {"train/a": 1, "train/b": 1, "val/a": 1, "val/z": 1})
-    with pytest.raises(UserError, match=r"has z, which .*train has not"):
+    with pytest.raises(UserError, match=r"has z, which is missing from .*train"):
         sources.open_source(f"folder:{tmp_path}", "test")
 
 
 @pytest.mark.parametrize(("labels", "message"), [([-1, -1], "never published"), ([], "has no images")])
 def test_records_that_cannot_be_tested_on(labels, message, tmp_path):
-    examples = [records.encode_example({"image": b"", "label": label, "file_name": b""}) for label in labels]
-    records.write_shard(records.shard_path(tmp_path, "small", "test", 0, 1), examples)
-    records.write_info(
+    examples = [
+        record_files.encode_example({"image": b"", "label": label, "file_name": b""}) for label in labels
+    ]
+    record_files.write_shard(tfds_metadata.shard_path(tmp_path, "small", "test", 0, 1), examples)
+    tfds_metadata.write_metadata(
         tmp_path,
         name="small",
         shard_lengths={"test": [len(labels)]},

@@ -1,0 +1,74 @@
+"""Kaggle's ImageNet: `ILSVRC` with `LOC_synset_mapping.txt` and `LOC_val_solution.csv` beside it."""
+
+import csv
+import os
+import pathlib
+
+import numpy as np
+
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data.folders import FileSource, files_by_class
+
+
+def open_kaggle(path: pathlib.Path, split: str, key: str) -> FileSource:
+    """Opens the folder of Kaggle's unpacked archive, or its `ILSVRC`; `key` is named in errors.
+
+    Raises:
+      UserError: a part of the archive is missing or cut short.
+    """
+    root = path.parent if path.name == "ILSVRC" else path
+    images = root / "ILSVRC" / "Data" / "CLS-LOC" / ("train" if split == "train" else "val")
+    mapping = root / "LOC_synset_mapping.txt"
+    for needed in (images, mapping):
+        if not needed.exists():
+            raise UserError(f"{key}: {needed} is missing; give the folder of Kaggle's unpacked archive")
+    lines = mapping.read_text(encoding="utf-8").splitlines()
+    synsets = [line.split(" ", 1) for line in lines if line.strip()]
+    ids = tuple(synset[0] for synset in synsets)
+    absent: frozenset[int] = frozenset()
+    if split == "train":
+        missing = next((i for i in ids if not (images / i).is_dir()), None)
+        if missing:
+            raise UserError(f"{key}: {images} has no folder {missing}; unpack the archive again")
+        paths, labels, _ = files_by_class(images, ids)
+    else:
+        solution = root / "LOC_val_solution.csv"
+        paths, labels = _read_solution(solution, ids, key)
+        existing = {entry.name for entry in os.scandir(images)}
+        unlabelled = sorted(name for name in existing.difference(paths) if name.endswith(".JPEG"))
+        if unlabelled:
+            raise UserError(
+                f"{key}: {solution} has no label for {unlabelled[0]}, one of {len(unlabelled)}; "
+                "it was cut short, so fetch it again"
+            )
+        absent = frozenset(i for i, path in enumerate(paths) if path not in existing)
+    return FileSource(
+        root=str(images),
+        paths=paths,
+        labels=labels,
+        class_ids=ids,
+        class_names=tuple(synset[-1] for synset in synsets),
+        description=f"{root.name}: {len(paths):,} {images.name} images in {len(ids):,} classes",
+        absent=absent,
+    )
+
+
+def _read_solution(solution: pathlib.Path, ids: tuple[str, ...], key: str) -> tuple[list[str], np.ndarray]:
+    """File names and labels of the validation images, from lines such as `<image>,n01440764 3 4 9 9`.
+
+    All boxes of an image have the same class; the first is read.
+    """
+    if not solution.exists():
+        raise UserError(f"{key}: {solution} is missing; it has the labels, so fetch it from Kaggle")
+    label_of = {class_id: label for label, class_id in enumerate(ids)}
+    try:
+        with solution.open(newline="", encoding="utf-8") as file:
+            rows = sorted(
+                (row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)
+            )
+        labels = np.array([label_of[class_id] for _, class_id in rows], np.int32)
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise UserError(f"{key}: {solution} is not Kaggle's file ({error}); fetch it again") from error
+    if not rows:
+        raise UserError(f"{key}: {solution} names no images; it was cut short, so fetch it again")
+    return [f"{image}.JPEG" for image, _ in rows], labels
