@@ -1,7 +1,7 @@
-"""Caffe's `.caffemodel` and `.binaryproto` files, read without Caffe.
+"""Reads Caffe's `.caffemodel` and `.binaryproto` files without Caffe.
 
-Both are protocol buffers of `caffe.proto`; of its messages this reader knows the few fields that AlexNet
-and CaffeNet need. The numbers below are the fields' numbers there.
+Both are protocol buffers of `caffe.proto`, of which this reader knows the few fields that AlexNet needs. The
+numbers below are the field numbers there.
 """
 
 import dataclasses
@@ -16,15 +16,20 @@ from alexnet_jax.common.errors import UserError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
-_NET_LAYERS_V1, _NET_LAYERS = 2, 100  # NetParameter: before and since 2014
-# LayerParameter, and V1LayerParameter before it, whose types are numbers.
+_NET_LAYERS_V1, _NET_LAYERS = 2, 100  # NetParameter: until 2014, since 2014
+# LayerParameter, and its predecessor V1LayerParameter, whose types are numbers.
 _LAYER = {"name": 1, "type": 2, "blobs": 7, "transform": 100, "lrn": 118}
 _LAYER_V1 = {"name": 4, "type": 5, "blobs": 6, "transform": 36, "lrn": 18}
 _TYPES_V1 = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 6: "Dropout"}
-_BLOB_SHAPE, _BLOB_DATA, _BLOB_DOUBLES, _BLOB_SIDES = 7, 5, 8, (1, 2, 3, 4)  # BlobProto
+_BLOB_SHAPE, _BLOB_DATA, _BLOB_DOUBLES, _BLOB_DIMENSIONS = 7, 5, 8, (1, 2, 3, 4)  # BlobProto
 _SHAPE_DIM = 1  # BlobShape
 _CROP_SIZE = 3  # TransformationParameter
-_LRN = {"lrn_size": (1, 5), "lrn_alpha": (2, 1.0), "lrn_beta": (3, 0.75), "lrn_k": (5, 1.0)}  # and defaults
+_LRN = {
+    "lrn_size": (1, 5),
+    "lrn_alpha": (2, 1.0),
+    "lrn_beta": (3, 0.75),
+    "lrn_k": (5, 1.0),
+}  # number, default
 
 Fields = dict[int, list[int | memoryview]]
 
@@ -35,10 +40,10 @@ class Layer:
 
     Attributes:
       name: as in the prototxt, such as `conv1`.
-      type: such as `Convolution`, `InnerProduct`, `LRN`, `Pooling`; V1's other types are their numbers.
-      blobs: float32 weights and biases as Caffe lays them out.
-      crop_size: side of the images in pixels where this is a data layer that says so, else 0.
-      lrn: `AlexNet`'s `lrn_size`, `lrn_alpha` (for each term of the sum), `lrn_beta` and `lrn_k`.
+      type: such as `Convolution`, `InnerProduct`, `LRN`, `Pooling`; for other V1 types their number.
+      blobs: float32 weights and biases in Caffe's layout.
+      crop_size: the net's input side in pixels if this is a data layer that states it, else 0.
+      lrn: `AlexNet`'s `lrn_size`, `lrn_alpha` (per term of the sum), `lrn_beta` and `lrn_k`.
     """
 
     name: str
@@ -49,10 +54,10 @@ class Layer:
 
 
 def read_net(path: str | os.PathLike[str]) -> list[Layer]:
-    """The layers of a `.caffemodel`, in order.
+    """Reads the layers of a `.caffemodel`, in order.
 
     Raises:
-      UserError: the file is damaged, or no Caffe net.
+      UserError: the file is damaged or no Caffe net.
     """
     path = pathlib.Path(path)
     try:
@@ -62,15 +67,15 @@ def read_net(path: str | os.PathLike[str]) -> list[Layer]:
     except (ValueError, IndexError, struct.error, TypeError) as error:
         raise UserError(f"{path}: a damaged or truncated .caffemodel ({error}); fetch it again") from error
     if not layers:
-        raise UserError(f"{path}: not a .caffemodel: no layers in it")
+        raise UserError(f"{path}: not a .caffemodel: it has no layers")
     return layers
 
 
 def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
-    """The mean image of a `.binaryproto`, from BGR `[3, H, W]` to RGB `[H, W, 3]` float32 in grey levels.
+    """Reads the mean image of a `.binaryproto` as RGB float32 `[H, W, 3]` in grey levels.
 
     Raises:
-      UserError: the file is damaged, or holds no colour image.
+      UserError: the file is damaged or contains no colour image.
     """
     path = pathlib.Path(path)
     try:
@@ -78,7 +83,7 @@ def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
     except (ValueError, IndexError, struct.error, TypeError) as error:
         raise UserError(f"{path}: a damaged or truncated .binaryproto ({error}); fetch it again") from error
     if blob.ndim not in (3, 4) or blob.size != 3 * np.prod(blob.shape[-2:]):
-        raise UserError(f"{path}: not a colour image: its shape is {list(blob.shape)}")
+        raise UserError(f"{path}: not a colour image, but of shape {list(blob.shape)}")
     mean = blob.reshape(3, *blob.shape[-2:])
     return np.ascontiguousarray(mean[::-1].transpose(1, 2, 0))
 
@@ -120,15 +125,15 @@ def _blob(fields: Fields) -> np.ndarray:
     if _BLOB_SHAPE in fields:
         dimensions = _fields(_message(fields[_BLOB_SHAPE][0])).get(_SHAPE_DIM, [])
         shape = [n for part in dimensions for n in ([part] if isinstance(part, int) else _varints(part))]
-    else:  # before 2014: always four sides, with ones in front
-        shape = [side for number in _BLOB_SIDES if isinstance(side := fields.get(number, [0])[0], int)]
+    else:  # before 2014: always four dimensions, padded with ones in front
+        shape = [size for number in _BLOB_DIMENSIONS if isinstance(size := fields.get(number, [0])[0], int)]
     if np.prod(shape, dtype=np.int64) != data.size:
         raise ValueError(f"{data.size} numbers for a blob of {shape}")
     return data.reshape(shape)
 
 
 def _numbers(parts: list[int | memoryview], dtype: str) -> np.ndarray:
-    """Packed numbers, or one a part."""
+    """Numbers of a repeated field: packed, or one per part."""
     return np.frombuffer(b"".join(_message(part) for part in parts), dtype)
 
 
@@ -143,44 +148,44 @@ def _message(value: int | memoryview) -> memoryview:
 
 
 def _fields(data: memoryview) -> Fields:
-    """The fields of a message by number, each with its values in order; fixed-size ones as their bytes."""
+    """Splits a message into fields by number, each with its values in order; fixed-size values stay bytes."""
     fields: Fields = {}
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
         number, wire_type = tag >> 3, tag & 7
         if wire_type == _VARINT:
-            value, place = _varint(data, place)
+            value, position = _varint(data, position)
         else:
             if wire_type == _BYTES:
-                length, place = _varint(data, place)
+                length, position = _varint(data, position)
             elif wire_type in (_FIXED32, _FIXED64):
                 length = 4 if wire_type == _FIXED32 else 8
             else:
                 raise ValueError("not a protocol buffer")
-            if place + length > len(data):
-                raise ValueError("it ends in the middle of a field")
-            value = data[place : place + length]
-            place += length
+            if position + length > len(data):
+                raise ValueError("it ends within a field")
+            value = data[position : position + length]
+            position += length
         fields.setdefault(number, []).append(value)
     return fields
 
 
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = data[place]
-        place += 1
+        byte = data[position]
+        position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, place
+            return value, position
         shift += 7
         if shift > 63:
             raise ValueError("not a protocol buffer")
 
 
 def _varints(data: memoryview) -> Iterator[int]:
-    place = 0
-    while place < len(data):
-        value, place = _varint(data, place)
+    position = 0
+    while position < len(data):
+        value, position = _varint(data, position)
         yield value
