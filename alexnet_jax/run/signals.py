@@ -20,8 +20,8 @@ class Stop:
     such as a compilation of minutes.
 
     Args:
-      max_seconds: time limit from now on, or None; the request comes a tenth of it (at most a minute) earlier,
-        which leaves time to save.
+      max_seconds: time limit from now on, or None; the request comes a tenth of it (at most a minute)
+        earlier, which leaves time to save.
       agreed: gives the largest of the processes' numbers (`processes.DelayedMax`), so that `wanted` answers
         the same in all of them; all must call it equally often.
     """

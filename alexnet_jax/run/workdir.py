@@ -95,8 +95,8 @@ def _locked(file: IO[str], workdir: pathlib.Path) -> Iterator[None]:
             ) from error
         except OSError as error:  # some network file systems have no locks
             print(
-                f"warning: --workdir={workdir}: cannot be locked ({error.strerror}); make sure that no second "
-                "run uses it",
+                f"warning: --workdir={workdir}: cannot be locked ({error.strerror}); make sure that no "
+                "second run uses it",
                 file=sys.stderr,
             )
         file.truncate(0)
