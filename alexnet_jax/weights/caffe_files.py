@@ -4,11 +4,13 @@ Both are protocol buffers of `caffe.proto`, of which this reader knows the few f
 numbers below are the field numbers there.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +33,7 @@ _LRN = {
     "lrn_k": (5, 1.0),
 }  # number, default
 
-Fields = dict[int, list[int | memoryview]]
+Fields = dict[int, list[Any]]  # by number, the values in order: int or memoryview
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +61,10 @@ def read_net(path: str | os.PathLike[str]) -> list[Layer]:
     Raises:
       UserError: the file is damaged or no Caffe net.
     """
-    path = pathlib.Path(path)
-    try:
-        net = _fields(memoryview(path.read_bytes()))
-        layers = [_layer(_fields(_message(m)), _LAYER) for m in net.get(_NET_LAYERS, [])]
-        layers += [_layer(_fields(_message(m)), _LAYER_V1) for m in net.get(_NET_LAYERS_V1, [])]
-    except (ValueError, IndexError, struct.error, TypeError) as error:
-        raise UserError(f"{path}: a damaged or truncated .caffemodel ({error}); fetch it again") from error
+    with _damage_reported(path, ".caffemodel"):
+        net = _fields(memoryview(pathlib.Path(path).read_bytes()))
+        layers = [_layer(_fields(message), _LAYER) for message in net.get(_NET_LAYERS, [])]
+        layers += [_layer(_fields(message), _LAYER_V1) for message in net.get(_NET_LAYERS_V1, [])]
     if not layers:
         raise UserError(f"{path}: not a .caffemodel: it has no layers")
     return layers
@@ -77,34 +76,33 @@ def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
       UserError: the file is damaged or contains no colour image.
     """
-    path = pathlib.Path(path)
-    try:
-        blob = _blob(_fields(memoryview(path.read_bytes())))
-    except (ValueError, IndexError, struct.error, TypeError) as error:
-        raise UserError(f"{path}: a damaged or truncated .binaryproto ({error}); fetch it again") from error
+    with _damage_reported(path, ".binaryproto"):
+        blob = _blob(_fields(memoryview(pathlib.Path(path).read_bytes())))
     if blob.ndim not in (3, 4) or blob.size != 3 * np.prod(blob.shape[-2:]):
         raise UserError(f"{path}: not a colour image, but of shape {list(blob.shape)}")
     mean = blob.reshape(3, *blob.shape[-2:])
     return np.ascontiguousarray(mean[::-1].transpose(1, 2, 0))
 
 
-def _layer(fields: Fields, numbers: dict[str, int]) -> Layer:
-    def first(name: str) -> int | memoryview | None:
-        return fields.get(numbers[name], [None])[0]
+@contextlib.contextmanager
+def _damage_reported(path: str | os.PathLike[str], suffix: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, IndexError, struct.error, TypeError) as error:
+        raise UserError(f"{path}: a damaged or truncated {suffix} ({error}); fetch it again") from error
 
-    def message(name: str) -> Fields:
-        found = first(name)
-        return {} if found is None else _fields(_message(found))
+
+def _layer(fields: Fields, numbers: dict[str, int]) -> Layer:
+    def first(name: str, default: Any = b"") -> Any:
+        return fields.get(numbers[name], [default])[0]
 
     kind = first("type")
-    blobs = [_blob(_fields(_message(blob))) for blob in fields.get(numbers["blobs"], [])]
-    crop_size = message("transform").get(_CROP_SIZE, [0])[0]
     return Layer(
-        name=_text(first("name")),
-        type=_TYPES_V1.get(kind, str(kind)) if isinstance(kind, int) else _text(kind),
-        blobs=blobs,
-        crop_size=crop_size if isinstance(crop_size, int) else 0,
-        lrn=_lrn(message("lrn")),
+        name=str(first("name"), "utf-8"),
+        type=_TYPES_V1.get(kind, str(kind)) if isinstance(kind, int) else str(kind, "utf-8"),
+        blobs=[_blob(_fields(blob)) for blob in fields.get(numbers["blobs"], [])],
+        crop_size=int(_fields(first("transform")).get(_CROP_SIZE, [0])[0]),
+        lrn=_lrn(_fields(first("lrn"))),
     )
 
 
@@ -119,36 +117,21 @@ def _lrn(fields: Fields) -> dict[str, float]:
 
 def _blob(fields: Fields) -> np.ndarray:
     if _BLOB_DATA in fields:
-        data = _numbers(fields[_BLOB_DATA], "<f4")
+        data = np.frombuffer(b"".join(fields[_BLOB_DATA]), "<f4")  # packed, or one number per part
     else:
-        data = _numbers(fields.get(_BLOB_DOUBLES, []), "<f8").astype(np.float32)
+        data = np.frombuffer(b"".join(fields.get(_BLOB_DOUBLES, [])), "<f8").astype(np.float32)
     if _BLOB_SHAPE in fields:
-        dimensions = _fields(_message(fields[_BLOB_SHAPE][0])).get(_SHAPE_DIM, [])
+        dimensions = _fields(fields[_BLOB_SHAPE][0]).get(_SHAPE_DIM, [])
         shape = [n for part in dimensions for n in ([part] if isinstance(part, int) else _varints(part))]
     else:  # before 2014: always four dimensions, padded with ones in front
-        shape = [size for number in _BLOB_DIMENSIONS if isinstance(size := fields.get(number, [0])[0], int)]
+        shape = [int(fields.get(number, [0])[0]) for number in _BLOB_DIMENSIONS]
     if np.prod(shape, dtype=np.int64) != data.size:
         raise ValueError(f"{data.size} numbers for a blob of {shape}")
     return data.reshape(shape)
 
 
-def _numbers(parts: list[int | memoryview], dtype: str) -> np.ndarray:
-    """Numbers of a repeated field: packed, or one per part."""
-    return np.frombuffer(b"".join(_message(part) for part in parts), dtype)
-
-
-def _text(value: int | memoryview | None) -> str:
-    return "" if value is None else bytes(_message(value)).decode()
-
-
-def _message(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("a number where a message should be")
-    return value
-
-
-def _fields(data: memoryview) -> Fields:
-    """Splits a message into fields by number, each with its values in order; fixed-size values stay bytes."""
+def _fields(data: memoryview | bytes) -> Fields:
+    """Splits a message into fields by number: integers, and everything else as bytes, in order."""
     fields: Fields = {}
     position = 0
     while position < len(data):
@@ -171,7 +154,7 @@ def _fields(data: memoryview) -> Fields:
     return fields
 
 
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
+def _varint(data: memoryview | bytes, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[position]

@@ -1,7 +1,6 @@
 """Weight files: finds AlexNet's layers in a file of any format; writes .npz and .safetensors."""
 
 import dataclasses
-import json
 import pathlib
 import zipfile
 from collections.abc import Mapping
@@ -29,14 +28,14 @@ class Stored:
     Attributes:
       layers: in the layout of torchvision and Caffe, RGB.
       names: the file's own names of each layer's weight and bias, for messages.
-      description: of the net, where this package wrote the file, else empty.
+      description: of the net as JSON, where this package wrote the file, else empty.
       variant: of the net, where the file decides it, else None.
       crop_size: the net's input side in pixels, where the file states it, else None.
     """
 
     layers: Layers
     names: dict[str, tuple[str, str]]
-    description: dict[str, Any] = dataclasses.field(default_factory=dict)
+    description: str = ""
     variant: str | None = None
     crop_size: int | None = None
 
@@ -104,28 +103,13 @@ def write(path: pathlib.Path, layers: Layers, description: str) -> None:
         raise UserError(f"{path}: weights are written as .safetensors, .npz or, by export, .stablehlo")
 
 
-def parse_description(path: pathlib.Path, text: str | None) -> dict[str, Any]:
-    """The description of a net from its JSON, empty where there is none.
-
-    Raises:
-      UserError: it is no JSON object.
-    """
-    try:
-        values = json.loads(text or "{}")
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: the description of the net is damaged; export it again")
-    return values
-
-
 def _read_npz(path: pathlib.Path) -> Stored:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: a damaged .npz, or one with pickled objects ({error})") from error
-    description = parse_description(path, str(arrays.pop(_DESCRIPTION_KEY, "")))
+    description = str(arrays.pop(_DESCRIPTION_KEY, ""))
     if _CAFFE_BLOBS["conv1"][0] in arrays:
         return Stored(swap_colours(_pairs(path, arrays, _CAFFE_BLOBS)), _CAFFE_BLOBS, description)
     return _torch_layers(path, arrays, description)
@@ -134,16 +118,14 @@ def _read_npz(path: pathlib.Path) -> Stored:
 def _read_safetensors(path: pathlib.Path) -> Stored:
     try:
         with safetensors.safe_open(path, framework="flax") as file:  # NumPy has no bfloat16
-            description = (file.metadata() or {}).get(_DESCRIPTION_KEY)
+            description = (file.metadata() or {}).get(_DESCRIPTION_KEY, "")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dictionary)
     except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
         raise UserError(f"{path}: a damaged or truncated .safetensors file ({error})") from error
-    return _torch_layers(path, tensors, parse_description(path, description))
+    return _torch_layers(path, tensors, description)
 
 
-def _torch_layers(
-    path: pathlib.Path, saved: Mapping[str, Any], description: dict[str, Any] | None = None
-) -> Stored:
+def _torch_layers(path: pathlib.Path, saved: Mapping[str, Any], description: str = "") -> Stored:
     """Picks the layers out of a state dict, or out of a training checkpoint that contains one."""
     tensors, keys = {}, {}
     for key, value in _state_dict(saved).items():
@@ -160,7 +142,7 @@ def _torch_layers(
     layers = _pairs(path, tensors, names)
     variant = "torchvision" if layers["conv1"][1].shape == (64,) else None
     shown = {name: (keys[names[name][0]], keys[names[name][1]]) for name in layers}
-    return Stored(layers, shown, description or {}, variant)
+    return Stored(layers, shown, description, variant)
 
 
 def _pairs(path: pathlib.Path, tensors: Mapping[str, Any], names: dict[str, tuple[str, str]]) -> Layers:

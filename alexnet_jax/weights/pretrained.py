@@ -77,11 +77,15 @@ def read(
         return _read_workdir(path)
     stored = formats.read(path)
     if stored.description:
-        model, preprocess = _from_description(path, stored.description)
+        model, preprocess, classes = _from_description(path, stored.description)
     else:
         model, preprocess = _guess(path, stored, variant)
+        classes = None
+    if classes is None and model.num_classes == 1000:
+        classes = tuple(name for _, name in imagenet_classes())
     if mean is not None:
-        preprocess = dataclasses.replace(preprocess, mean=_mean_image(mean))
+        mean = caffe_files.read_mean(mean) if isinstance(mean, str | os.PathLike) else mean
+        preprocess = dataclasses.replace(preprocess, mean=mean)
     shapes = layer_shapes(model, preprocess.crop_size)
     _check_layers(path, stored, shapes)
     missing = tuple(name for name in shapes if name not in stored.layers)
@@ -92,11 +96,7 @@ def read(
         )
     layers = {name: stored.layers[name] for name in shapes if name not in missing}
     variables = {"params": to_params(model, layers, preprocess.crop_size)}
-    classes = stored.description.get("classes")
-    if classes is None and model.num_classes == 1000:
-        classes = (name for _, name in imagenet_classes())
-    names = None if classes is None else tuple(map(str, classes))
-    return Pretrained(path, model, variables, preprocess, missing, names)
+    return Pretrained(path, model, variables, preprocess, missing, classes)
 
 
 def locate(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -127,16 +127,20 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
     return tuple((line[:9], line[10:]) for line in lines)
 
 
-def _from_description(path: pathlib.Path, description: Mapping[str, Any]) -> tuple[AlexNet, Preprocess]:
-    """The net and preprocessing that `_description` wrote."""
+def _from_description(path: pathlib.Path, text: str) -> tuple[AlexNet, Preprocess, tuple[str, ...] | None]:
+    """The net, preprocessing and classes that `_description` wrote."""
     try:
+        values = json.loads(text)
         fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in description["model"].items()
+            key: tuple(value) if isinstance(value, list) else value for key, value in values["model"].items()
         }
-        return create_model(**fields), Preprocess.from_json(description["preprocess"])
+        classes = values.get("classes")
+        names = None if classes is None else tuple(map(str, classes))
+        return create_model(**fields), Preprocess.from_json(values["preprocess"]), names
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: the description of the net is damaged ({error})") from error
+        raise UserError(
+            f"{path}: the description of the net is damaged ({error}); export the net again"
+        ) from error
 
 
 def _guess(path: pathlib.Path, stored: formats.Stored, variant: str | None) -> tuple[AlexNet, Preprocess]:
@@ -153,12 +157,6 @@ def _guess(path: pathlib.Path, stored: formats.Stored, variant: str | None) -> t
     if stored.crop_size:
         preprocess = dataclasses.replace(preprocess, crop_size=stored.crop_size)
     return create_model(variant, num_classes), preprocess
-
-
-def _mean_image(mean: Any) -> np.ndarray:
-    if isinstance(mean, str | os.PathLike):
-        return caffe_files.read_mean(mean)
-    return np.asarray(mean, np.float32)
 
 
 def _check_layers(path: pathlib.Path, stored: formats.Stored, shapes: Mapping[str, Any]) -> None:
@@ -200,15 +198,14 @@ def save_pretrained(
 
 
 def _description(model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...] | None) -> str:
-    values = {"model": _model_fields(model), "preprocess": preprocess.to_json(), "classes": classes}
-    return json.dumps(values)
-
-
-def _model_fields(model: AlexNet) -> dict[str, Any]:
-    """The arguments with which `create_model` makes the same net."""
+    """The description of a net as JSON: `create_model`'s arguments, the preprocessing and the classes."""
     skipped = {"parent", "name", "reads", "column_axis", "column_shards"}
-    fields = {key: field for key, field in AlexNet.__dataclass_fields__.items() if key not in skipped}
-    return {key: value for key in fields if (value := getattr(model, key)) != fields[key].default}
+    fields = {
+        key: value
+        for key, field in AlexNet.__dataclass_fields__.items()
+        if key not in skipped and (value := getattr(model, key)) != field.default
+    }
+    return json.dumps({"model": fields, "preprocess": preprocess.to_json(), "classes": classes})
 
 
 # --- runs -------------------------------------------------------------------------------------------------
@@ -227,12 +224,11 @@ def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
     """
     path = pathlib.Path(workdir) / DESCRIPTION
     try:
-        description = formats.parse_description(path, path.read_text())
+        text = path.read_text()
     except OSError as error:
         raise UserError(f"{path}: unreadable ({error.strerror}); give the workdir of a run") from error
-    model, preprocess = _from_description(path, description)
-    classes = description.get("classes")
-    return Pretrained(path.parent, model, {}, preprocess, classes=classes and tuple(classes))
+    model, preprocess, classes = _from_description(path, text)
+    return Pretrained(path.parent, model, {}, preprocess, classes=classes)
 
 
 def _read_workdir(path: pathlib.Path) -> Pretrained:

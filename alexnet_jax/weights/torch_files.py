@@ -95,24 +95,13 @@ class _Unpickler(pickle.Unpickler):
 
 def _names() -> dict[str, Any]:
     """The names that a pickle may use: new objects for each file, as a pickle can set their attributes."""
-
-    def tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-        return _tensor(storage, offset, size, stride)
-
-    def parameter(data: Any, *_: Any) -> Any:
-        return data
-
-    def size(dimensions: Any) -> tuple[int, ...]:
-        return tuple(dimensions)
-
     return {
         "collections.OrderedDict": collections.OrderedDict,
-        "torch._utils._rebuild_tensor": tensor,
-        "torch._utils._rebuild_tensor_v2": tensor,
-        "torch._utils._rebuild_parameter": parameter,
-        "torch.Size": size,
+        "torch._utils._rebuild_tensor": lambda *arguments: _tensor(*arguments[:4]),
+        "torch._utils._rebuild_tensor_v2": lambda *arguments: _tensor(*arguments[:4]),
+        "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+        "torch.Size": lambda dimensions: tuple(dimensions),
         **{f"torch.{name}": name for name in _DTYPES},
-        **{f"torch.{name.replace('Storage', 'Tensor')}": name for name in _DTYPES},
     }
 
 
