@@ -117,7 +117,7 @@ def _train(run: Run, stop: signals.Stop) -> str:
         run.workdir,
         keep=settings.keep_checkpoints,
         keep_every_steps=run.keep_every,
-        about=about(run),
+        metadata=about(run),
         say=say,
     )
     recorded = settings.profile_steps if processes.is_first() else 0

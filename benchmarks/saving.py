@@ -31,7 +31,7 @@ def time_saves(workdir: pathlib.Path, runs: int) -> tuple[list[float], list[floa
     """Seconds that each of some saves holds the loop up, and seconds until each is written."""
     run = build.build(configs.resolve(default.get_config()), workdir)
     state = jax.block_until_ready(run.init_state())
-    checkpoints = checkpoint.Checkpoints(workdir, keep=3, about=training.about(run))
+    checkpoints = checkpoint.Checkpoints(workdir, keep=3, metadata=training.about(run))
     waited, whole = [], []
     for step in range(runs + 1):  # the first one compiles
         started = time.monotonic()

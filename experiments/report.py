@@ -109,7 +109,7 @@ def of_runs(runs: Sequence[Run], temporary: pathlib.Path, source: str | None) ->
     results = []
     for run in runs:
         told = run.status.get("eval") or {}
-        device = checkpoint.about(run.workdir)["device"] if checkpoint.exist(run.workdir) else ""
+        device = checkpoint.metadata(run.workdir)["device"] if checkpoint.exist(run.workdir) else ""
         errors = [told.get(key, "") for key in ("top1_error", "top5_error", "loss")]
         results.append(
             [run.name, run.status["status"], *errors, told.get("views", ""), told.get("examples", ""), device]

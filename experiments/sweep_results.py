@@ -73,7 +73,7 @@ def gather(sweep: Sweep, runs: Sequence[Run]) -> dict[str, Any]:
         "seeds": list(sweep.seeds),
         "rows": rows,
         "ensembles": [_ensemble(name, members, runs) for name, members in sweep.ensembles.items()],
-        "about": checkpoint.about(done[0].workdir) if done else {},
+        "about": checkpoint.metadata(done[0].workdir) if done else {},
     }
 
 

@@ -25,7 +25,7 @@ def random_convolutions(path: pathlib.Path) -> None:
     """Writes what torchvision's convolutions would be before any training."""
     import numpy as np
 
-    from alexnet_jax.weights.pretrained import TORCH_NAMES
+    from alexnet_jax.weights.layouts import TORCH_NAMES
 
     rng = np.random.default_rng(0)
     shapes = {

@@ -12,7 +12,7 @@ import pytest
 
 from alexnet_jax import UserError, create_model
 from alexnet_jax.model import VARIANTS
-from alexnet_jax.weights import pretrained
+from alexnet_jax.weights import layouts
 from tests import reference
 from tests.reference import relative_error
 
@@ -437,8 +437,8 @@ def test_layers_left_out_in_other_layouts():
     assert create_model("paper", removed_layers=("conv2",), **SMALL).is_cross_column("conv3")
     with pytest.raises(UserError, match=r"model\.removed_layers=\('conv1',\): choose from conv2"):
         create_model("paper", removed_layers=("conv1",))
-    with pytest.raises(UserError, match=r"model\.removed_layers=\('conv4',\): AlexNet elsewhere"):
-        pretrained.layer_shapes(create_model("paper", removed_layers=("conv4",), **SMALL), 90)
+    with pytest.raises(UserError, match=r"model\.removed_layers=\('conv4',\): other AlexNets"):
+        layouts.layer_shapes(create_model("paper", removed_layers=("conv4",), **SMALL), 90)
 
 
 # --- Single switches ---

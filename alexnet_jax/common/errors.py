@@ -7,31 +7,31 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """A mistake in a config, flag, path or data set.
 
-    The message is one line that names the key, flag or file and says what to do; the command line
-    prints it without a traceback and exits with code 2.
+    The message is one line that names the key, flag or file and says what to do; commands print it without a
+    traceback and exit with code 2.
     """
 
 
 class Fault(Exception):
-    """Something outside the program failed: a full disk, a directory that is gone, too little memory.
+    """A failure outside the program: a full disk, a removed directory, too little memory.
 
-    The message is one line that says what, and what to do; the command line prints it and exits with code 1.
-    The same command goes on from the last checkpoint.
+    The message is one line that says what failed and what to do; commands print it and exit with code 1. The
+    same command resumes from the last checkpoint.
     """
 
 
 def vanished(path: str) -> Fault:
-    """What to raise where a file of the data set was there and is gone."""
-    return Fault(f"{path}: was there and is gone; bring it back and start the same command again: it goes on")
+    """The error for a file of the data set that disappeared during the run."""
+    return Fault(f"{path}: disappeared during the run; restore it and start the same command again to resume")
 
 
 def closest(word: object, known: Iterable[str]) -> str | None:
-    """The one of `known` that is spelt much like `word`, if any."""
+    """The one of `known` with the most similar spelling, or None if none is close."""
     return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)
 
 
 def did_you_mean(word: object, known: Iterable[str], most: int = 40) -> str:
-    """ "did you mean X?" where `word` is close to one of `known`, else "choose one of ..."."""
+    """Ends a message: `did you mean X?` if `word` is close to one of `known`, else `choose one of ...`."""
     known = list(known)
     if (close := closest(word, known)) is not None:
         return f"did you mean {close}?"

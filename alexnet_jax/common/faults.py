@@ -1,4 +1,4 @@
-"""What went wrong outside the program, in a line for the user."""
+"""Recognises failures outside the program and explains them in one line."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ _MEMORY = (
 
 
 def explain(error: BaseException, workdir: pathlib.Path) -> Fault | UserError | None:
-    """The error itself, or its cause, as a `Fault` or `UserError` for the user; None where it is a bug."""
+    """The `Fault` or `UserError` that explains `error` to the user; None if it is a bug in the program."""
     if isinstance(error, Fault | UserError):
         return error
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
@@ -21,17 +21,17 @@ def explain(error: BaseException, workdir: pathlib.Path) -> Fault | UserError | 
     if not workdir.exists() or (isinstance(error, FileNotFoundError) and _is_within(error, workdir)):
         return Fault(f"{workdir}: was removed while the run was using it")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Fault(f"{workdir}: the disk is full; make room and start the same command again: it goes on")
+        return Fault(f"{workdir}: the disk is full; make room and start the same command again to resume")
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
         return Fault(
             f"{workdir if _is_within(error, workdir) else error.filename}: cannot be read or written "
-            f"({error.strerror}); mend that and start the same command again: it goes on"
+            f"({error.strerror}); fix that and start the same command again to resume"
         )
     return None
 
 
 def _is_within(error: OSError, workdir: pathlib.Path) -> bool:
-    """Whether it is about the directory; a write to an open file has no name, and those are all of it."""
+    """Whether the error is about a file in `workdir`; one without a name is a write to an open file there."""
     if error.filename is None:
         return True
     return pathlib.Path(os.fsdecode(error.filename)).resolve().is_relative_to(workdir.resolve())

@@ -1,4 +1,4 @@
-"""Atomic file writes: a reader, or a crash, finds the old file or the new one, never a part."""
+"""Atomic file writes: a reader finds the old file or the new one, never a part of it, even after a crash."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import numpy as np
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives a temporary path beside `path`, which is flushed to disk and then takes the place of `path`."""
+    """Yields a temporary path beside `path`, whose file is then flushed to disk and renamed to `path`."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -24,13 +24,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Flushes a file to disk, so that no power cut can leave its name without its bytes."""
+    """Flushes a file to disk, so that its bytes survive a power cut."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file."""
+    """Writes a UTF-8 text file."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

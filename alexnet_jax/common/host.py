@@ -1,7 +1,7 @@
-"""Settings of the host that commands make for themselves: memory, compiled code, XLA's options, TensorFlow.
+"""Settings of the process that commands make when they start: memory, compiled code, TensorFlow's messages.
 
-Nothing happens on import: commands call `keep_memory` and `keep_compiled` when they start. Each setting has
-an environment variable that turns it off when set to 0; `ALEXNET_JAX_SETTINGS=0` turns off all of them.
+Nothing happens on import. Each setting has an environment variable that turns it off when set to 0;
+`ALEXNET_JAX_SETTINGS=0` turns all of them off.
 """
 
 import ctypes
@@ -24,9 +24,9 @@ JAX_CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable, which wins where 
 # malloc.h of glibc
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
-# On a CPU, XLA gives matrix products, sums and convolutions to YNNPACK where it has it. The convolutions of a
-# forward pass are faster without it, the products and sums with it. A training step takes no option: its
-# convolutions are chosen one by one in `kernels.cpu` (docs/speed.md).
+# On CPUs, XLA may give matrix products, sums and convolutions to YNNPACK. Products and sums are faster with
+# it, the convolutions of a forward pass without it. Training steps need no option: `kernels.cpu` chooses each
+# of their convolutions (docs/speed.md).
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _ON_CPU = {_YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
@@ -37,7 +37,7 @@ def is_off(switch: str) -> bool:
 
 
 def cache_directory() -> pathlib.Path:
-    """`$ALEXNET_JAX_CACHE`, else `alexnet_jax` in the user's cache directory: downloads and compiled code."""
+    """The directory of downloads and compiled code: `$ALEXNET_JAX_CACHE`, else one in the user's cache."""
     if own := os.environ.get("ALEXNET_JAX_CACHE"):
         return pathlib.Path(own).expanduser()
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax"
@@ -46,10 +46,10 @@ def cache_directory() -> pathlib.Path:
 def keep_memory() -> bool:
     """Makes glibc's `malloc` keep freed memory for the next step; returns whether it did.
 
-    XLA takes its buffers from `malloc`, which by default maps large ones anew for each step, so that the
-    kernel clears every page again. With memory kept, 80 steps of the default config on two CPU cores took
-    22 s of user and 2 s of system time instead of 22 s and 20 s, with a higher memory peak. Call it before
-    the first large allocation. Other systems and allocators stay as they are.
+    XLA takes its buffers from `malloc`, which by default maps large ones anew for each step, so the kernel
+    clears every page again. With memory kept, 80 steps of the default config on two CPU cores took 22 s of
+    user and 2 s of system time instead of 22 s and 20 s, with a higher memory peak. Call it before the first
+    large allocation. Has no effect on other systems and allocators.
     """
     if not sys.platform.startswith("linux") or is_off(MEMORY_SWITCH):
         return False
@@ -59,7 +59,7 @@ def keep_memory() -> bool:
         return False
     never = -1  # as a large size; the largest int would be 2 GB, of which a step frees more at once
     parameters = (
-        (_M_ARENA_MAX, 1),  # threads' own arenas are too small for such buffers, which would be mapped again
+        (_M_ARENA_MAX, 1),  # per-thread arenas are too small for such buffers, which would be mapped again
         (_M_MMAP_MAX, 0),
         (_M_TRIM_THRESHOLD, never),
         (_M_TOP_PAD, 64 * 2**20),
@@ -68,15 +68,15 @@ def keep_memory() -> bool:
 
 
 def keep_compiled() -> pathlib.Path | None:
-    """Makes JAX cache compiled programs on disk; returns the directory, or None where that is turned off.
+    """Makes JAX cache compiled programs on disk; returns the directory, or None if that is turned off.
 
-    Each kind of processor has its own directory, since a home directory may be shared by machines that cannot
-    run each other's code.
+    Each kind of processor has its own directory, since machines that share a home directory may not run each
+    other's code.
     """
     if is_off(COMPILED_SWITCH) or JAX_CACHE in os.environ:
         return None
     directory = cache_directory() / "compiled" / processor()
-    os.environ[JAX_CACHE] = str(directory)  # for a JAX that is imported later
+    os.environ[JAX_CACHE] = str(directory)  # in case JAX is imported later
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_compilation_cache_dir", str(directory))
     return directory
@@ -86,11 +86,11 @@ def keep_compiled() -> pathlib.Path | None:
 def forward_options() -> dict[str, str]:
     """XLA options for programs that only run the net forward: `jax.jit(f, compiler_options=...)`.
 
-    Empty on GPU and TPU, where XLA has no such option, and where the environment turns it off
-    (`ALEXNET_JAX_XLA_OPTIONS=0`) or sets the same option in `XLA_FLAGS`. JAX takes options for whole programs
-    only, so functions that others may call inside their own program go without.
+    Empty on GPU and TPU, where XLA has no such option, and if the environment turns it off
+    (`ALEXNET_JAX_XLA_OPTIONS=0`) or sets the same option in `XLA_FLAGS`. JAX takes options only
+    for entire programs, so functions that others may call inside their own program do without.
     """
-    import jax  # here, since `keep_compiled` comes before JAX
+    import jax  # not at the top: `keep_compiled` runs before JAX is imported
 
     if is_off(OPTIONS_SWITCH) or _YNNPACK in os.environ.get("XLA_FLAGS", ""):
         return {}
@@ -98,13 +98,13 @@ def forward_options() -> dict[str, str]:
         return {}
     try:
         jax.jit(lambda: 0, compiler_options=_ON_CPU).lower().compile()
-    except RuntimeError:  # XLA's "no such option": the program is right without
+    except RuntimeError:  # XLA has no such option
         return {}
     return dict(_ON_CPU)
 
 
 def processor() -> str:
-    """A name for this kind of processor, made from its model and instruction sets."""
+    """A name for this kind of processor, from its model and instruction sets."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
@@ -121,9 +121,9 @@ def has_tensorflow() -> bool:
 
 
 def quiet_tensorflow() -> None:
-    """Stops TensorFlow from greeting users with lines on instruction sets, CUDA and rounding.
+    """Stops TensorFlow's start-up messages about instruction sets, CUDA and rounding.
 
-    To be called before anything imports TensorFlow; several libraries do.
+    Call it before anything imports TensorFlow; several libraries do.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -131,7 +131,7 @@ def quiet_tensorflow() -> None:
 
 @functools.cache
 def tensorflow() -> Any:
-    """Imports TensorFlow and hides the accelerators from it: it would take the memory that JAX needs."""
+    """Imports TensorFlow and hides the accelerators from it, whose memory JAX needs."""
     quiet_tensorflow()
     tf = importlib.import_module("tensorflow")
     for kind in ("GPU", "TPU"):

@@ -1,7 +1,7 @@
-"""How far along something is: a bar on a terminal, now and then a line anywhere else.
+"""Progress bars; plain lines if stderr is no terminal.
 
-A bar redraws itself with carriage returns, which in a pipe, a notebook or the log of a batch job leave a mess
-or one line of megabytes.
+A bar redraws itself with carriage returns, which fill a pipe, a notebook or the log of a batch job with one
+line of megabytes.
 """
 
 import sys
@@ -9,11 +9,11 @@ from typing import TextIO
 
 import tqdm
 
-LINE_SECONDS = 10.0  # between two lines; what takes less time says nothing
+LINE_SECONDS = 10.0  # between lines; shorter work prints none
 
 
 class _Lines:
-    """A file for tqdm's bars that gets whole lines."""
+    """A file that turns tqdm's bars into lines."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -27,13 +27,13 @@ class _Lines:
 
 
 def bar(total: int | None, unit: str, what: str = "", **options: object) -> tqdm.tqdm:
-    """Progress on standard error, with rate and time left.
+    """A progress bar on standard error, with rate and time left.
 
     Args:
-      total: how many there are, None where that is not known.
-      unit: of what is counted, such as "image".
-      what: is being done, in a word or two.
-      options: more of `tqdm.tqdm`'s.
+      total: number of units, None if unknown.
+      unit: what is counted, such as "image".
+      what: the task in a word or two.
+      options: further arguments of `tqdm.tqdm`.
     """
     if sys.stderr.isatty():
         kind: dict[str, object] = {"file": sys.stderr, "dynamic_ncols": True}

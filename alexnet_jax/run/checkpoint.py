@@ -1,73 +1,48 @@
-"""Checkpoints with orbax: what a run needs to go on as if never stopped.
+"""Checkpoints, written and read by orbax, and checked when they are read.
 
-A checkpoint, `checkpoints/<step>`, holds the device state (parameters, momentum, step) and, in its metadata,
-the run's own record (plateau rule, last evaluation), the config, the versions and fingerprints of what was
-saved. A directory gets its final name only when it is whole; one that is damaged later does not match its
-fingerprints, is set aside, and the one before is used.
+`checkpoints/<step>` contains the device state (parameters, momentum, step) and, as metadata, the run's record
+(plateau rule, last evaluation), the config, the versions and fingerprints of the arrays. Orbax renames a
+directory to its final name only when everything is written. A checkpoint that no longer matches its
+fingerprints is damaged: it is moved away, and the one before is used.
 """
 
 import contextlib
 import functools
 import json
-import logging
-import os
 import pathlib
 import re
-import sys
-import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import absl.logging
 import jax
-import jax.numpy as jnp
 from absl import flags
 from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.run import processes
+from alexnet_jax.run import fingerprints, processes, quiet
+from alexnet_jax.run.fingerprints import fingerprint
 
 DIRECTORY, DAMAGED = "checkpoints", "damaged"
-LATE_SECONDS = 0.3  # until the last read of a load that failed has ended, mostly
-# The words of the system in what several libraries wrap around them.
-_WHY = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system")
-# Orbax logs each error several times, with tracebacks, before it raises it; users are told once, in a line.
-absl.logging.set_verbosity(absl.logging.FATAL)
-
-
-# A read of a damaged checkpoint that ends when nobody waits for it any more, on a busy machine at any time,
-# is told of by the interpreter and by asyncio; neither says anything that the one line does not.
-def _but_late_reads(before: Callable[[Any], Any], unraisable: Any) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-        before(unraisable)
-
-
-def _is_no_late_read(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and "tensorstore_spec" in str(record.exc_info[1]))
-
-
-sys.unraisablehook = functools.partial(_but_late_reads, sys.unraisablehook)
-logging.getLogger("asyncio").addFilter(_is_no_late_read)
-Array = jax.Array
+# The operating system's reason, which several libraries wrap in their own words.
+_REASON = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system")
 
 
 class SaveError(Exception):
-    """A checkpoint could not be written; what was saved before is as it was."""
+    """A checkpoint could not be written; earlier ones are unchanged."""
 
 
 class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-      workdir: of the run.
-      keep: the newest so many stay, besides the best by validation error.
-      keep_every_steps: one each so many steps stays for good; None for none.
-      about: what else the metadata tells, such as the config and versions.
-      say: takes a line for the user.
+      workdir: the run's directory.
+      keep: how many of the newest checkpoints to keep, besides the best by validation error.
+      keep_every_steps: also keep one checkpoint per this many steps; None for none.
+      metadata: saved with every checkpoint: `config`, `versions` and `device`.
+      say: prints a line for the user.
 
     Attributes:
-      saved_step: of the newest good checkpoint, None where there is none.
+      saved_step: step of the newest good checkpoint, None if there is none.
     """
 
     def __init__(
@@ -76,10 +51,10 @@ class Checkpoints:
         *,
         keep: int = 1,
         keep_every_steps: int | None = None,
-        about: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
         say: Callable[[str], None] = print,
     ):
-        self._workdir, self._about, self._say = workdir.resolve(), about or {}, say
+        self._workdir, self._metadata, self._say = workdir.resolve(), metadata or {}, say
         policies: Any = ocp.training.preservation_policies
         self._best = _Best()
         kept = [policies.LatestN(keep), self._best]
@@ -87,16 +62,17 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(keep_every_steps, exact_interval=False))
         self._policy = policies.AnyPreservationPolicy(kept)
         self._open: ocp.training.Checkpointer | None = None
+        self._quiet = contextlib.ExitStack()  # while saves may run in the background
         self.saved_step: int | None = None
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest good checkpoint's state, in the shapes and shardings given, and its record.
+        """The newest good checkpoint's state, with the given shapes and shardings, and its record.
 
-        None where nothing was ever saved. What is damaged is moved to `workdir/damaged`, which is said.
+        None if nothing was ever saved. Damaged checkpoints are moved to `workdir/damaged`, with a warning.
 
         Raises:
-          UserError: there are checkpoints, but none that is whole, or the newest is of another net.
-          SaveError: a save that was under way could not be written.
+          UserError: every checkpoint is damaged, or the newest is of another net.
+          SaveError: a save that was running could not be written.
         """
         self.wait()
         directory = self._workdir / DIRECTORY
@@ -104,65 +80,66 @@ class Checkpoints:
         found = None
 
         def load(step: int) -> tuple[Any, dict[str, Any]]:
-            about = _read_about(directory / str(step))
-            if found is not None:
-                return None, about
-            self._refuse_other_shapes(about["shapes"], shapes(abstract_state), step)
-            return _load(directory / str(step), abstract_state), about
+            metadata = _read_metadata(directory / str(step))
+            if found is not None:  # of older ones only the metadata is checked
+                return None, metadata
+            self._refuse_other_shapes(metadata["shapes"], shapes(abstract_state), step)
+            return _load(directory / str(step), abstract_state), metadata
 
         for step in reversed(steps):
             try:
-                state, about = _checked(functools.partial(load, step), "state")
+                state, metadata = _checked(functools.partial(load, step), "state")
                 if state is not None:
-                    found, self.saved_step = (state, about["record"]), step
-            except Exception as error:  # as many kinds as there are kinds of damage
+                    found, self.saved_step = (state, metadata["record"]), step
+            except Exception as error:  # each kind of damage raises its own
                 if _is_no_damage(error):
                     raise
                 self._set_aside(step, error)
         if steps and found is None:
             raise UserError(
-                f"{directory}: every checkpoint was damaged (they are in {self._workdir / DAMAGED} now); "
-                "start the run again to train from the beginning, or in another --workdir"
+                f"{directory}: every checkpoint was damaged (they are now in {self._workdir / DAMAGED}); "
+                "start the run again to train from the beginning, or choose another --workdir"
             )
         return found
 
     def save(self, step: int, state: Any, record: dict[str, Any], best_step: int | None = None) -> None:
-        """Starts to save; training goes on meanwhile. A step that is saved already is not saved again.
+        """Starts to save in the background; does nothing if `step` is already saved.
 
         Args:
-          best_step: the checkpoint of this step stays, for it is the best so far.
+          best_step: step of the best checkpoint so far, which is kept.
 
         Raises:
-          SaveError: this or the last save could not be written.
+          SaveError: this or the previous save could not be written.
         """
         if self.saved_step == step:
             return
         self._best.step = best_step
-        whole, params = _state_and_params(state)
-        prints = {"state": _hexadecimal(whole), "params": _hexadecimal(params)}
-        about = {"record": record, "fingerprints": prints, "shapes": shapes(state), **self._about}
+        prints = fingerprints.of_state(state)
+        metadata = {"record": record, "fingerprints": prints, "shapes": shapes(state), **self._metadata}
+        signed = fingerprints.signed(metadata)
         with self._save_errors():
-            self._orbax().save_async(step, state, force=True, overwrite=True, custom_metadata=_signed(about))
+            self._orbax().save_async(step, state, force=True, overwrite=True, custom_metadata=signed)
             self.saved_step = step
 
     def wait(self) -> None:
-        """Until what was saved is on disk. Raises `SaveError` where it could not be written."""
+        """Waits until all saves are on disk; raises `SaveError` if one could not be written."""
         if self._open is not None:
             with self._save_errors():
                 self._open.wait()
 
     def close(self) -> None:
-        """Waits and lets go; whether the last save succeeded is for `wait` to say."""
+        """Waits for the last save and frees orbax; only `wait` raises its errors."""
         if self._open is not None:
             with contextlib.suppress(Exception):
                 self._open.close()
+        self._quiet.close()
 
     def _orbax(self) -> ocp.training.Checkpointer:
         if self._open is None:
+            # Barriers of the JAX runtime, which need no devices and time out.
             if (barrier := "experimental_orbax_use_distributed_barrier") in flags.FLAGS:
-                flags.FLAGS[
-                    barrier
-                ].value = True  # the runtime's, which need no devices and do not last for ever
+                flags.FLAGS[barrier].value = True
+            self._quiet.enter_context(quiet.logs())
             self._open = ocp.training.Checkpointer(
                 str(self._workdir / DIRECTORY), preservation_policy=self._policy, cleanup_tmp_directories=True
             )
@@ -174,8 +151,8 @@ class Checkpoints:
             key = different[0]
             raise UserError(
                 f"{self._workdir / DIRECTORY / str(step)}: is of another net: {key} is {saved.get(key)} "
-                f"there and {wanted.get(key)} by the config ({len(different)} differ); go on with the config "
-                "that it was begun with, or choose another --workdir"
+                f"there and {wanted.get(key)} by the config ({len(different)} differ); use the run's own "
+                "config or choose another --workdir"
             )
 
     def _set_aside(self, step: int, error: Exception) -> None:
@@ -185,26 +162,26 @@ class Checkpoints:
         damaged.mkdir(exist_ok=True)
         target = next(t for n in range(1000) if not (t := damaged / f"{step}.{n}").exists())
         (self._workdir / DIRECTORY / str(step)).rename(target)
-        self._say(f"warning: checkpoint {step} is damaged ({_one_line(error)}); it is in {target} now")
+        self._say(f"warning: checkpoint {step} is damaged ({_one_line(error)}); it is now in {target}")
 
     @contextlib.contextmanager
     def _save_errors(self) -> Iterator[None]:
-        """Turns whatever a failed write raises into `SaveError`, in all processes alike."""
+        """Turns any error of a failed write into `SaveError`, in all processes."""
         error = None
         try:
             yield
         except Exception as caught:
             error = caught
         if not processes.all_of(error is None):
-            self._open = None  # orbax's own view of the directory is in doubt
+            self._open = None  # orbax's record of the directory may be wrong
             self.saved_step = max(_steps_for_all(self._workdir / DIRECTORY), default=None)
-            known = _WHY.search(str(error))
-            why = "another process could not" if error is None else _one_line(error)
-            raise SaveError(known.group() if known else why) from error
+            known = _REASON.search(str(error))
+            reason = "another process could not" if error is None else _one_line(error)
+            raise SaveError(known.group() if known else reason) from error
 
 
 class _Best:
-    """Keeps the checkpoint of `step`; orbax asks it before it deletes."""
+    """An orbax policy that keeps the checkpoint of `step`."""
 
     step: int | None = None
 
@@ -217,18 +194,20 @@ def restore_params(
 ) -> tuple[Any, int]:
     """The parameters of a run's newest good checkpoint, placed by `sharding`, and its step.
 
-    Nothing is moved or changed, so that a run may be going on meanwhile.
+    Changes nothing on disk, so the run may still be training.
 
     Raises:
-      UserError: there is no checkpoint, or none that is whole.
+      UserError: there is no checkpoint, or every one is damaged.
     """
     directory = pathlib.Path(workdir).resolve() / DIRECTORY
     if not directory.is_dir():
-        raise UserError(f"{directory}: not there; give the workdir of a run that has saved a checkpoint")
+        raise UserError(
+            f"{directory}: no such directory; give the workdir of a run that has saved a checkpoint"
+        )
     steps = _steps_for_all(directory)
 
     def load(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
-        return _load_params(path, sharding), _read_about(path)
+        return _load_params(path, sharding), _read_metadata(path)
 
     for step in reversed(steps):
         try:
@@ -237,10 +216,8 @@ def restore_params(
             if _is_no_damage(error):
                 raise
             say(f"warning: checkpoint {directory / str(step)} is damaged ({_one_line(error)})")
-    state = (
-        "every checkpoint is damaged" if steps else "holds no finished checkpoint; let the run save one first"
-    )
-    raise UserError(f"{directory}: {state}")
+    problem = "every checkpoint is damaged" if steps else "no finished checkpoint; let the run save one first"
+    raise UserError(f"{directory}: {problem}")
 
 
 def exist(workdir: pathlib.Path) -> bool:
@@ -248,51 +225,28 @@ def exist(workdir: pathlib.Path) -> bool:
     return bool(_steps(workdir / DIRECTORY))
 
 
-def about(workdir: str | pathlib.Path) -> dict[str, Any]:
-    """What the newest checkpoint of a run tells besides: its `config`, `versions` and `device`.
+def metadata(workdir: str | pathlib.Path) -> dict[str, Any]:
+    """The `config`, `versions` and `device` of a run, from its newest checkpoint.
 
     Raises:
       UserError: there is no checkpoint, or the newest is damaged.
     """
     directory = pathlib.Path(workdir).resolve() / DIRECTORY
     try:
-        told = _read_about(directory / str(_steps(directory)[-1]))
+        saved = _read_metadata(directory / str(_steps(directory)[-1]))
     except Exception as error:
-        raise UserError(f"{directory}: no checkpoint to be read ({_one_line(error)})") from error
-    return {key: told[key] for key in ("config", "versions", "device")}
+        raise UserError(f"{directory}: no readable checkpoint ({_one_line(error)})") from error
+    return {key: saved[key] for key in ("config", "versions", "device")}
 
 
 def shapes(state: Any) -> dict[str, list[int]]:
-    """The shape of each array of a tree, by its path in it."""
+    """The shape of each array of a tree, by its path, such as `params/conv1/kernel`."""
     leaves = jax.tree.leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): list(x.shape) for path, x in leaves}
 
 
-@contextlib.contextmanager
-def _one_error() -> Iterator[None]:
-    """Keeps quiet the reads that a failed load leaves behind, which print dozens of tracebacks.
-
-    They come from threads outside Python, so that only the descriptor itself stops them. Those that come
-    later still are Python's to tell of (`_but_late_reads`, `_is_no_late_read`).
-    """
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    except Exception:
-        time.sleep(LATE_SECONDS)
-        raise
-    finally:
-        sys.stderr.flush()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
-
-
 def _is_no_damage(error: Exception) -> bool:
-    """Whether what failed is not the checkpoint: setting it aside would lose it for nothing."""
+    """Whether the checkpoint itself is not to blame, so that it must stay."""
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
     return out_of_memory or isinstance(error, UserError | PermissionError)
 
@@ -316,15 +270,15 @@ def _load_params(path: pathlib.Path, sharding: jax.sharding.Sharding) -> Any:
 
 
 def _load(path: pathlib.Path, wanted: Any) -> Any:
-    with _one_error(), _by_itself():
+    with quiet.stderr(), _by_itself():
         return ocp.load(str(path), wanted)
 
 
 def _checked(load: Callable[[], tuple[Any, dict[str, Any]]], part: str) -> tuple[Any, dict[str, Any]]:
-    """The arrays (None for none) and the metadata that `load` gives, if whole: in all processes, or in none.
+    """The arrays (or None) and metadata that `load` returns, checked against the fingerprint.
 
     Raises:
-      Exception: of any kind, where it is damaged.
+      Exception: of any kind, in every process, if the checkpoint is damaged in one of them.
     """
     loaded, error = None, None
     try:
@@ -333,90 +287,35 @@ def _checked(load: Callable[[], tuple[Any, dict[str, Any]]], part: str) -> tuple
         if _is_no_damage(caught):
             raise
         error = caught
-    if not processes.all_of(error is None):  # asked before what all must do together
+    if not processes.all_of(error is None):  # before the fingerprint, in which all must take part
         raise error or ValueError("another process could not read it")
     assert loaded is not None
-    arrays, about = loaded
-    if arrays is not None:
-        _compare(about["fingerprints"][part], fingerprint(arrays))
-    return arrays, about
+    arrays, metadata = loaded
+    if arrays is not None and (read := fingerprint(arrays)) != (saved := metadata["fingerprints"][part]):
+        raise ValueError(f"its arrays have the fingerprint {read}, not {saved} as when they were saved")
+    return arrays, metadata
 
 
 def _steps_for_all(directory: pathlib.Path) -> list[int]:
-    """The checkpoints' steps as process 0 sees them."""
+    """The steps of the checkpoints that process 0 sees, in all processes."""
     return json.loads(processes.from_first(json.dumps(_steps(directory))))
 
 
-def _by_itself() -> contextlib.AbstractContextManager[Any]:
-    """Has orbax read without waiting for other processes, which may have failed to."""
-    if jax.process_count() == 1:
-        return contextlib.nullcontext()
-    me = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(
-        primary_host=None, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
-    )
-    return ocp.Context(multiprocessing_options=options)
+@contextlib.contextmanager
+def _by_itself() -> Iterator[None]:
+    """Lets orbax read without waiting for other processes, which may have failed, and without logging."""
+    context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if jax.process_count() > 1:
+        me = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=None, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        )
+        context = ocp.Context(multiprocessing_options=options)
+    with quiet.reads(), context:
+        yield
 
 
-# --- What was saved is what is read -----------------------------------------------------------------------
-
-
-def fingerprint(tree: Any) -> str:
-    """A number that changes with any bit of any array of `tree`, the same on any mesh, as hexadecimal."""
-    return _hexadecimal(_fingerprint(tree))
-
-
-def _hexadecimal(words: Array) -> str:
-    return "".join(f"{int(word):08x}" for word in jax.device_get(words))
-
-
-@jax.jit
-def _state_and_params(state: Any) -> tuple[Array, Array]:
-    # In one program, which scrambles the parameters once for both.
-    return _fingerprint(state), _fingerprint(state.params)
-
-
-@jax.jit
-def _fingerprint(tree: Any) -> Array:
-    # Sums of scrambled words: whole numbers add up to the same in any order, so each device takes its share.
-    total = jnp.zeros(2, jnp.uint32)
-    for leaf in jax.tree.leaves(tree):
-        total = total * jnp.uint32(0x01000193) + _scrambled_sum(leaf)
-    return total
-
-
-def _scrambled_sum(leaf: Array) -> Array:
-    bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-    place = jnp.zeros(bits.shape, jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-
-    def mix(seed: int, factor: int) -> Array:
-        word = (bits ^ (place * jnp.uint32(seed))) * jnp.uint32(factor)
-        word ^= word >> 15
-        word *= jnp.uint32(0xC2B2AE35)
-        return jnp.sum(word ^ (word >> 13), dtype=jnp.uint32)
-
-    return jnp.stack([mix(0x9E3779B1, 0x85EBCA6B), mix(0x7FEB352D, 0x846CA68B)])
-
-
-def _compare(saved: str, read: str) -> None:
-    if saved != read:
-        raise ValueError(f"its arrays have the fingerprint {read}, not {saved} as when they were saved")
-
-
-def _signed(about: dict[str, Any]) -> dict[str, Any]:
-    return {**about, "crc32": zlib.crc32(_canonical(about))}
-
-
-def _read_about(path: pathlib.Path) -> dict[str, Any]:
+def _read_metadata(path: pathlib.Path) -> dict[str, Any]:
     with _by_itself():
-        about: Any = ocp.metadata(str(path)).custom_metadata
-    crc = about.pop("crc32")
-    if zlib.crc32(_canonical(about)) != crc:
-        raise ValueError("its metadata does not match its checksum")
-    return about
-
-
-def _canonical(about: dict[str, Any]) -> bytes:
-    return json.dumps(about, sort_keys=True).encode()
+        metadata: Any = ocp.metadata(str(path)).custom_metadata
+    return fingerprints.verified(metadata)

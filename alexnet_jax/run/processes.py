@@ -1,8 +1,8 @@
-"""Many processes as one job, on JAX's own runtime: found, started, of one mind, and ended together.
+"""Multi-process runs: launcher detection, start-up, agreement, shutdown.
 
-A launcher starts the same command once for each host (or GPU); `find` sees from the environment or the flags
-that it did, and `job` joins the processes. What one of them alone knows (a signal, the clock, its files) is
-agreed on before anything follows from it, so that all do the same steps. One that dies ends all of them.
+A launcher starts the same command once per host or GPU. `find` detects that from the environment or the
+flags, and `job` connects the processes through JAX's runtime. What only one process knows (a signal, the
+clock, its files) is agreed on before anyone acts on it, so all take the same steps. If one dies, all end.
 """
 
 import contextlib
@@ -28,27 +28,27 @@ import numpy as np
 from alexnet_jax.common.errors import Fault, UserError
 
 BEAT_SECONDS = 1.0
-# Without a beat for so long a process counts as dead: a minute less what the rest takes.
+# A process without a heartbeat for this long counts as dead, so that a job ends within a minute.
 DEAD_SECONDS = 40.0
-# The same once another process has failed, as its neighbours do at once where a connection breaks.
+# The same once a process has failed: its neighbours fail at once when a connection breaks.
 SUSPECT_SECONDS = 8.0
-_READ_SECONDS = 5.0  # for the others to read of an end before the leader, which has it written down, goes
-BARRIER_SECONDS = 24 * 3600.0  # those who wait are told of a death, and need no limit of their own
-_CALLS_BEHIND = 2  # how many calls an agreement lags, so that nobody waits for it
+_READ_SECONDS = 5.0  # time for the others to read the reason from process 0 before it exits
+BARRIER_SECONDS = 24 * 3600.0  # practically no limit: deaths end those who wait
+_CALLS_BEHIND = 2  # calls by which an agreement lags, so that nobody waits for it
 _LEADER = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessInfo:
-    """A process's place in a job of several.
+    """This process in a multi-process run.
 
     Attributes:
-      count: how many processes there are.
-      index: this one's number, from 0.
-      coordinator: `host:port` where process 0 can be reached; None where JAX knows it from the launcher.
-      launcher: what JAX calls the launcher that tells the rest: `slurm`, `ompi`, `k8s`, `gcetpu`, `gketpu`,
-        or `deactivate` for none.
-      devices: numbers of this host's devices that are this process's; () for all.
+      count: number of processes.
+      index: this process's number, from 0.
+      coordinator: `host:port` of process 0; None if JAX gets it from the launcher.
+      launcher: JAX's name of the launcher: `slurm`, `ompi`, `k8s`, `gcetpu`, `gketpu`, or `deactivate` for
+        none.
+      devices: numbers of the host's devices that this process uses; () for all.
     """
 
     count: int
@@ -58,7 +58,7 @@ class ProcessInfo:
     devices: tuple[int, ...] = ()
 
 
-# --- Is this one of several processes? ---------------------------------------------------------------------
+# --- launcher detection ----------------------------------------------------------------------------------
 
 
 def find(
@@ -67,75 +67,73 @@ def find(
     index: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> ProcessInfo | None:
-    """This process's place by the flags, else by what the launcher left in the environment.
+    """This process in a multi-process run, from the flags or else the launcher's environment variables.
 
-    None where the process is alone: on one machine, in a job of one task, and in a batch script that did not
-    start it by `srun` or `mpirun`.
+    None for a single process: without a launcher, in a job of one task, and in a batch script that does not
+    use `srun` or `mpirun`.
 
     Args:
       coordinator, count, index: the flags `--coordinator_address`, `--num_processes` and `--process_id`;
-        what is not given is the launcher's. `count=1` is a process by itself, whatever the launcher says.
+        those not given come from the launcher. `count=1` is a single process in spite of any launcher.
 
     Raises:
-      UserError: the flags do not make a whole, or do not go together.
+      UserError: flags are missing or contradict each other.
     """
     if count is not None and count < 1:
         raise UserError(f"--num_processes={count}: must be 1 or more")
     if count == 1:
         return None
-    place = _launched(environment)
-    if place is None:
+    info = _launched(environment)
+    if info is None:
         if coordinator is None and count is None and index is None:
             return None
         coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
         given = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
         missing = [f"--{flag}" for flag, value in given.items() if value is None]
         if missing:
-            raise UserError(
-                f"{', '.join(missing)}: missing; no launcher was found that tells, so give all three"
-            )
-        place = ProcessInfo(count or 0, index or 0, coordinator, "deactivate")
+            raise UserError(f"{', '.join(missing)}: missing; no launcher was found, so give all three")
+        info = ProcessInfo(count or 0, index or 0, coordinator, "deactivate")
     else:
-        place = dataclasses.replace(
-            place,
-            count=place.count if count is None else count,
-            index=place.index if index is None else index,
-            coordinator=coordinator or place.coordinator,
+        info = dataclasses.replace(
+            info,
+            count=info.count if count is None else count,
+            index=info.index if index is None else index,
+            coordinator=coordinator or info.coordinator,
         )
-    if place.count == 1:
+    if info.count == 1:
         return None
-    if not 0 <= place.index < place.count:
+    if not 0 <= info.index < info.count:
         raise UserError(
-            f"--process_id={place.index}: must be at least 0 and below --num_processes={place.count}"
+            f"--process_id={info.index}: must be at least 0 and below --num_processes={info.count}"
         )
-    if place.coordinator is not None and not re.fullmatch(r".+:\d{1,5}", place.coordinator):
-        raise UserError(f"--coordinator_address={place.coordinator}: must be as host:port")
-    if place.coordinator is None and place.launcher == "deactivate":
+    if info.coordinator is not None and not re.fullmatch(r".+:\d{1,5}", info.coordinator):
+        raise UserError(f"--coordinator_address={info.coordinator}: must be host:port")
+    if info.coordinator is None and info.launcher == "deactivate":
         raise UserError(
             "--coordinator_address: missing; this launcher does not say where process 0 is, so give its host "
-            "and a free port, as host:1234"
+            "and a free port, such as host:1234"
         )
-    return place
+    return info
 
 
 def _launched(environment: Mapping[str, str]) -> ProcessInfo | None:
-    """The place by Open MPI, Slurm, Kubernetes or a TPU slice, asked in the order in which they nest."""
+    """Detects Open MPI, Slurm, Kubernetes and TPU slices, the innermost launcher first."""
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        # From Open MPI 5 on mpirun does not tell the processes where it runs.
-        told = address is not None or "OMPI_MCA_orte_hnp_uri" in environment
+        # Since Open MPI 5, mpirun does not say where it runs.
+        is_known = address is not None or "OMPI_MCA_orte_hnp_uri" in environment
         return ProcessInfo(
             count=int(environment["OMPI_COMM_WORLD_SIZE"]),
             index=int(environment["OMPI_COMM_WORLD_RANK"]),
             coordinator=address,
-            launcher="ompi" if told else "deactivate",
+            launcher="ompi" if is_known else "deactivate",
             devices=_own_device(
                 int(environment["OMPI_COMM_WORLD_LOCAL_RANK"]),
                 int(environment["OMPI_COMM_WORLD_LOCAL_SIZE"]),
                 environment,
             ),
         )
-    # A step's own variables: a batch script without srun has those of the job alone.
+    # Variables of the job step, which a batch script without srun does not have.
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
         on_host = _expanded(environment["SLURM_STEP_TASKS_PER_NODE"])[int(environment["SLURM_NODEID"])]
         return ProcessInfo(
@@ -152,7 +150,7 @@ def _launched(environment: Mapping[str, str]) -> ProcessInfo | None:
 
 
 def _clusters_without_tasks(environment: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """TPU slices and indexed jobs of Kubernetes, as JAX recognises them; it has no public way to ask."""
+    """TPU slices and indexed Kubernetes jobs, as JAX detects them; it has no public function for that."""
     from jax._src import clusters
 
     for name in ("GkeTpuCluster", "GceTpuCluster"):
@@ -165,9 +163,9 @@ def _clusters_without_tasks(environment: Mapping[str, str]) -> Iterator[tuple[st
 
 
 def _own_device(number: int, count: int, environment: Mapping[str, str]) -> tuple[int, ...]:
-    """The device of the process `number` of the `count` on its host: () for all that it sees.
+    """The device of process `number` of the `count` on its host; () for all that it sees.
 
-    A process alone on its host has all, and one that the launcher shows a single GPU has that.
+    A process alone on its host uses all, and one to which the launcher shows a single GPU uses that.
     """
     shown = environment.get("CUDA_VISIBLE_DEVICES")
     one_shown = shown is not None and "," not in shown
@@ -175,47 +173,47 @@ def _own_device(number: int, count: int, environment: Mapping[str, str]) -> tupl
 
 
 def _expanded(counts: str) -> list[int]:
-    """Slurm's tasks by node: `2(x3),1` is 2, 2, 2, 1."""
+    """Slurm's tasks per node: `2(x3),1` is 2, 2, 2, 1."""
     pairs = (re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in counts.split(","))
     return [int(pair[1]) for pair in pairs if pair for _ in range(int(pair[2] or 1))]
 
 
-# --- The job -----------------------------------------------------------------------------------------------
+# --- the job ---------------------------------------------------------------------------------------------
 
 
 class _Awake:
-    """Seconds in which this thread ran: one that was itself stopped, or starved, blames nobody for it."""
+    """Seconds in which this thread ran: a process that was itself stopped must not suspect the others."""
 
     def __init__(self, pause: float) -> None:
         self._longest, self._last, self.seconds = 2 * pause, time.monotonic(), 0.0
 
     def tick(self) -> None:
-        """To be called after each pause."""
+        """Call after each pause."""
         now = time.monotonic()
         self.seconds += min(now - self._last, self._longest)
         self._last = now
 
 
 class _Job:
-    """This process's part in a job: it shows the others that it lives, and looks whether they do."""
+    """Sends heartbeats and watches those of the other processes."""
 
-    def __init__(self, place: ProcessInfo) -> None:
-        from jax._src import distributed  # the store and the barriers have no public name
+    def __init__(self, info: ProcessInfo) -> None:
+        from jax._src import distributed  # the key-value store and barriers are not public
 
-        self.place = place
+        self.info = info
         self.client: Any = distributed.global_state.client
-        self.names = {place.index: f"process {os.getpid()} on {socket.gethostname()}"}
+        self.names = {info.index: f"process {os.getpid()} on {socket.gethostname()}"}
         self.last_words: Callable[[str], None] = lambda message: None
         self._counter = itertools.count()
         self._over, self._ended = threading.Event(), threading.Event()
         self._suspicious = False
         self._reached = 0.0  # when the leader last answered, by the clock of `_watch`
         self._clock = _Awake(BEAT_SECONDS)
-        self.client.key_value_set(f"who/{place.index}", self.names[place.index])
+        self.client.key_value_set(f"who/{info.index}", self.names[info.index])
         self.barrier()
         for key, name in self.client.key_value_dir_get("who/"):
             self.names[int(key.rsplit("/", 1)[1])] = name
-        # Not daemons: `cli` then leaves at once when something failed, and does not wait for the others.
+        # Not daemons: after a failure `command_line` then exits at once instead of waiting for them.
         self._threads = [
             threading.Thread(target=work, name="alexnet_jax.job") for work in (self._beat, self._watch)
         ]
@@ -223,25 +221,25 @@ class _Job:
             thread.start()
 
     def key(self, what: str) -> str:
-        """A name for something that all processes do in the same order, each time another."""
+        """A new key, the same in all processes, since all call this in the same order."""
         return f"{what}/{next(self._counter)}"
 
     def barrier(self) -> None:
-        """Returns when all processes have come here."""
+        """Returns when all processes have reached it."""
         self.client.wait_at_barrier(self.key("barrier"), int(1000 * BARRIER_SECONDS))
 
     def name(self, index: int) -> str:
-        """A process, for people."""
-        return f"process {index} of {self.place.count} ({self.names.get(index, 'never seen')})"
+        """The name of a process in messages."""
+        return f"process {index} of {self.info.count} ({self.names.get(index, 'never seen')})"
 
     def tell(self, code: int, message: str) -> None:
-        """Lets the others know that this process ends."""
+        """Tells the other processes that this one fails."""
         self._ended.set()
         with contextlib.suppress(Exception):
-            self._announce(self.place.index, code, f"{self.name(self.place.index)} failed: {message}")
+            self._announce(self.info.index, code, f"{self.name(self.info.index)} failed: {message}")
 
     def leave(self) -> None:
-        """Ends the job in good order."""
+        """Ends the job after success."""
         self.barrier()
         self._ended.set()
         self._over.set()
@@ -250,47 +248,47 @@ class _Job:
         jax.distributed.shutdown()
 
     def wait_for_verdict(self) -> None:
-        """Called where something broke: if another process is dead, this one ends here by its verdict."""
+        """Call after an error: if the death of another process caused it, this process exits here."""
         self._suspicious = True
         with contextlib.suppress(Exception):
-            self.client.key_value_set(f"suspicion/{self.place.index}", "", allow_overwrite=True)
+            self.client.key_value_set(f"suspicion/{self.info.index}", "", allow_overwrite=True)
         time.sleep(SUSPECT_SECONDS + _READ_SECONDS + 2 * BEAT_SECONDS)
 
     def _announce(self, index: int, code: int, line: str) -> None:
         self.client.key_value_set(f"ended/{index}", json.dumps([code, line]), allow_overwrite=True)
-        if self.place.index != _LEADER:
+        if self.info.index != _LEADER:
             return
-        # The store goes with this process: the others must have read it before.
+        # The store ends with this process, so wait until the others have read it.
         deadline = time.monotonic() + _READ_SECONDS
         while time.monotonic() < deadline:
             keys = [key for what in ("ended/", "read/") for key, _ in self.client.key_value_dir_get(what)]
-            if len({key.rsplit("/", 1)[1] for key in keys} - {str(_LEADER)}) == self.place.count - 1:
+            if len({key.rsplit("/", 1)[1] for key in keys} - {str(_LEADER)}) == self.info.count - 1:
                 return
             time.sleep(BEAT_SECONDS / 10)
 
     def _beat(self) -> None:
-        # More processes beat less often, so that the leader has no more to do.
-        pause = BEAT_SECONDS * max(1.0, self.place.count / 64)
+        # Larger jobs beat less often, which limits the work of process 0.
+        pause = BEAT_SECONDS * max(1.0, self.info.count / 64)
         seen: dict[str, tuple[str, float]] = {}
         clock = _Awake(pause)
         for beat in itertools.count():
             try:
-                self.client.key_value_set(f"beat/{self.place.index}", str(beat), allow_overwrite=True)
+                self.client.key_value_set(f"beat/{self.info.index}", str(beat), allow_overwrite=True)
                 for _, text in self.client.key_value_dir_get("ended/"):
                     if not self._ended.is_set():
                         self._end(*json.loads(text))
-                if self.place.index == _LEADER:
+                if self.info.index == _LEADER:
                     self._suspicious |= bool(self.client.key_value_dir_get("suspicion/"))
                     self._judge(dict(self.client.key_value_dir_get("beat/")), seen, clock.seconds)
                 self._reached = self._clock.seconds
-            except Exception:  # the leader does not answer, of which `_watch` keeps count
+            except Exception:  # process 0 does not answer, which `_watch` handles
                 pass
             if self._over.wait(pause):
                 return
             clock.tick()
 
     def _judge(self, beats: dict[str, str], seen: dict[str, tuple[str, float]], now: float) -> None:
-        for index in range(1, self.place.count):
+        for index in range(1, self.info.count):
             key = f"beat/{index}"
             beat = beats.get(key, "")
             if key not in seen or seen[key][0] != beat:
@@ -303,23 +301,23 @@ class _Job:
     def _watch(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
             self._clock.tick()
-            if self.place.index != _LEADER and self._clock.seconds - self._reached > self._patience():
+            if self.info.index != _LEADER and self._clock.seconds - self._reached > self._patience():
                 self._end(1, f"{self.name(_LEADER)} died or can no longer be reached")
 
     def _patience(self) -> float:
         return SUSPECT_SECONDS if self._suspicious else DEAD_SECONDS
 
     def _end(self, code: int, line: str) -> None:
-        """Ends this process because of another."""
+        """Exits because of another process."""
         with contextlib.suppress(Exception):
             self.last_words(line)
         with contextlib.suppress(Exception):
-            self.client.key_value_set(f"read/{self.place.index}", "", allow_overwrite=True)
+            self.client.key_value_set(f"read/{self.info.index}", "", allow_overwrite=True)
         _say(f"error: {line}; {GO_ON}" if code == 1 else f"error: {line}")
         os._exit(code)
 
 
-GO_ON = "all end here; start the same command again: it goes on from the last checkpoint"
+GO_ON = "all processes end; start the same command again to resume from the last checkpoint"
 _job: _Job | None = None
 _stderr = sys.stderr.fileno() if hasattr(sys.stderr, "fileno") else 2
 
@@ -330,22 +328,22 @@ def _say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def job(place: ProcessInfo | None, timeout_seconds: int = 300) -> Iterator[None]:
-    """Joins the processes of a job for as long as the context lasts; does nothing for a process alone.
+def job(info: ProcessInfo | None, timeout_seconds: int = 300) -> Iterator[None]:
+    """Connects the processes of a job while the context lasts; does nothing for a single process.
 
-    To be entered before anything touches a device. Where another process dies, or leaves the context by an
-    error, this one says which and ends, with exit code 1 or that of the error.
+    Enter it before anything touches a device. If another process dies or leaves the context by an error, this
+    one says which and exits with code 1 or that of the error.
 
     Raises:
-      Fault: the others were not there in time.
+      Fault: the other processes did not start in time.
     """
     global _job, _stderr
-    if place is None:
+    if info is None:
         yield
         return
-    _stderr = os.dup(2)  # where a load is being kept quiet, a death is not
-    with _start(place, timeout_seconds):
-        _job = _Job(place)
+    _stderr = os.dup(2)  # a load may silence descriptor 2
+    with _start(info, timeout_seconds):
+        _job = _Job(info)
     before = _on_abort(f"{_job.name(_LEADER)} died or can no longer be reached; {GO_ON}")
     try:
         yield
@@ -362,27 +360,27 @@ def job(place: ProcessInfo | None, timeout_seconds: int = 300) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def _start(place: ProcessInfo, timeout_seconds: int) -> Iterator[None]:
-    """`jax.distributed.initialize`, with a line for the user in the place of its aborts."""
-    where = place.coordinator or "where the launcher has it"
+def _start(info: ProcessInfo, timeout_seconds: int) -> Iterator[None]:
+    """Calls `jax.distributed.initialize` and replaces its aborts by a line for the user."""
+    where = info.coordinator or "the launcher's address"
     missing = (
-        f"process {place.index} of {place.count}: the other processes were not all there within "
-        f"{timeout_seconds} s (process 0 is at {where}); look at their own messages, at --num_processes and "
-        "--process_id of each, and whether the port is free and can be reached"
+        f"process {info.index} of {info.count}: not all other processes started within "
+        f"{timeout_seconds} s (process 0 is at {where}); check their messages, --num_processes and "
+        "--process_id of each, and whether the port is free and reachable"
     )
-    # JAX has a handler of its own for SIGTERM, which would take the place of `interrupt.Stop`'s.
+    # JAX's own handler for SIGTERM would replace that of `signals.Stop`.
     jax.config.update("jax_enable_preemption_service", False)
     logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
     undo = _on_abort(missing)
     try:
-        if place.index != _LEADER and place.coordinator is not None:
-            _reach(place.coordinator, timeout_seconds, missing)
+        if info.index != _LEADER and info.coordinator is not None:
+            _reach(info.coordinator, timeout_seconds, missing)
         jax.distributed.initialize(
-            coordinator_address=place.coordinator,
-            num_processes=place.count,
-            process_id=place.index,
-            local_device_ids=list(place.devices),
-            cluster_detection_method=place.launcher,
+            coordinator_address=info.coordinator,
+            num_processes=info.count,
+            process_id=info.index,
+            local_device_ids=list(info.devices),
+            cluster_detection_method=info.launcher,
             initialization_timeout=timeout_seconds,
         )
         yield
@@ -395,7 +393,7 @@ def _start(place: ProcessInfo, timeout_seconds: int) -> Iterator[None]:
 
 
 def _reach(coordinator: str, timeout_seconds: float, missing: str) -> None:
-    """Waits until somebody listens at `host:port`, for JAX itself ends a process where nobody does."""
+    """Waits until process 0 listens at `host:port`; JAX would abort this process if nobody does."""
     host, port = coordinator.rsplit(":", 1)
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -413,10 +411,10 @@ _handlers: list[Any] = []
 
 
 def _on_abort(line: str) -> Callable[[], None]:
-    """Has `line` as this process's last, and 1 as its exit code, where JAX aborts it; gives the undoing.
+    """If JAX aborts this process, prints `line` and exits with 1; returns a function that undoes this.
 
-    JAX's own thread does so the moment that the connection to process 0 breaks. Python's handlers of signals
-    come too late for that: they wait for the main thread.
+    JAX aborts from its own thread as soon as the connection to process 0 breaks. Python's signal handlers
+    would run too late, since they wait for the main thread.
     """
 
     @_HANDLER
@@ -428,32 +426,32 @@ def _on_abort(line: str) -> Callable[[], None]:
     libc.signal.restype = ctypes.c_void_p
     libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
     before = libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    _handlers.append(handler)  # C holds it, which Python does not know
+    _handlers.append(handler)  # keeps a reference while C uses it
 
     return lambda: libc.signal(signal.SIGABRT, before)
 
 
-# --- Of one mind -------------------------------------------------------------------------------------------
+# --- agreement -------------------------------------------------------------------------------------------
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes logs and decides: the only one, or process 0."""
-    return _job is None or _job.place.index == _LEADER
+    """Whether this process writes logs and decides: the only one, or process 0."""
+    return _job is None or _job.info.index == _LEADER
 
 
 def label() -> str:
-    """What to put before a line that only this process knows: empty where there is just one."""
-    return "" if _job is None else f"process {_job.place.index}: "
+    """Prefix of lines that only this process prints; empty for a single process."""
+    return "" if _job is None else f"process {_job.info.index}: "
 
 
 def on_death(last_words: Callable[[str], None]) -> None:
-    """Has process 0 call this, with a line that says what happened, before another's end ends it."""
+    """Makes process 0 call `last_words` with the reason before it exits because of another process."""
     if _job is not None and is_first():
         _job.last_words = last_words
 
 
 def barrier() -> None:
-    """Returns when all processes have come here."""
+    """Returns when all processes have reached it."""
     if _job is not None:
         _job.barrier()
 
@@ -470,21 +468,21 @@ def from_first(value: str) -> str:
 
 
 def all_of(good: bool) -> bool:
-    """Whether it is so in all processes."""
+    """Whether `good` is true in all processes."""
     if _job is None:
         return good
     key = _job.key("all")
     if not good:
-        _job.client.key_value_set(f"{key}/{_job.place.index}", "")
+        _job.client.key_value_set(f"{key}/{_job.info.index}", "")
     _job.barrier()
     return not _job.client.key_value_dir_get(f"{key}/")
 
 
 class DelayedMax:
-    """The largest of the numbers that the processes give, call by call; all must call it alike.
+    """The largest of the processes' numbers, with a delay; all must call it equally often.
 
-    The answer is that to the call two before (0 at first), so that no one waits: it has been computed on the
-    devices meanwhile, behind the steps that were under way. A process alone has its own number at once.
+    Each call returns the maximum of the call two before (0 at first): the devices have computed it meanwhile,
+    after the steps in progress, so nobody waits. A single process gets its own number at once.
     """
 
     def __init__(self) -> None:
@@ -494,8 +492,8 @@ class DelayedMax:
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         mesh = jax.sharding.Mesh(np.asarray(devices), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
         self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self._max = jax.jit(jax.numpy.max, out_shardings=whole)
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._max = jax.jit(jax.numpy.max, out_shardings=replicated)
 
     def __call__(self, number: int) -> int:
         if _job is None:

@@ -1,4 +1,4 @@
-"""A profile of some training steps, on request, for TensorBoard or Perfetto."""
+"""Profiles some training steps for TensorBoard or Perfetto."""
 
 import pathlib
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from typing import Any
 import jax
 
 DIRECTORY = "profile"  # in a workdir
-SKIPPED = 3  # steps before it begins: the compiler's, and those in which memory finds its size
+SKIPPED = 3  # steps before the profile: they compile and allocate
 
 
 class Profile:
-    """Records `steps` steps of a run, from a few after its start on; none for 0.
+    """Profiles `steps` steps of a run (0 for none), shortly after it starts.
 
-    `after_step` is to be called after each step is dispatched, `close` at the end.
+    Call `after_step` after dispatching each step and `close` at the end.
     """
 
     def __init__(self, workdir: pathlib.Path, steps: int, say: Callable[[str], None]):
         self._directory, self._say = workdir / DIRECTORY, say
-        self._left, self._skip, self._on = steps, SKIPPED, False
+        self._left, self._skip, self._is_running = steps, SKIPPED, False
 
     def after_step(self, result: Any) -> None:
-        """Begins or ends the recording; `result` is something the step computes, to be waited for."""
+        """Starts or ends the profile; `result` is an output of the step, to wait for."""
         if self._left == 0:
             return
         if self._skip > 0:
@@ -29,7 +29,7 @@ class Profile:
             if self._skip == 0:
                 jax.block_until_ready(result)
                 jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
-                self._on = True
+                self._is_running = True
             return
         self._left -= 1
         if self._left == 0:
@@ -37,10 +37,10 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Ends the recording, if it is under way, and says where it is."""
-        if not self._on:
+        """Ends a running profile and prints where it is."""
+        if not self._is_running:
             return
-        self._on, self._left = False, 0
+        self._is_running, self._left = False, 0
         jax.profiler.stop_trace()
         self._say(
             f"profile    {self._directory}: TensorBoard shows it (pip install tensorboard-plugin-profile), "

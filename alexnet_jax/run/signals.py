@@ -1,4 +1,4 @@
-"""The wish to stop: SIGTERM, SIGINT, or a job's time limit."""
+"""Requests to stop a run: SIGTERM, SIGINT, or its time limit."""
 
 import contextlib
 import os
@@ -8,22 +8,22 @@ import threading
 import time
 from collections.abc import Callable
 
-MARGIN_FRACTION, MARGIN_SECONDS = 0.1, 60.0  # of a time limit, kept for the last save: the smaller of the two
+MARGIN_FRACTION, MARGIN_SECONDS = 0.1, 60.0  # of the time limit, reserved for the last save: the smaller
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_TIME_LIMIT = 1  # the number of a reason that is no signal's; no process is sent SIGHUP here
+_TIME_LIMIT = 1  # stands for the time limit among signal numbers (SIGHUP, which is not handled here)
 
 
 class Stop:
-    """Takes a signal as a wish to save and stop; a second one stops at once, losing nothing saved before.
+    """Turns the first signal into a request to save and stop; a second one exits at once, without saving.
 
-    A thread takes them, for Python itself would look at a signal only when what it waits for, such as a
-    compilation of minutes, is over.
+    Signals are read by a thread, because Python's own handlers run only after what the main thread waits for,
+    such as a compilation of minutes.
 
     Args:
-      max_seconds: time limit from now on, or None; stopping is wanted a tenth of it (at most a minute)
-        before, so that there is time to save.
-      agreed: of several processes, the largest of their numbers (`processes.DelayedMax`); all must then call
-        `wanted` alike, and all get the same answer.
+      max_seconds: time limit from now on, or None; the request comes a tenth of it (at most a minute)
+        earlier, which leaves time to save.
+      agreed: gives the largest of the processes' numbers (`processes.DelayedMax`), so that `wanted` answers
+        the same in all of them; all must call it equally often.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Stop:
             self._deadline = time.monotonic() + max_seconds - margin
 
     def wanted(self) -> bool:
-        """Whether to stop as soon as it is safe; `reason` then says why."""
+        """Whether to stop as soon as it is safe; sets `reason`."""
         if self.reason is None:
             if self._own == 0 and self._deadline is not None and time.monotonic() >= self._deadline:
                 self._own = _TIME_LIMIT
@@ -63,15 +63,15 @@ class Stop:
 
     def _watch(self, read: int) -> None:
         seen = 0
-        while number := os.read(read, 1):  # one byte for each signal, nothing once the other end is closed
+        while number := os.read(read, 1):  # one byte per signal; empty once the pipe is closed
             if number[0] not in _SIGNALS:
                 continue
             seen += 1
             if seen > 1:
-                os._exit(128 + number[0])  # as a shell says that a signal ended a process
+                os._exit(128 + number[0])  # the shell's exit code for a signal
             self._own = number[0]
-            # No print: the main thread may be in the middle of one, or gone.
+            # Not print(): the main thread may be inside one, or gone.
             with contextlib.suppress(OSError):
-                line = f"\n{signal.Signals(number[0]).name}: saving, then stopping (again: at once)\n"
+                line = f"\n{signal.Signals(number[0]).name}: saving, then stopping (repeat to stop at once)\n"
                 os.write(sys.stderr.fileno(), line.encode())
         os.close(read)

@@ -1,4 +1,4 @@
-"""A run's directory: made or found, locked against a second run, and holding the config it was begun with."""
+"""A run's directory: creates it, locks it against a second run, and keeps the config it was started with."""
 
 import fcntl
 import json
@@ -17,18 +17,18 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.run import logs, processes
 
 LOCK = "lock"
-SEEN_WITHIN_SECONDS = 20.0
+VISIBLE_WITHIN_SECONDS = 20.0
 
 
 @contextmanager
 def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
-    """Makes the directory, or finds it with the config of a run that goes on, and keeps other runs out.
+    """Creates the directory, or checks that it belongs to this run, and keeps other runs out.
 
-    Of several processes the first does so for all.
+    Process 0 does so for all.
 
     Raises:
-      UserError: it cannot be written, another run is using it, it holds a run of another config (each
-        difference is listed), or it is not the same directory for all processes.
+      UserError: the directory cannot be written, is in use, contains a run with another config (each
+        difference is listed), or is not shared by all processes.
     """
     if not processes.is_first():
         processes.barrier()
@@ -37,7 +37,7 @@ def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / LOCK, "a+")  # noqa: SIM115  (closed in locked)
+        lock = open(workdir / LOCK, "a+")  # noqa: SIM115  (closed by _locked)
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: cannot be written ({error.strerror}); choose another"
@@ -49,40 +49,40 @@ def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
 
 
 def _find(workdir: pathlib.Path) -> None:
-    """Waits for what process 0 has made, which other hosts may see some seconds later."""
-    deadline = time.monotonic() + SEEN_WITHIN_SECONDS
+    """Waits until this host sees the directory, as network file systems may take some seconds."""
+    deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
     while not (workdir / configs.FILE_NAME).exists():
         if time.monotonic() > deadline:
             raise UserError(
-                f"--workdir={workdir}: process 0 has made it, but {socket.gethostname()} does not see it; "
-                "choose one on a file system that all hosts share"
+                f"--workdir={workdir}: created by process 0 but not visible on {socket.gethostname()}; "
+                "choose a directory on a file system that all hosts share"
             )
         time.sleep(0.1)
 
 
 def _claim(workdir: pathlib.Path, config: configs.Config) -> None:
-    """Leaves the config in the directory, if there is none or one that may become this."""
+    """Writes the config, unless the directory contains a run with another one."""
     if (workdir / configs.FILE_NAME).exists():
         different = configs.differences(configs.of_workdir(workdir), config)
         if different and not config.run.allow_changes:
             raise UserError(
-                f"--workdir={workdir}: holds a run of another config ({'; '.join(different)}); "
-                "choose another directory or the config it was begun with, or say --config.run.allow_changes"
+                f"--workdir={workdir}: contains a run with another config ({'; '.join(different)}); "
+                "choose another directory, use that config, or set --config.run.allow_changes"
             )
     elif (workdir / logs.STATUS).exists():
         raise UserError(
-            f"--workdir={workdir}: holds a run without {configs.FILE_NAME}; choose another directory"
+            f"--workdir={workdir}: contains a run without {configs.FILE_NAME}; choose another directory"
         )
-    for left in workdir.glob(".*.tmp"):  # by a run that was killed as it wrote
+    for left in workdir.glob(".*.tmp"):  # left by a killed run
         left.unlink()
     files.write_text(workdir / configs.FILE_NAME, config.to_json())
 
 
 @contextmanager
 def _locked(file: IO[str], workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a second run out of `workdir` as long as this one lives.
+    """Keeps a second run out of `workdir`.
 
-    The lock is the kernel's, so that of a killed process is gone with it; the file names its holder.
+    The kernel releases the lock of a killed process. The file names the process that has it.
     """
     with file:
         try:
@@ -93,10 +93,10 @@ def _locked(file: IO[str], workdir: pathlib.Path) -> Iterator[None]:
                 f"--workdir={workdir}: another run is using it ({_holder(file.read())}); "
                 "wait for it, stop it, or choose another directory"
             ) from error
-        except OSError as error:  # some file systems of networks have no locks
+        except OSError as error:  # some network file systems have no locks
             print(
-                f"warning: --workdir={workdir}: cannot be locked ({error.strerror}); see to it yourself that "
-                "no second run uses it",
+                f"warning: --workdir={workdir}: cannot be locked ({error.strerror}); make sure that no "
+                "second run uses it",
                 file=sys.stderr,
             )
         file.truncate(0)

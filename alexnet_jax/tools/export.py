@@ -3,8 +3,8 @@
     python -m alexnet_jax.tools.export WEIGHTS OUT
 
 WEIGHTS is whatever `load_pretrained` reads, such as a run's workdir. The ending of OUT says what is written:
-`.safetensors` or `.pth` (torchvision's names and layout), `.npz` (Caffe's), or `.stablehlo`, the inference
-function itself with its weights and its preprocessing, for any program that runs StableHLO.
+`.safetensors` (torchvision's names and layout), `.npz` (Caffe's), or `.stablehlo`, the inference function
+itself with its weights and its preprocessing, for any program that runs StableHLO.
 """
 
 import pathlib
@@ -47,7 +47,7 @@ def stablehlo(loaded: Pretrained) -> bytes:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("alexnet_jax.tools.export", __doc__)
     parser.add_argument("weights", help="a file of weights, a workdir, or a name")
-    parser.add_argument("out", type=pathlib.Path, help="ends in .safetensors, .pth, .npz or .stablehlo")
+    parser.add_argument("out", type=pathlib.Path, help="ends in .safetensors, .npz or .stablehlo")
     args = parser.parse_args(argv)
 
     loaded = pretrained.read(args.weights, partial=True)

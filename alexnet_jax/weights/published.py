@@ -1,4 +1,4 @@
-"""Published weights by name: fetched once, checked, kept."""
+"""Downloads published weights by name, checks them and keeps them in the cache directory."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from alexnet_jax.common.files import replacing
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Where a file lies and how its hash begins."""
+    """A file's address and the beginning of its hash."""
 
     url: str
     algorithm: str
@@ -25,7 +25,7 @@ class Published:
 
 
 PUBLISHED = {
-    # torchvision keeps the beginning of the SHA-256 in the name.
+    # torchvision puts the beginning of the SHA-256 into the name.
     "torchvision": Published(
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "sha256", "7be5be79"
     ),
@@ -44,10 +44,10 @@ _TIMEOUT_SECONDS = 30
 
 
 def fetch(name: str) -> pathlib.Path:
-    """The path of the published weights `name`, a key of `PUBLISHED`, fetched where they are not yet here.
+    """The path of the published weights `name`, a key of `PUBLISHED`; downloads them if the cache has none.
 
     Raises:
-      UserError: they cannot be fetched, or are not what was published.
+      UserError: the download fails or does not match the hash.
     """
     published = PUBLISHED[name]
     path = host.cache_directory() / published.file_name
@@ -55,7 +55,7 @@ def fetch(name: str) -> pathlib.Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             _download(published, temporary, path)
-            _check(published, temporary, f"{published.url}: what came")
+            _check(published, temporary)
     return path
 
 
@@ -78,15 +78,15 @@ def _download(published: Published, temporary: pathlib.Path, path: pathlib.Path)
     except (OSError, urllib.error.URLError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
-            f"cannot fetch {published.url} ({reason}); fetch it on a machine that can and put it at {path}"
+            f"cannot fetch {published.url} ({reason}); download it elsewhere and put it at {path}"
         ) from error
 
 
-def _check(published: Published, temporary: pathlib.Path, what: str) -> None:
+def _check(published: Published, temporary: pathlib.Path) -> None:
     with open(temporary, "rb") as file:
         digest = hashlib.file_digest(file, published.algorithm).hexdigest()
     if not digest.startswith(published.digest):
         raise UserError(
-            f"{what} has the {published.algorithm} {digest[: len(published.digest)]}... instead of "
-            f"{published.digest}; the download was cut short or changed on its way, so try again"
+            f"{published.url}: the download was cut short or altered (its {published.algorithm} begins with "
+            f"{digest[: len(published.digest)]} instead of {published.digest}); try again"
         )

@@ -1,5 +1,6 @@
-"""What was compiled is kept, and XLA's options are set, unless the user says otherwise."""
+"""Cached compiled code and XLA's options, unless the user turns them off."""
 
+import hashlib
 import os
 import pathlib
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.common import host
+from alexnet_jax.weights import pretrained, published
 
 SCRIPT = """
 import pathlib
@@ -23,7 +25,7 @@ print(directory)
 
 
 def kept(**variables):
-    """The directory that a fresh process says it keeps what it compiled in."""
+    """The directory in which a fresh process caches compiled code."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
@@ -36,7 +38,23 @@ def kept(**variables):
     return done.stdout.strip()
 
 
-def test_it_lies_in_the_users_cache(tmp_path):
+def test_alexnet_jax_cache_holds_for_compiled_code_and_downloads(tmp_path, monkeypatch):
+    """One rule for both, and it wins over XDG_CACHE_HOME."""
+    own, other = str(tmp_path / "own"), str(tmp_path / "other")
+    directory = pathlib.Path(kept(ALEXNET_JAX_CACHE=own, XDG_CACHE_HOME=other))
+    assert directory.is_relative_to(tmp_path / "own" / "compiled") and any(directory.iterdir())
+
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setitem(published.PUBLISHED, "caffe", published.Published(weights.as_uri(), "sha256", digest))
+    monkeypatch.setenv("ALEXNET_JAX_CACHE", own)
+    monkeypatch.setenv("XDG_CACHE_HOME", other)
+    assert pretrained.locate("caffe") == tmp_path / "own" / "w.pth"
+    assert not (tmp_path / "other").exists()
+
+
+def test_compiled_code_lies_in_the_users_cache(tmp_path):
     directory = pathlib.Path(kept(XDG_CACHE_HOME=str(tmp_path)))
     assert directory.is_relative_to(tmp_path / "alexnet_jax" / "compiled")
     assert any(directory.iterdir())
@@ -45,7 +63,7 @@ def test_it_lies_in_the_users_cache(tmp_path):
 @pytest.mark.parametrize(
     "variable", ["ALEXNET_JAX_KEEP_COMPILED", "ALEXNET_JAX_SETTINGS", "JAX_COMPILATION_CACHE_DIR"]
 )
-def test_the_user_can_say_otherwise(tmp_path, variable):
+def test_the_user_can_turn_it_off(tmp_path, variable):
     value = "0" if variable.startswith("ALEXNET") else str(tmp_path / "own")
     assert kept(XDG_CACHE_HOME=str(tmp_path), **{variable: value}) == "None"
     assert not (tmp_path / "alexnet_jax").exists()

@@ -1,4 +1,4 @@
-"""What `host.keep_memory` is for: large buffers that come and go without new pages."""
+"""`host.keep_memory`: large buffers are freed and allocated again without new pages."""
 
 import os
 import subprocess

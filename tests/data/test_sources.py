@@ -107,7 +107,7 @@ def test_a_file_that_vanishes_is_a_fault_that_names_it(tmp_path):
     source = sources.open_source(f"folder:{tmp_path}", "train")
     (tmp_path / "train/a/1.png").unlink()
     assert source.read(np.array([0, 2]))[0][0] != b""
-    with pytest.raises(Fault, match=r"train/a/1\.png: was there and is gone"):
+    with pytest.raises(Fault, match=r"train/a/1\.png: disappeared during the run"):
         source.read(np.arange(3))
 
 

@@ -109,7 +109,7 @@ def test_images_that_vanish_in_mid_run(config, outcome, whole, own_images, tmp_p
     away = own_images.with_name("away")
     mine = config(**{"data.source": f"folder:{own_images}"})
     after_step(5, lambda: own_images.rename(away))
-    with pytest.raises(Fault, match=f"{own_images}/.*: was there and is gone; bring it back") as caught:
+    with pytest.raises(Fault, match=f"{own_images}/.*: disappeared during the run; restore it") as caught:
         training.train(mine, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert status(tmp_path / "run")["status"] == "failed"

@@ -1,4 +1,4 @@
-"""Several processes as one job: how they find each other, agree, die and go on."""
+"""Multi-process runs: launcher detection, agreement, deaths, resuming."""
 
 import json
 import signal
@@ -12,13 +12,11 @@ from alexnet_jax import columns, evaluate
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.run import checkpoint, logs
-from alexnet_jax.run import processes as distributed
+from alexnet_jax.run import checkpoint, logs, processes
+from alexnet_jax.run.processes import ProcessInfo
 from configs import default
 from tests import tiny
 from tests.processes import RUN, Job, arguments
-
-Place = distributed.ProcessInfo
 
 
 def losses(workdir):
@@ -38,7 +36,7 @@ def status(workdir):
     return json.loads((workdir / logs.STATUS).read_text())
 
 
-# --- Finding each other ------------------------------------------------------------------------------------
+# --- launcher detection ----------------------------------------------------------------------------------
 
 OMPI = {
     "OMPI_COMM_WORLD_SIZE": "4",
@@ -60,32 +58,36 @@ SLURM = {
 
 
 @pytest.mark.parametrize(
-    ("environment", "flags", "place"),
+    ("environment", "flags", "info"),
     [
         ({}, {}, None),
         ({}, {"count": 1}, None),
-        ({}, {"coordinator": "a:1", "count": 2, "index": 1}, Place(2, 1, "a:1", "deactivate")),
+        ({}, {"coordinator": "a:1", "count": 2, "index": 1}, ProcessInfo(2, 1, "a:1", "deactivate")),
         ({"JAX_COORDINATOR_ADDRESS": "a:1"}, {}, None),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, {"count": 2, "index": 0}, Place(2, 0, "a:1", "deactivate")),
-        (OMPI4, {}, Place(4, 3, None, "ompi", (1,))),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1"},
+            {"count": 2, "index": 0},
+            ProcessInfo(2, 0, "a:1", "deactivate"),
+        ),
+        (OMPI4, {}, ProcessInfo(4, 3, None, "ompi", (1,))),
         (OMPI4, {"count": 1}, None),
-        (OMPI, {"coordinator": "b:2"}, Place(4, 3, "b:2", "deactivate", (1,))),
+        (OMPI, {"coordinator": "b:2"}, ProcessInfo(4, 3, "b:2", "deactivate", (1,))),
         ({**OMPI4, "OMPI_COMM_WORLD_SIZE": "1"}, {}, None),
-        ({**OMPI4, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, {}, Place(4, 3, None, "ompi")),
-        (SLURM, {}, Place(5, 2, None, "slurm", (0,))),
-        ({**SLURM, "CUDA_VISIBLE_DEVICES": "1"}, {}, Place(5, 2, None, "slurm")),
-        ({**SLURM, "CUDA_VISIBLE_DEVICES": "0,1"}, {}, Place(5, 2, None, "slurm", (0,))),
+        ({**OMPI4, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, {}, ProcessInfo(4, 3, None, "ompi")),
+        (SLURM, {}, ProcessInfo(5, 2, None, "slurm", (0,))),
+        ({**SLURM, "CUDA_VISIBLE_DEVICES": "1"}, {}, ProcessInfo(5, 2, None, "slurm")),
+        ({**SLURM, "CUDA_VISIBLE_DEVICES": "0,1"}, {}, ProcessInfo(5, 2, None, "slurm", (0,))),
         # The third node has a single task, which has all of its devices.
-        ({**SLURM, "SLURM_NODEID": "2", "SLURM_PROCID": "4"}, {}, Place(5, 4, None, "slurm")),
-        ({**SLURM, **OMPI4}, {}, Place(4, 3, None, "ompi", (1,))),
+        ({**SLURM, "SLURM_NODEID": "2", "SLURM_PROCID": "4"}, {}, ProcessInfo(5, 4, None, "slurm")),
+        ({**SLURM, **OMPI4}, {}, ProcessInfo(4, 3, None, "ompi", (1,))),
         ({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, {}, None),
         # A batch script, which srun did not start: the job has tasks, the process is alone.
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "5", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, {}, None),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, {}, None),  # a notebook on a cluster
     ],
 )
-def test_the_place_is_found_only_where_there_are_others(environment, flags, place):
-    assert distributed.find(**flags, environment=environment) == place
+def test_a_launcher_is_detected_only_with_several_processes(environment, flags, info):
+    assert processes.find(**flags, environment=environment) == info
 
 
 @pytest.mark.parametrize(
@@ -100,9 +102,9 @@ def test_the_place_is_found_only_where_there_are_others(environment, flags, plac
         (OMPI, {}, ["--coordinator_address", "does not say where process 0 is"]),
     ],
 )
-def test_flags_that_do_not_make_a_whole(environment, flags, words):
+def test_incomplete_or_contradictory_flags(environment, flags, words):
     with pytest.raises(UserError) as error:
-        distributed.find(**flags, environment=environment)
+        processes.find(**flags, environment=environment)
     for word in words:
         assert word in str(error.value)
 
@@ -143,7 +145,7 @@ def test_meshes_that_do_not_fit_the_processes(monkeypatch):
         mesh_of(1, 1, [0, 1])
 
 
-# --- The same on any number of devices and processes --------------------------------------------------------
+# --- the same on any number of devices and processes -----------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,7 @@ def one_device(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(images, tmp_path_factory):
-    """A run of two processes that nothing happened to."""
+    """An undisturbed run of two processes."""
     workdir = tmp_path_factory.mktemp("two") / "run"
     job = Job(2, workdir.parent / "logs", *arguments(images, workdir))
     assert job.codes() == [0, 0], job.said(0) + job.said(1)
@@ -210,7 +212,7 @@ def test_fifty_steps_in_four_processes_with_each_column_in_its_own(images, one_d
     assert results[0].top5_error == results[1].top5_error
 
 
-def test_two_processes_go_on_where_one_stopped(images, one_device, tmp_path):
+def test_two_processes_resume_a_run_of_one(images, one_device, tmp_path):
     """And test what it wrote."""
     config = configs.of_workdir(one_device, {"run.total_steps": 20})
     assert training.train(config, tmp_path / "run") == "done"
@@ -225,10 +227,10 @@ def test_two_processes_go_on_where_one_stopped(images, one_device, tmp_path):
     assert "top1_error" not in tested.said(1)
 
 
-# --- Ends --------------------------------------------------------------------------------------------------
+# --- shutdown --------------------------------------------------------------------------------------------
 
 
-def test_a_signal_to_one_stops_all_and_a_death_ends_all_and_both_go_on(images, two_processes, tmp_path):
+def test_a_signal_to_one_stops_all_and_a_death_ends_all_and_both_resume(images, two_processes, tmp_path):
     workdir = tmp_path / "run"
     job = Job(2, tmp_path / "logs", *arguments(images, workdir))
     job.wait_until(r"step 15/50")
@@ -255,7 +257,7 @@ def test_a_signal_to_one_stops_all_and_a_death_ends_all_and_both_go_on(images, t
     assert untimed(workdir) == untimed(two_processes[0])
 
 
-def test_the_death_of_process_0_and_what_is_wrong_with_one_are_told(images, tmp_path):
+def test_the_death_of_process_0_and_an_error_of_one_are_reported(images, tmp_path):
     endless = arguments(images, tmp_path / "run", **{"run.total_steps": 100000})
     job = Job(2, tmp_path / "logs", *endless)
     job.wait_until(r"step 10/")
@@ -272,12 +274,10 @@ def test_the_death_of_process_0_and_what_is_wrong_with_one_are_told(images, tmp_
     assert job.said(0).strip().splitlines()[-1].startswith("error: process 1 of 2 (process ")
 
 
-def test_a_process_whose_fellows_do_not_come_says_so(images, tmp_path):
+def test_a_process_left_alone_at_start_up_says_so(images, tmp_path):
     of_two = [*arguments(images, tmp_path / "run"), "--num_processes=2", "--start_timeout_seconds=4"]
     for index in (0, 1):
         job = Job(1, tmp_path / "logs", *of_two, f"--process_id={index}")
         assert job.codes() == [1]
         last = job.said(0).strip().splitlines()[-1]
-        assert last.startswith(
-            f"error: process {index} of 2: the other processes were not all there within 4 s"
-        )
+        assert last.startswith(f"error: process {index} of 2: not all other processes started within 4 s")

@@ -28,7 +28,7 @@ def test_it_needs_all_layers(tmp_path, net):  # noqa: F811
         export.stablehlo(pretrained.read(tmp_path / "w.npz", partial=True))
 
 
-@pytest.mark.parametrize("ending", ["pth", "safetensors", "npz", "stablehlo"])
+@pytest.mark.parametrize("ending", ["safetensors", "npz", "stablehlo"])
 def test_the_command(tmp_path, net, ending):  # noqa: F811
     out = tmp_path / f"w.{ending}"
     assert export.main([str(net), str(out)]) == 0

@@ -12,6 +12,7 @@ from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import image_files
 from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.model import param_shapes
 from alexnet_jax.run import cached_features, checkpoint, logs
 from alexnet_jax.tools import predict
 from alexnet_jax.weights import pretrained
@@ -26,7 +27,7 @@ STD = np.array([50, 60, 70], np.float32)
 def weights(tiny, tmp_path):  # noqa: F811
     """Weights of the tiny net for three other classes, with a mean and a std of their own."""
     model = training.build(tiny(**{"mesh.data": 1}), tmp_path / "unused").model.clone(num_classes=3)
-    shapes = pretrained._param_shapes(model, 55)
+    shapes = param_shapes(model, 55)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: 0.05 * rng.standard_normal(s.shape).astype(np.float32), shapes)
     preprocess = Preprocess(60, 55, mean=np.array([10, 20, 30], np.float32), std=STD)
@@ -143,7 +144,7 @@ def test_a_run_s_weights_need_neither_its_config_nor_its_data(finetune, images, 
 
 
 def test_weights_of_another_net_name_the_switch(finetune):
-    with pytest.raises(UserError, match=r"init.path=.*its net has lrn_k=2.0, this config's 1.0.*model.lrn_k"):
+    with pytest.raises(UserError, match=r"init.path=.*its net has lrn_k=2.0, this config 1.0; .*model.lrn_k"):
         training.build(finetune(**{"model.lrn_k": 1.0}), pathlib.Path("unused"))
     with pytest.raises(UserError, match=r"init.path=.*fc6 is .*set data.image_size=55"):
         training.build(finetune(**{"data.resize_size": 120, "data.image_size": 100}), pathlib.Path("unused"))
@@ -162,8 +163,8 @@ def test_convolutions_alone_leave_the_width_of_the_others_open(finetune, weights
 
 def test_a_damaged_description_is_one_clear_line(tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match=r"net.json: not to be read .*give the workdir of a run"):
+    with pytest.raises(UserError, match=r"net.json: unreadable .*give the workdir of a run"):
         pretrained.read(tmp_path / "run")
     (tmp_path / "run" / pretrained.DESCRIPTION).write_text(json.dumps({"model": {}}))
-    with pytest.raises(UserError, match=r"net.json: its description of the net is damaged"):
+    with pytest.raises(UserError, match=r"net.json: the description of the net is damaged"):
         pretrained.read(tmp_path / "run")

@@ -1,0 +1,74 @@
+"""Silences orbax's many reports of one failed load or save, which its caller reports in a line."""
+
+import contextlib
+import functools
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+LATE_SECONDS = 0.3  # within which nearly all reads of a failed load have ended
+
+
+@contextlib.contextmanager
+def logs() -> Iterator[None]:
+    """Drops absl's log messages, among them orbax's."""
+
+    def reject(record: logging.LogRecord) -> bool:
+        return False
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(reject)
+    try:
+        yield
+    finally:
+        logger.removeFilter(reject)
+
+
+@contextlib.contextmanager
+def reads() -> Iterator[None]:
+    """Drops the log messages of a load and, once it has failed, the reports of reads that end later."""
+    with logs():
+        try:
+            yield
+        except Exception:
+            _ignore_late_reads()
+            raise
+
+
+@contextlib.contextmanager
+def stderr() -> Iterator[None]:
+    """Silences descriptor 2, where a failed load's reads print tracebacks from threads outside Python."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except Exception:
+        time.sleep(LATE_SECONDS)
+        raise
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+@functools.cache
+def _ignore_late_reads() -> None:
+    """Installs the filters below for the rest of the process, since reads may end at any time."""
+    sys.unraisablehook = functools.partial(_report_unless_late, sys.unraisablehook)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_no_late_read)
+
+
+def _report_unless_late(report: Callable[[Any], Any], unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        report(unraisable)
+
+
+def _is_no_late_read(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "tensorstore_spec" in str(record.exc_info[1]))

@@ -1,0 +1,204 @@
+"""Weight files: finds AlexNet's layers in a file of any format; writes .npz and .safetensors."""
+
+import dataclasses
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.files import replacing, write_npz
+from alexnet_jax.model import create_model
+from alexnet_jax.weights import caffe_files, torch_files
+from alexnet_jax.weights.layouts import CONVOLUTIONS, DENSE, LAYERS, TORCH_NAMES, Layers, swap_colours
+
+_WRAPPERS = {"module", "model", "_orig_mod"}  # prefixes from DataParallel, trainers and torch.compile
+_DESCRIPTION_KEY = "alexnet_jax"  # our files describe the net beside its weights
+_CAFFE_BLOBS = {name: (f"{name}/0", f"{name}/1") for name in LAYERS}  # as pycaffe numbers a layer's blobs
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """The contents of a weight file.
+
+    Attributes:
+      layers: in the layout of torchvision and Caffe, RGB.
+      names: the file's own names of each layer's weight and bias, for messages.
+      description: of the net as JSON, where this package wrote the file, else empty.
+      variant: of the net, where the file decides it, else None.
+      crop_size: the net's input side in pixels, where the file states it, else None.
+    """
+
+    layers: Layers
+    names: dict[str, tuple[str, str]]
+    description: str = ""
+    variant: str | None = None
+    crop_size: int | None = None
+
+
+def read(path: pathlib.Path) -> Stored:
+    """Reads a file of weights in any format, which is recognised by its first bytes.
+
+    Raises:
+      UserError: the file is unreadable, damaged, of no known format or of another net, or it could run code.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if not head:
+        raise UserError(f"{path}: an empty file; fetch it again")
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml", b"<head"):
+        raise UserError(f"{path}: a web page, not weights; the download failed, so fetch the file itself")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a Git LFS pointer, not the weights; run git lfs pull")
+    if head.startswith(b"PK") and path.suffix == ".npz":
+        return _read_npz(path)
+    if head.startswith((b"PK", b"\x80")):
+        return _torch_layers(path, torch_files.read(path))
+    if head[257:262] == b"ustar":
+        raise UserError(
+            f"{path}: a tar as PyTorch wrote before 2017, which is not supported; if you trust it, save it "
+            "again with PyTorch 0.4 or later: torch.save(torch.load(old, weights_only=False), new)"
+        )
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return _read_safetensors(path)
+    if path.suffix == ".caffemodel":
+        return _caffe_layers(path, caffe_files.read_net(path))
+    raise UserError(
+        f"{path}: not weights, or damaged in its first bytes; give a PyTorch state dict (.pth), "
+        ".safetensors, .npz, .caffemodel or the workdir of a run"
+    )
+
+
+def write(path: pathlib.Path, layers: Layers, description: str) -> None:
+    """Writes layers and the net's description: `.safetensors` with torchvision's names, `.npz` with Caffe's.
+
+    Raises:
+      UserError: another suffix.
+    """
+    if path.suffix == ".npz":
+        arrays = {}
+        for name, pair in swap_colours(layers).items():
+            arrays.update(zip(_CAFFE_BLOBS[name], pair, strict=True))
+        write_npz(path, {**arrays, _DESCRIPTION_KEY: np.array(description)})
+    elif path.suffix == ".safetensors":
+        tensors = {}
+        for name, (weight, bias) in layers.items():
+            tensors[f"{TORCH_NAMES[name]}.weight"], tensors[f"{TORCH_NAMES[name]}.bias"] = weight, bias
+        with replacing(path) as temporary:
+            metadata = {"format": "pt", _DESCRIPTION_KEY: description}
+            safetensors.numpy.save_file(tensors, temporary, metadata)
+    elif path.suffix in (".pth", ".pt"):
+        raise UserError(
+            f"{path}: {path.suffix} is read but not written; write {path.with_suffix('.safetensors').name}, "
+            "which PyTorch loads with safetensors.torch.load_file"
+        )
+    else:
+        raise UserError(f"{path}: weights are written as .safetensors, .npz or, by export, .stablehlo")
+
+
+def _read_npz(path: pathlib.Path) -> Stored:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: a damaged .npz, or one with pickled objects ({error})") from error
+    description = str(arrays.pop(_DESCRIPTION_KEY, ""))
+    if _CAFFE_BLOBS["conv1"][0] in arrays:
+        return Stored(swap_colours(_pairs(path, arrays, _CAFFE_BLOBS)), _CAFFE_BLOBS, description)
+    return _torch_layers(path, arrays, description)
+
+
+def _read_safetensors(path: pathlib.Path) -> Stored:
+    try:
+        with safetensors.safe_open(path, framework="flax") as file:  # NumPy has no bfloat16
+            description = (file.metadata() or {}).get(_DESCRIPTION_KEY, "")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dictionary)
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: a damaged or truncated .safetensors file ({error})") from error
+    return _torch_layers(path, tensors, description)
+
+
+def _torch_layers(path: pathlib.Path, saved: Mapping[str, Any], description: str = "") -> Stored:
+    """Picks the layers out of a state dict, or out of a training checkpoint that contains one."""
+    tensors, keys = {}, {}
+    for key, value in _state_dict(saved).items():
+        if hasattr(value, "shape"):
+            clean = ".".join(part for part in str(key).split(".") if part not in _WRAPPERS)
+            tensors[clean], keys[clean] = value, str(key)
+    names = {name: (f"{torch}.weight", f"{torch}.bias") for name, torch in TORCH_NAMES.items()}
+    known = {key for pair in names.values() for key in pair}
+    if names["conv1"][0] not in tensors:
+        some = ", ".join(list(keys.values())[:3]) or "no tensors"
+        raise UserError(f"{path}: not an AlexNet: no features.0.weight in it, but {some}, ...")
+    if unknown := [keys[key] for key in tensors if key not in known]:
+        raise UserError(f"{path}: not an AlexNet: it also has {', '.join(unknown[:3])}")
+    layers = _pairs(path, tensors, names)
+    variant = "torchvision" if layers["conv1"][1].shape == (64,) else None
+    shown = {name: (keys[names[name][0]], keys[names[name][1]]) for name in layers}
+    return Stored(layers, shown, description, variant)
+
+
+def _pairs(path: pathlib.Path, tensors: Mapping[str, Any], names: dict[str, tuple[str, str]]) -> Layers:
+    """The layers that the file has, each with its weight and bias."""
+    layers = {}
+    for name, pair in names.items():
+        found = [key for key in pair if key in tensors]
+        if len(found) == 1:
+            raise UserError(f"{path}: has {found[0]} but not the other of {pair[0]} and {pair[1]}")
+        if found:
+            layers[name] = (tensors[pair[0]], tensors[pair[1]])
+    return layers
+
+
+def _state_dict(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict itself; a training checkpoint has it beside the optimizer's."""
+
+    def is_alexnet(values: Any) -> bool:
+        return isinstance(values, dict) and any("features." in str(key) for key in dict.keys(values))
+
+    if is_alexnet(saved):
+        return saved
+    return next((dict(dict.items(value)) for value in saved.values() if is_alexnet(value)), saved)
+
+
+def _caffe_layers(path: pathlib.Path, net: list[caffe_files.Layer]) -> Stored:
+    """Names a Caffe net's layers by their order, since fine-tuned nets rename the last one."""
+    convolutions = [layer for layer in net if layer.type == "Convolution" and layer.blobs]
+    dense = [layer for layer in net if layer.type == "InnerProduct" and layer.blobs]
+    if len(convolutions) != len(CONVOLUTIONS) or len(dense) not in (0, len(DENSE)):
+        raise UserError(
+            f"{path}: not an AlexNet: {len(convolutions)} convolutions and {len(dense)} fully connected "
+            f"layers with weights, instead of 5 and 3"
+        )
+    layers, names = {}, {}
+    for name, layer in zip(LAYERS, [*convolutions, *dense], strict=False):
+        if len(layer.blobs) != 2:
+            raise UserError(f"{path}: {layer.name} has {len(layer.blobs)} blobs, not a weight and a bias")
+        weight, bias = layer.blobs
+        if name in DENSE:  # [1, 1, O, I] before 2014
+            weight = weight.reshape(weight.shape[-2:])
+        layers[name] = (weight, bias.reshape(-1))
+        names[name] = (f"{layer.name} blob 0", f"{layer.name} blob 1")
+    crop_size = next((layer.crop_size for layer in net if layer.crop_size), None)
+    return Stored(swap_colours(layers), names, variant=_caffe_variant(path, net), crop_size=crop_size)
+
+
+def _caffe_variant(path: pathlib.Path, net: list[caffe_files.Layer]) -> str | None:
+    """`caffe` where normalization precedes pooling, else `caffenet`; None without normalization layers."""
+    kinds = [layer.type for layer in net if layer.type in ("LRN", "Pooling")]
+    if "LRN" not in kinds:
+        return None
+    variant = "caffe" if kinds[0] == "LRN" else "caffenet"
+    model = create_model(variant)
+    for layer in (layer for layer in net if layer.type == "LRN"):
+        for key, value in layer.lrn.items():
+            if not np.isclose(value, getattr(model, key), rtol=1e-6):
+                raise UserError(f"{path}: {layer.name} has {key}={value:g}, not {getattr(model, key):g}")
+    return variant

@@ -1,0 +1,107 @@
+"""Conversion between this package's parameters and the layout of torchvision and Caffe.
+
+Both have one weight and one bias per layer: `[O, I, h, w]` for convolutions, where I counts the inputs of one
+group, and `[O, I]` for fully connected layers, where fc6 reads its input channel by channel. Ours have a
+leading column axis and channels last.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.model import AlexNet, param_shapes
+
+# torchvision's names: positions in its two `Sequential`s.
+TORCH_NAMES = {
+    "conv1": "features.0",
+    "conv2": "features.3",
+    "conv3": "features.6",
+    "conv4": "features.8",
+    "conv5": "features.10",
+    "fc6": "classifier.1",
+    "fc7": "classifier.4",
+    "fc8": "classifier.6",
+}
+LAYERS = tuple(TORCH_NAMES)
+CONVOLUTIONS, DENSE = LAYERS[:5], LAYERS[5:]
+
+Layers = dict[str, tuple[Any, Any]]  # weight and bias by layer: arrays, or tensors not yet read from the file
+
+
+def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The shapes of each layer's weight and bias in the layout of torchvision and Caffe.
+
+    Raises:
+      UserError: the net cannot be expressed in that layout.
+    """
+    if model.conv6:
+        raise UserError(
+            "model.conv6=True: other AlexNets have no sixth convolution, so it cannot be exported"
+        )
+    if model.removed_layers:
+        raise UserError(
+            f"model.removed_layers={model.removed_layers}: other AlexNets have every layer, so this net can "
+            "be neither read nor written"
+        )
+    if model.columns > 1 and not set(DENSE) <= set(model.cross_column_layers):
+        raise UserError(
+            f"model.cross_column_layers={model.cross_column_layers}: other AlexNets have no independent "
+            "columns of fully connected layers, so this net can be neither read nor written"
+        )
+    shapes = {}
+    for name, params in param_shapes(model, image_size).items():
+        columns, *window, inputs, outputs = params["kernel"].shape
+        outputs = model.num_classes if name == "fc8" else columns * outputs
+        shapes[name] = ((outputs, inputs, *window), (outputs,))
+    return {name: shapes[name] for name in LAYERS}
+
+
+def to_params(model: AlexNet, layers: Layers, image_size: int) -> dict[str, Any]:
+    """Converts layers to the net's float32 parameters; the exact inverse of `to_layers`."""
+    shapes = param_shapes(model, image_size)
+    params = {}
+    for name, (weight, bias) in layers.items():
+        columns, *_, outputs = shapes[name]["kernel"].shape
+        weight, bias = np.asarray(weight, np.float32), np.asarray(bias, np.float32)
+        padding = columns * outputs - len(bias)  # fc8's last column, where the number of classes is odd
+        weight = np.pad(weight, [(0, padding), *[(0, 0)] * (weight.ndim - 1)])
+        bias = np.pad(bias, (0, padding))
+        weight = weight.reshape(columns, outputs, *weight.shape[1:])
+        if name == "fc6":
+            weight = _reorder_inputs(weight, model.widths[4], to_channels_last=True)
+        axes = (0, 3, 4, 2, 1) if weight.ndim == 5 else (0, 2, 1)  # window, inputs, outputs
+        kernel = jnp.asarray(np.ascontiguousarray(weight.transpose(axes)))
+        params[name] = {"kernel": kernel, "bias": jnp.asarray(bias.reshape(columns, outputs))}
+    return params
+
+
+def to_layers(model: AlexNet, params: Mapping[str, Any]) -> Layers:
+    """Converts the net's parameters to layers of float32 arrays."""
+    layers = {}
+    for name in (name for name in LAYERS if name in params):
+        kernel, bias = (np.asarray(params[name][key], np.float32) for key in ("kernel", "bias"))
+        weight = kernel.transpose((0, 4, 3, 1, 2) if kernel.ndim == 5 else (0, 2, 1))
+        if name == "fc6":
+            weight = _reorder_inputs(weight, model.widths[4], to_channels_last=False)
+        weight, bias = weight.reshape(-1, *weight.shape[2:]), bias.reshape(-1)
+        used = model.num_classes if name == "fc8" else len(bias)
+        layers[name] = (np.ascontiguousarray(weight[:used]), bias[:used])
+    return layers
+
+
+def _reorder_inputs(weight: np.ndarray, channels: int, *, to_channels_last: bool) -> np.ndarray:
+    """Reorders fc6's inputs `[columns, O, I]` from channel-major to position-major, or back."""
+    positions = weight.shape[-1] // channels
+    before = (channels, positions) if to_channels_last else (positions, channels)
+    return weight.reshape(*weight.shape[:2], *before).swapaxes(2, 3).reshape(weight.shape)
+
+
+def swap_colours(layers: Layers) -> Layers:
+    """Turns conv1 from BGR to RGB or back."""
+    weight, bias = layers["conv1"]
+    if np.ndim(weight) != 4:
+        return layers  # the check of shapes reports it
+    return {**layers, "conv1": (np.ascontiguousarray(np.asarray(weight)[:, ::-1]), bias)}
