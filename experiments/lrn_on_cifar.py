@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alexnet_jax.common import command_line
-from experiments import cifar, plots, record, sweep_results
+from experiments import cifar, plots, record, sweep_statistics
 
 ARMS = {False: "without LRN", True: "with LRN"}
 
@@ -28,7 +28,7 @@ def table(errors: dict[bool, list[float]], trained: dict[bool, list[float]]) -> 
         spread = f"{np.mean(errors[norm]):.2f} ± {np.std(errors[norm], ddof=1):.2f}"
         lines.append(f"| {label} | {its} | {spread} | {np.mean(trained[norm]):.2f} |")
     by_seed = {norm: dict(enumerate(errors[norm])) for norm in ARMS}
-    found = sweep_results.difference(by_seed[True], by_seed[False], None)
+    found = sweep_statistics.difference(by_seed[True], by_seed[False], None)
     assert found is not None  # both have every seed
     lines += [
         "",

@@ -23,7 +23,7 @@ from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.run import checkpoint, logs
 from alexnet_jax.weights import pretrained
-from experiments import figure4, plots, record, sweep_results
+from experiments import figure4, plots, record, sweep_statistics, sweep_table
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -165,14 +165,14 @@ def _value(value: Any) -> str:
 
 def of_sweep(results: dict[str, Any], temporary: pathlib.Path) -> list[str]:
     """The table of a sweep, its differences and its curves."""
-    made = sweep_results.lines(results)
+    made = sweep_statistics.lines(results)
     rows = []
     for line in made:
         first = line.differences[0]
         told = f"{line.paper[0]:+.1f}" if line.paper else ""
         verdict = first.verdict if first else ""
-        difference = sweep_results.difference_cell(first)
-        errors = [sweep_results.mean_cell(line, index) for index in (0, 1)]
+        difference = sweep_table.difference_cell(first)
+        errors = [sweep_table.mean_cell(line, index) for index in (0, 1)]
         rows.append(
             [line.row, errors[0], difference, told, verdict, errors[1], f"{line.runs} of {line.planned}"]
         )
