@@ -39,7 +39,7 @@ PEAKS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("work", choices=WORKS)
     parser.add_argument("--variant", default="paper")
     parser.add_argument("--net", default="{}", help="arguments of create_model, a JSON object")

@@ -66,7 +66,7 @@ class Paper(nn.Module):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("work", choices=("train", "forward", "limit", "about"))
     parser.add_argument("--net", choices=("paper", "no lrn", "torchvision"), default="paper")
     parser.add_argument("--layout", choices=("channels_first", "channels_last"), default="channels_first")

@@ -29,7 +29,7 @@ from benchmarks import tables  # noqa: E402
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("work", choices=("train", "forward", "about"))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--image_size", type=int, default=224)

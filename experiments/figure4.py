@@ -126,7 +126,7 @@ def _bars(
     colours = [RIGHT if label == right else WRONG for label in labels]
     panel.barh(places, probabilities, color=colours, alpha=0.6, height=0.85)
     for place, label in zip(places, labels, strict=True):
-        panel.text(0.02, place, _short(names[label]), va="center", fontsize=7)
+        panel.text(0.02, place, _short(names[int(label)]), va="center", fontsize=7)
     panel.set(xlim=(0, 1), ylim=(-0.5, len(labels) - 0.5))
 
 

@@ -57,7 +57,7 @@ def _result(run: Run) -> dict[str, Any]:
     }
 
 
-def _ensemble(name: str, members: dict[str, Sequence[int]], runs: Sequence[Run]) -> dict[str, Any]:
+def _ensemble(name: str, members: dict[str, tuple[int, ...]], runs: Sequence[Run]) -> dict[str, Any]:
     """Errors of the averaged predictions, in one and in ten views, and the mean of the members' errors."""
     chosen = [run for run in runs if run.seed in members.get(run.row, ())]
     by_views = {}

@@ -119,7 +119,7 @@ def difference(
 
 
 def _quantile(freedom: int) -> float:
-    return stats.t.ppf((1 + LEVEL) / 2, freedom)
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def lines(results: dict[str, Any]) -> list[Line]:
