@@ -1,4 +1,4 @@
-"""What devices tell each other in a step, read from the program as written and as XLA compiled it."""
+"""The communication between devices in a step, read from the program as written and as XLA compiled it."""
 
 import dataclasses
 import math
@@ -18,12 +18,13 @@ class Collective:
 
     Attributes:
       kind: `all-gather`, `reduce-scatter`, `all-reduce`, or another of XLA's.
-      axis: of the mesh, `data` or `column`, along which they talk; `data and column` for both.
-      place: `conv3` for what the columns tell each other before that layer, `logits` after fc8; empty for
-        what belongs to no layer.
+      axis: the axis of the mesh, `data` or `column`; `data and column` for both.
+      place: `conv3` for the exchange between columns before that layer, `logits` for that after fc8; empty if
+        it belongs to no layer.
       backward: whether it belongs to the backward pass.
-      bytes: of the whole array, in each device: what a gather gives, a scatter or a reduction takes.
-      parts: how many arrays were fused into it.
+      bytes: size of the full array on each device: the result of a gather, the operand of a scatter or a
+        reduction.
+      parts: the number of arrays fused into it.
     """
 
     kind: str
@@ -47,10 +48,10 @@ _GROUPS = re.compile(
 
 
 def of_compiled(text: str, data: int, column: int) -> list[Collective]:
-    """The collectives of a compiled program's HLO, in its order.
+    """The collectives of a compiled program's HLO, in program order.
 
     Args:
-      text: of `jax.stages.Compiled.as_text()`, partitioned over a mesh of `data` times `column` devices.
+      text: `jax.stages.Compiled.as_text()` of a program for a mesh of `data` times `column` devices.
     """
     found = []
     for line in text.splitlines():
@@ -58,12 +59,12 @@ def of_compiled(text: str, data: int, column: int) -> list[Collective]:
             continue
         kind, sizes = match["kind"], [_bytes(*shape) for shape in _SHAPE.findall(match["shapes"])]
         if match["start"] and kind == "all-gather":
-            sizes = sizes[len(sizes) // 2 :]  # before them stands what goes in
+            sizes = sizes[len(sizes) // 2 :]  # the operands come first, then the results
         axis = _axis(_group(match["rest"]), data, column)
-        # A scatter's result is its share of what it takes.
-        share = {DATA: data, COLUMN: column}.get(axis, data * column) if kind == "reduce-scatter" else 1
+        # The result of a scatter is one device's part of the operand.
+        devices = {DATA: data, COLUMN: column}.get(axis, data * column) if kind == "reduce-scatter" else 1
         where = name[1] if (name := re.search(r'op_name="([^"]*)"', match["rest"])) else ""
-        found.append(Collective(kind, axis, *_place(where), sum(sizes) * share, len(sizes)))
+        found.append(Collective(kind, axis, *_place(where), sum(sizes) * devices, len(sizes)))
     return found
 
 
@@ -73,7 +74,7 @@ def _bytes(dtype: str, shape: str) -> int:
 
 
 def _group(rest: str) -> list[int]:
-    """The devices, as places in the mesh, of which the first one's group consists."""
+    """The first group of devices, as positions in the mesh."""
     match = _GROUPS.search(rest)
     if match is None:
         return []
@@ -81,9 +82,9 @@ def _group(rest: str) -> list[int]:
         return [int(n) for n in match["listed"].split("}")[0].strip("{").split(",")]
     if match["mesh"]:
         sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", match["mesh"])}
-        within = re.findall(r"'(\w+)'", match["axes"])
+        grouped = re.findall(r"'(\w+)'", match["axes"])
         grid = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
-        return grid[tuple(slice(None) if name in within else 0 for name in sizes)].ravel().tolist()
+        return grid[tuple(slice(None) if name in grouped else 0 for name in sizes)].ravel().tolist()
     shape, iota = ([int(n) for n in match[key].split(",")] for key in ("shape", "iota"))
     grid = np.arange(math.prod(iota)).reshape(iota)
     if match["order"]:
@@ -93,13 +94,13 @@ def _group(rest: str) -> list[int]:
 
 def _axis(group: list[int], data: int, column: int) -> str:
     rows, columns = zip(*(divmod(n, column) for n in group or range(data * column)), strict=True)
-    names = [name for name, its in ((DATA, rows), (COLUMN, columns)) if len(set(its)) > 1]
+    names = [name for name, places in ((DATA, rows), (COLUMN, columns)) if len(set(places)) > 1]
     return " and ".join(names) or "none"
 
 
 def _place(name: str) -> tuple[str, bool]:
-    """Layer and pass out of the names that the model and JAX give to what they compute."""
-    layer = re.search(r"exchange_(\w+)", name)
+    """The layer and whether it is the backward pass, from the names given by the model and by JAX."""
+    layer = re.search(r"\bexchange_(\w+)", name)  # not the method `_exchange_before`
     return layer[1] if layer else "", "transpose(" in name
 
 
@@ -116,11 +117,11 @@ _PRIMITIVES = {
 
 
 def of_program(program: Any, mesh: Any) -> list[Collective]:
-    """The collectives that a program asks for by itself, in its order; XLA adds those of sums over a batch.
+    """The collectives written in a program, in its order; XLA adds those of sums over the batch.
 
     Args:
-      program: what `jax.make_jaxpr` gives.
-      mesh: of it; may be a `jax.sharding.AbstractMesh`, of any number of devices that need not be there.
+      program: a result of `jax.make_jaxpr`.
+      mesh: its mesh, which may be a `jax.sharding.AbstractMesh` of any number of devices.
     """
     found = []
     for name, equation in _equations(program.jaxpr, ""):
@@ -129,16 +130,16 @@ def of_program(program: Any, mesh: Any) -> list[Collective]:
         axes = [axis for axis in ((axes,) if isinstance(axes, str) else axes) if mesh.shape[axis] > 1]
         if not axes:
             continue
-        wholes = equation.outvars if kind == "all-gather" else equation.invars
-        sizes = [math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in wholes]
+        full = equation.outvars if kind == "all-gather" else equation.invars
+        sizes = [math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in full]
         found.append(Collective(str(kind), " and ".join(axes), *_place(name), sum(sizes), len(sizes)))
     return found
 
 
-def _equations(jaxpr: Any, around: str) -> Iterator[tuple[str, Any]]:
-    """All equations, those of inner programs too, with the names of what they are in."""
+def _equations(jaxpr: Any, scope: str) -> Iterator[tuple[str, Any]]:
+    """All equations with their scopes, including those of inner programs."""
     for equation in jaxpr.eqns:
-        name = f"{around}/{equation.source_info.name_stack}"
+        name = f"{scope}/{equation.source_info.name_stack}"
         yield name, equation
         for inner in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")

@@ -2,10 +2,10 @@
 
     python -m benchmarks.growth [--out=DIR] [--batches=16,32,...] [--sizes=64,128,...] [--devices=1,2,4]
 
-Each point is the paper's net in a process of its own: the batch grows at the first of `--at` (pixels), the
-images and the devices at the second (images a batch). The devices are forced host devices, which share the
-machine's cores: what they add is overhead, not speed. A point that would need more memory than the machine
-has to give, by the line through the two points before it, is left out, and the table says so.
+Each point is the paper's net in a process of its own. `--at` is the image size while the batch or the devices
+grow, and the batch while the images or the devices grow. The devices are forced host devices, which share the
+machine's cores: they add overhead, not speed. A point that would need more memory than is free, extrapolated
+from the two points before it, is left out, and the table says so.
 DIR gets growth.csv, growth.md and growth.png.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import tables
 
 COLUMNS = ("what grows", "batch", "image size", "devices", "seconds a step", "images/s", "peak GB", "note")
-MARGIN = 1.1  # of the memory foreseen
+MARGIN = 1.1  # on the estimate of memory
 
 
 def numbers(text: str) -> list[int]:
@@ -30,18 +30,14 @@ def numbers(text: str) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.growth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tables.Parser("growth", __doc__)
     parser.add_argument("--batches", type=numbers, default=[16, 32, 64, 128, 256, 512])
     parser.add_argument("--sizes", type=numbers, default=[64, 128, 224, 256])
     parser.add_argument("--devices", type=numbers, default=[1, 2, 4])
-    parser.add_argument("--at", type=numbers, default=[224, 128], help="image size and batch of what stays")
+    parser.add_argument("--at", type=numbers, default=[224, 128], help="the image size and batch that stay")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=2)
-    parser.add_argument("--net", default="{}", help="switches of the net, as a JSON object")
+    parser.add_argument("--net", default="{}", help="arguments of create_model, a JSON object")
     parser.add_argument("--out", type=pathlib.Path)
     given = parser.parse_args()
     size, batch = given.at
@@ -57,26 +53,21 @@ def main() -> None:
 
     about = tables.answer(tables.ours_command("about"))
     label = {**tables.machine(), "device": about["device"], "precision": "float32", **about["versions"]}
-    text = (
-        ", ".join(f"{key} {value}" for key, value in label.items()) + "\n\n" + tables.markdown(rows, COLUMNS)
-    )
-    print(text, end="")
+    tables.publish(given.out, "growth", rows, COLUMNS, label)
     if given.out:
-        tables.write_csv(given.out / "growth.csv", rows, label)
-        (given.out / "growth.md").write_text(text)
         plot(rows, given.out / "growth.png")
 
 
 def measure(
     given: argparse.Namespace, row: dict[str, Any], before: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """A point's seconds and memory, or a note on why there are none."""
-    free, needed = tables.available_bytes(), foreseen(row, before)
+    """A point's seconds and memory, or a note why it has none."""
+    free, needed = tables.available_bytes(), expected_gigabytes(row, before)
     if free is not None and needed is not None and needed * MARGIN > free / 1e9:
         return {"note": f"left out: would need about {needed:.0f} GB, {free / 1e9:.0f} GB are free"}
     others = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     flags = f"{others} --xla_force_host_platform_device_count={row['devices']}".strip()
-    said = tables.answer(
+    result = tables.answer(
         tables.ours_command(
             "train",
             f"--batch={row['batch']}",
@@ -87,16 +78,16 @@ def measure(
         ),
         {"XLA_FLAGS": flags},
     )
-    if "failed" in said:
-        return {"note": f"failed: {said['failed']}"}
-    seconds = statistics.median(said["seconds"])
+    if "failed" in result:
+        return {"note": f"failed: {result['failed']}"}
+    seconds = statistics.median(result["seconds"])
     return {
         "seconds a step": seconds,
         "images/s": row["batch"] / seconds,
-        "peak GB": said["peak_bytes"] / 1e9,
-        "first step seconds": said["first_seconds"],
-        "slowest step seconds": max(said["seconds"]),
-        "fastest step seconds": min(said["seconds"]),
+        "peak GB": result["peak_bytes"] / 1e9,
+        "first step seconds": result["first_seconds"],
+        "slowest step seconds": max(result["seconds"]),
+        "fastest step seconds": min(result["seconds"]),
     }
 
 
@@ -104,8 +95,8 @@ def pixels(row: dict[str, Any]) -> int:
     return row["batch"] * row["image size"] ** 2
 
 
-def foreseen(row: dict[str, Any], before: Sequence[dict[str, Any]]) -> float | None:
-    """GB at the peak, by the line through the two largest of the smaller points; None without two."""
+def expected_gigabytes(row: dict[str, Any], before: Sequence[dict[str, Any]]) -> float | None:
+    """Peak GB by the line through the two largest of the smaller points; None if there are fewer."""
     known = sorted({(pixels(r), r["peak GB"]) for r in before if "peak GB" in r and pixels(r) < pixels(row)})
     if len(known) < 2:
         return None
@@ -116,7 +107,7 @@ def foreseen(row: dict[str, Any], before: Sequence[dict[str, Any]]) -> float | N
 
 
 def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
-    """Seconds a step above, memory below, a column of the figure for each thing that grows."""
+    """Seconds a step above, memory below; one column of panels for each quantity that grows."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,24 +1,23 @@
-"""How fast images come in, beside the decoder alone and beside torchvision's ImageFolder with DataLoader.
+"""The speed of the input pipeline, compared with the decoder alone and with torchvision's DataLoader.
 
     python -m benchmarks.input_pipeline --photos=DIR [--torch_python=PYTHON] [--out=FILE.json]
 
-DIR holds photographs in `<split>/<class>/`, as large as people have them. All ways do the same work:
-shorter side to 256 with antialiasing, central square, uint8, shuffled batches of 128. They take turns,
-round after round, so that what else the machine does falls on all alike; the table has the median of the
-rounds. `--torch_python` is a Python with torchvision, which needs nothing of this project.
+DIR holds photographs of the usual sizes in `<split>/<class>/`. All pipelines do the same work: shorter side
+to 256 with antialiasing, central square, uint8, shuffled batches of 128. They take turns, round after round,
+so that other load on the machine affects all alike; the table has the median of the rounds. `--torch_python`
+is a Python with torchvision; it needs nothing of this project.
 
-What is measured:
+Measured are:
   decode only     tf.data reading and decoding the photographs, nothing else: the machine's limit
   raw             this project, from the photographs
-  prepared        this project, from records that `alexnet_jax.data.prepare` made of them
+  prepared        this project, from records made by `alexnet_jax.data.prepare`
   torchvision N   ImageFolder, Resize, CenterCrop and DataLoader with N workers
 
-All but torchvision keep freed memory (`alexnet_jax.common.memory`), as every command of this project does.
+All but torchvision keep freed memory (`alexnet_jax.common.host`), as every command of this project does.
 """
 
 import argparse
 import contextlib
-import itertools
 import json
 import os
 import pathlib
@@ -30,21 +29,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
+from benchmarks import tables
+
 BATCH = 128
 SIZE = 256
 
 
 def decode_only(photos: pathlib.Path) -> Iterator[int]:
-    """Numbers of images read and decoded by tf.data, with as many threads as there are cores."""
+    """Yields the number of images in each batch that tf.data decodes, with one thread for each core."""
     from alexnet_jax.common.host import tensorflow
-    from alexnet_jax.data import pipeline
 
     tf = tensorflow()
     paths = [str(path) for path in sorted(photos.glob("*/*/*"))]
     dataset = tf.data.Dataset.from_tensor_slices(paths).cache().repeat()
     dataset = dataset.map(
         lambda path: tf.shape(tf.io.decode_jpeg(tf.io.read_file(path), channels=3))[0],
-        num_parallel_calls=pipeline.threads(),
+        num_parallel_calls=tables.cores(),
         deterministic=True,
     )
     for batch in dataset.batch(BATCH).prefetch(2):
@@ -52,7 +52,7 @@ def decode_only(photos: pathlib.Path) -> Iterator[int]:
 
 
 def ours(spec: str) -> Iterator[int]:
-    """Numbers of images that this project's pipeline delivers."""
+    """Yields the number of images in each batch of this project's pipeline."""
     from alexnet_jax.data import pipeline, sources
 
     source = sources.open_source(spec, "test")
@@ -61,7 +61,7 @@ def ours(spec: str) -> Iterator[int]:
 
 
 def torchvision(photos: pathlib.Path, workers: int, images: int) -> Iterator[int]:
-    """Numbers of images that torchvision delivers."""
+    """Yields the number of images in each of torchvision's batches."""
     import torch
     from torchvision import datasets, transforms
 
@@ -73,29 +73,25 @@ def torchvision(photos: pathlib.Path, workers: int, images: int) -> Iterator[int
         yield len(batch)
 
 
-def serve(way: Iterator[int], images: int) -> None:
-    """Measures a round of `way` whenever a line comes in, and prints its images/s."""
-    with contextlib.closing(way):
-        for _ in itertools.repeat(
-            None, 4
-        ):  # until the threads or workers are up and their buffers empty again
-            next(way)
+def serve(batches: Iterator[int], images: int) -> None:
+    """Measures a round for each line on stdin, and prints its images/s."""
+    with contextlib.closing(batches):
+        for _ in range(4):  # until the threads or workers have started and their buffers are empty again
+            next(batches)
         print("ready", flush=True)
         for _ in sys.stdin:
             done, began = 0, time.perf_counter()
             while done < images:
-                done += next(way)
+                done += next(batches)
             print(done / (time.perf_counter() - began), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = tables.Parser("input_pipeline", __doc__)
     parser.add_argument("--photos", required=True, type=pathlib.Path)
     parser.add_argument("--torch_python")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--images", type=int, default=3840, help="of a round, gone through as often as it takes (3840)"
-    )
+    parser.add_argument("--images", type=int, default=3840, help="images in a round (3840)")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--prepared", help=argparse.SUPPRESS)
@@ -107,25 +103,24 @@ def main() -> None:
         else:
             from alexnet_jax.common import host
 
-            host.keep_memory()  # as every command of this project does first
-            ways: dict[str, Callable[[], Iterator[int]]] = {
+            host.keep_memory()  # as every command of this project does
+            pipelines: dict[str, Callable[[], Iterator[int]]] = {
                 "decode only": lambda: decode_only(given.photos),
                 "raw": lambda: ours(f"folder:{given.photos}"),
                 "prepared": lambda: ours(f"prepared:{given.prepared}"),
             }
-            serve(ways[given.serve](), given.images)
+            serve(pipelines[given.serve](), given.images)
         return
     with tempfile.TemporaryDirectory() as directory:
         compare(given, pathlib.Path(directory) / "prepared")
 
 
 def compare(given: argparse.Namespace, prepared: pathlib.Path) -> None:
-    """Runs all ways by turns and prints the table."""
-    from alexnet_jax.data.pipeline import threads
+    """Runs all pipelines in turns and prints the table."""
     from alexnet_jax.data.prepare import prepare
 
     prepare(f"folder:{given.photos}", prepared, splits=("test",))
-    cores = threads()
+    cores = tables.cores()
     pythons = {name: sys.executable for name in ("decode only", "raw", "prepared")}
     if given.torch_python:
         pythons |= {
@@ -151,10 +146,10 @@ def compare(given: argparse.Namespace, prepared: pathlib.Path) -> None:
 
 
 def one_round(name: str, python: str, given: argparse.Namespace, prepared: pathlib.Path) -> float:
-    """Starts a way in a process of its own, lets it run warm, and gives the images/s of one round."""
+    """Starts a pipeline in a process of its own, warms it up, and returns the images/s of one round."""
     command = [python, __file__, f"--photos={given.photos}", f"--images={given.images}"]
     command += [f"--serve={name}", f"--prepared={prepared}"]
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(tables.ROOT)}
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

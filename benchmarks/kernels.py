@@ -1,14 +1,13 @@
-"""Each kernel of `alexnet_jax/layers.py` and its plain-XLA reference, in turns in one process.
+"""Each kernel of `alexnet_jax/layers.py` against its plain-XLA reference, in turns in one process.
 
     python -m benchmarks.kernels [--batch=128] [--rounds=7] [--out=DIR] [--only=REGEX]
 
-The shapes are those of one column of the paper's net, or of both where they see the same. "and gradient" is
-the result together with the gradient of the input, as a training step needs both. The table has milliseconds
-an image (median of the rounds), how many times faster the kernel is than the reference, and the largest
-difference of their results beside the largest value.
+The shapes are those of one column of the paper's net, or of both for layers that see both. "and gradient" is
+the result and the gradient of the input, since a training step needs both. The table has milliseconds an
+image (median of the rounds), how many times faster the kernel is than the reference, and the largest
+difference between their results next to the largest value.
 """
 
-import argparse
 import functools
 import pathlib
 import re
@@ -28,7 +27,7 @@ from benchmarks import tables
 Array = jax.Array
 Case = tuple[str, Callable, Callable, tuple[Array, ...]]
 LRN = {"k": 2.0, "alpha": 1e-4, "beta": 0.75, "size": 5}
-# Window, stride, padding, side, inputs, outputs, as the program computes them.
+# Window, stride, padding, side, input and output channels, in the groups that the program computes.
 CONVOLUTIONS = {
     "conv1": (11, 4, 0, 224, 3, 96),
     "conv2": (5, 1, 2, 27, 48, 128),
@@ -43,7 +42,7 @@ COLUMNS = ("kernel", "ms an image", "reference, ms", "times faster", "difference
 
 
 def plain_pool(x: Array) -> Array:
-    """The sizes of the paper's maps are odd: no window hangs over."""
+    """The paper's maps have odd sizes, so no window reaches over the edge."""
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
 
 
@@ -59,7 +58,7 @@ def plain_convolution(x: Array, kernel: Array, *, stride: int, edge: tuple[int, 
 
 
 def with_gradient(function: Callable) -> Callable:
-    """The result and the gradients of all arguments but the last, which is the result's."""
+    """The result, and the gradients of all arguments but the last, which is the gradient of the result."""
 
     def both(*arguments: Array) -> Any:
         *inputs, g = arguments
@@ -82,7 +81,7 @@ def input_gradient(convolve: Callable) -> Callable:
 
 
 def cases(batch: int) -> Iterator[Case]:
-    """Name, kernel, reference and arguments of each."""
+    """Yields the name, kernel, reference and arguments of each case."""
     numbers = (jax.random.key(i) for i in range(100))
 
     def draw(*shape: int) -> Array:
@@ -105,7 +104,7 @@ def cases(batch: int) -> Iterator[Case]:
         g = draw(batch, size, size, outputs)
         convolve = functools.partial(_convolve, stride=stride, padding=padding)
         plain = functools.partial(plain_convolution, stride=stride, edge=edge)
-        if stride > 1:  # the image's own gradient is not needed
+        if stride > 1:  # conv1: the gradient of the image is not needed
             yield f"{name} in a step", in_a_step(convolve), plain, (x, kernel)
         else:
             yield (
@@ -130,7 +129,7 @@ def _convolve(x: Array, kernel: Array, *, stride: int, padding: int) -> Array:
 
 
 def _together(xs: Array, kernel: Array) -> Array:
-    """Both columns as `model.Dense` has them."""
+    """Both columns in one product, as `model.Dense` computes them."""
     return layers.connect(xs, kernel, "float32")
 
 
@@ -139,7 +138,7 @@ def _one_by_one(xs: Array, kernel: Array) -> Array:
 
 
 def measure(case: Case, batch: int, rounds: int) -> dict[str, Any]:
-    """The row of a case, both compiled first and then timed in turns."""
+    """The table's row for a case: compiles both functions, then times them in turns."""
     name, kernel, reference, arguments = case
     runs = {"ours": jax.jit(kernel), "reference": jax.jit(reference)}
     results = [jax.tree.leaves(jax.block_until_ready(run(*arguments))) for run in runs.values()]
@@ -167,11 +166,7 @@ def measure(case: Case, batch: int, rounds: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.kernels",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tables.Parser("kernels", __doc__)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="")
@@ -189,13 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "rounds": given.rounds,
         "jax": jax.__version__,
     }
-    text = (
-        ", ".join(f"{key} {value}" for key, value in label.items()) + "\n\n" + tables.markdown(rows, COLUMNS)
-    )
-    print(text, end="")
-    if given.out:
-        tables.write_csv(given.out / "kernels.csv", rows, label)
-        (given.out / "kernels.md").write_text(text)
+    tables.publish(given.out, "kernels", rows, COLUMNS, label)
 
 
 if __name__ == "__main__":

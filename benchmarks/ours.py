@@ -2,16 +2,15 @@
 
     python -m benchmarks.ours train --batch=128
 
-Prints a JSON object: the seconds of each timed step, the memory at the peak, versions. The steps are those of
-a run (`steps.make_train_step`, `steps.forward_on_mesh`, `evaluate.make_eval_step`); an image becomes what the
-net reads by taking the mean off, as in the PyTorch contestants, so that neither has augmentation to do.
+Prints a JSON object: the seconds of each timed step, peak memory, operations of an image. The steps are those
+of a run (`steps.make_train_step`, `steps.forward_on_mesh`, `evaluate.make_eval_step`). The only preprocessing
+is to subtract a mean, as in the PyTorch contestants.
 """
 
 import argparse
 import concurrent.futures
 import functools
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,12 +19,10 @@ from typing import Any
 from benchmarks import tables
 
 WORKS = ("train", "forward", "ten views", "limit", "about")
-PRODUCT_SIZES = (1024, 2048, 4096)
-COPY_BYTES = 2**29
-FREED_SECONDS = 0.0005  # as in `alexnet_jax.steps`; the loop waits as long before each step
+FREED_SECONDS = 0.0005  # the loop waits this long before each step, too (`alexnet_jax.steps`)
 
-# Dense products a second that the makers publish for a chip, in 1e12 operations, by `device_kind`:
-# float32 as XLA computes it by default (TPU: one bfloat16 pass; NVIDIA: TF32), and bfloat16.
+# Published peaks for dense products by `device_kind`, in 1e12 operations a second: float32 as XLA computes it
+# by default (TPU: one bfloat16 pass; NVIDIA: TF32), and bfloat16.
 PEAKS = {
     "NVIDIA A100-SXM4-40GB": (156, 312),  # nvidia.com, A100 datasheet
     "NVIDIA A100-SXM4-80GB": (156, 312),
@@ -42,16 +39,16 @@ PEAKS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("work", choices=WORKS)
     parser.add_argument("--variant", default="paper")
-    parser.add_argument("--net", default="{}", help="switches of the net, as a JSON object")
+    parser.add_argument("--net", default="{}", help="arguments of create_model, a JSON object")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--micro_batches", type=int, default=1)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--devices", type=int, help="only so many of the devices; all by default")
+    parser.add_argument("--devices", type=int, help="number of devices; all by default")
     given = parser.parse_args()
 
     from alexnet_jax.common import host
@@ -63,7 +60,7 @@ def main() -> None:
 
 
 def timed(run: Callable[[], Any], warm: int, steps: int) -> tuple[float, list[float]]:
-    """Seconds of the first call and of each timed one, to the end of the computation."""
+    """Seconds of the first call and of each timed one, until the computation has ended."""
     import jax
 
     first, seconds = 0.0, []
@@ -81,30 +78,39 @@ def timed(run: Callable[[], Any], warm: int, steps: int) -> tuple[float, list[fl
 def net(given: argparse.Namespace) -> dict[str, Any]:
     """Times the training step, the forward pass or the ten-view test of a net."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
 
-    from alexnet_jax import columns, evaluate, steps
-    from alexnet_jax import optimizer as optimizers
-    from alexnet_jax.common import host
-    from alexnet_jax.data.preprocess import Preprocess
+    from alexnet_jax import columns
     from alexnet_jax.model import create_model
     from alexnet_jax.tools import summary
 
     mesh = columns.make_mesh(devices=jax.devices()[: given.devices])
     switches = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(given.net).items()}
     model = create_model(given.variant, **switches)
+    first, seconds = timed(make_run(given, model, mesh), given.warm, given.steps)
+    return {
+        "seconds": seconds,
+        "first_seconds": first,
+        "images": given.batch * (10 if given.work == "ten views" else 1),
+        "operations": summary.operations(model, given.image_size, train=given.work == "train"),
+    }
+
+
+def make_run(given: argparse.Namespace, model: Any, mesh: Any) -> Callable[[], Any]:
+    """A function that does one step of the work on a batch that is on the devices."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from alexnet_jax import evaluate, steps
+    from alexnet_jax import optimizer as optimizers
+    from alexnet_jax.common import host
+    from alexnet_jax.data.preprocess import Preprocess
+
     rates = optimizers.Rates(optimizers.constant(0.01), optimizers.constant(0.02))
     optimizer = optimizers.sgd_2012(rates)
     state = steps.init_state(model, optimizer, given.image_size, 0, mesh)
     side = given.image_size * 256 // 224 if given.work == "ten views" else given.image_size
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (given.batch, side, side, 3), np.uint8),
-        "label": rng.integers(0, model.num_classes, given.batch, np.int32),
-        "weight": np.ones(given.batch, np.float32),
-    }
-    batch = jax.device_put(batch, steps.batch_sharding(mesh))
+    batch = jax.device_put(make_batch(given.batch, side, model.num_classes), steps.batch_sharding(mesh))
 
     def view(images: jax.Array, key: jax.Array, example_ids: jax.Array, step: Any = None) -> jax.Array:
         return images.astype(jnp.float32) - 120.0
@@ -113,43 +119,43 @@ def net(given: argparse.Namespace) -> dict[str, Any]:
         train_step = steps.make_train_step(
             model, optimizer, mesh, view, seed=0, log_every=100, micro_batches=given.micro_batches
         )
-        states = [state]
-        del state  # it is given up to the step
+        states = [state]  # the only reference to the state, which each step donates
 
         def run() -> Any:
             states[0], metrics = train_step(states[0], batch)
             return states[0], metrics
-    elif given.work == "forward":
+
+        return run
+    if given.work == "forward":
         forward = jax.jit(
             steps.forward_on_mesh(model, mesh, view, train=False), compiler_options=host.forward_options()
         )
         params, key, ids = state.params, jax.random.key(0), jnp.arange(given.batch)
-        run = functools.partial(forward, params, batch["image"], key, ids)
-    else:
-        preprocess = Preprocess(side, given.image_size, mean=np.full(3, 120, np.float32))
-        run = functools.partial(
-            evaluate.make_eval_step(model, mesh, preprocess, views=10), state.params, batch
-        )
-    first, seconds = timed(run, given.warm, given.steps)
-    multiplied = summary.summarise(model, given.image_size)["total"]["multiply_accumulates"]
+        return functools.partial(forward, params, batch["image"], key, ids)
+    preprocess = Preprocess(side, given.image_size, mean=np.full(3, 120, np.float32))
+    return functools.partial(evaluate.make_eval_step(model, mesh, preprocess, views=10), state.params, batch)
+
+
+def make_batch(size: int, side: int, num_classes: int) -> dict[str, Any]:
+    """A batch of random images `[B, side, side, 3]` uint8 with labels and weights, on the host."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
     return {
-        "seconds": seconds,
-        "first_seconds": first,
-        "images": given.batch * (10 if given.work == "ten views" else 1),
-        # As is usual, three times the forward pass, a product of which is one for the gradient of its weights
-        # and one for that of its input; conv1's has no input gradient, 5 % of the paper's net less.
-        "operations": 2 * multiplied * (3 if given.work == "train" else 1),
+        "image": rng.integers(0, 256, (size, side, side, 3), np.uint8),
+        "label": rng.integers(0, num_classes, size, np.int32),
+        "weight": np.ones(size, np.float32),
     }
 
 
 def limit(given: argparse.Namespace) -> dict[str, Any]:
-    """The largest rate of matrix products and of copying memory, with XLA and NumPy."""
+    """The machine's rates of matrix products (XLA and NumPy) and of copying memory."""
     import jax
     import numpy as np
 
     rates = {}
     multiply = jax.jit(lambda a, b: a @ b)
-    for size in PRODUCT_SIZES:
+    for size in tables.PRODUCT_SIZES:
         a, b = (np.random.default_rng(i).random((size, size), np.float32) for i in range(2))
         on_device = jax.device_put((a, b))
         for name, run in (
@@ -158,14 +164,15 @@ def limit(given: argparse.Namespace) -> dict[str, Any]:
         ):
             _, seconds = timed(run, given.warm, given.steps)
             rates[f"{name} {size}"] = 2 * size**3 / statistics.median(seconds)
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = COPY_BYTES // workers
+    workers = tables.cores()
+    share = tables.COPY_BYTES // workers
     parts = [(np.ones(share, np.uint8), np.ones(share, np.uint8)) for _ in range(workers)]
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         _, seconds = timed(
             lambda: list(pool.map(lambda part: np.copyto(*part), parts)), given.warm, given.steps
         )
-    return {"product_rates": rates, "copy_bytes_per_second": COPY_BYTES / statistics.median(seconds)}
+    rate = tables.COPY_BYTES / statistics.median(seconds)
+    return {"product_rates": rates, "copy_bytes_per_second": rate}
 
 
 def about() -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""What a mesh costs: what its devices tell each other in a step, what each holds, and how long it may take.
+"""The cost of a mesh: communication in a training step, memory of a device, and an estimate of the time.
 
 python -m benchmarks.scaling --config=configs/imagenet2012.py --data=2 --column=2
 
-Compiles the training step for that mesh on pretended devices of this machine's CPU, and reads the collectives
-out of the compiled program. Other meshes are reckoned from the program as written. Needs no accelerator.
+Compiles the training step for that mesh on virtual CPU devices and lists the collectives of the compiled
+program. Larger meshes are estimated from the program as written. Needs no accelerator.
 """
 
 import dataclasses
@@ -25,24 +25,24 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.data.statistics import ILSVRC
 from alexnet_jax.model import AlexNet
 from alexnet_jax.tools import summary
-from benchmarks import collectives
+from benchmarks import collectives, scaling_text
 from benchmarks.collectives import Collective
 
 FLAGS = flags.FLAGS
-MOST_COMPILED = 64  # pretended devices
+MOST_COMPILED = 64  # virtual devices
 ON_PAPER = (8, 64, 512)  # devices
-_EXAMPLES = 1_281_167  # of ILSVRC-2012; how many there are says when rates drop, not what a step costs
+_EXAMPLES = 1_281_167  # in ILSVRC-2012; the number decides when rates drop, not what a step costs
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """The speeds that times are reckoned by.
+    """The speeds that the estimates assume.
 
     Attributes:
-      device: sustained floating-point operations a second of a device, in 10**12.
-      column_link, data_link: 10**9 bytes a second that a device sends to its neighbour, between the columns
-        and between the rows of the mesh.
-      latency: microseconds that a collective takes to begin.
+      device: sustained operations a second of a device, in 10**12.
+      column_link, data_link: bandwidth from a device to its neighbour in 10**9 bytes a second, between the
+        columns and between the rows of the mesh.
+      latency: microseconds until a collective starts.
     """
 
     device: float
@@ -53,7 +53,7 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """A step on a mesh: seconds of computing, of talk between columns and of talk along data."""
+    """The seconds of a step on a mesh: computing, communication between columns, and along data."""
 
     compute: float
     between_columns: float
@@ -61,12 +61,12 @@ class Cost:
 
     @property
     def step(self) -> float:
-        """All of it, one after the other: what overlaps, saves."""
+        """The sum: an upper bound, since some of it may overlap."""
         return self.compute + self.between_columns + self.along_data
 
 
 class Step:
-    """The training step of a config on meshes that need not exist."""
+    """A config's training step on meshes of any number of devices."""
 
     def __init__(self, config: configs.Config, num_classes: int) -> None:
         self.config = config
@@ -76,14 +76,10 @@ class Step:
         preprocess = build.build_preprocess(config, pathlib.Path(), statistics, None)
         self._optimizer = build.build_optimizer(config, _EXAMPLES, total_steps=1)
         self._view = build.build_view(config, statistics, preprocess, _EXAMPLES)
-        table = summary.summarise(self.model, config.data.image_size)
-        first = next(layer for layer in table["layers"] if layer["name"] == "conv1")
-        # Forward, and the gradients by the weights and by the inputs, of which conv1 needs none.
-        work = 3 * table["total"]["multiply_accumulates"] - first["multiply_accumulates"]
-        self.operations_an_image = 2 * work
+        self.operations_an_image = summary.operations(self.model, config.data.image_size, train=True)
 
-    def arguments(self, mesh: Any, batch_size: int) -> tuple[Any, Any]:
-        """Shapes of the state and of a batch."""
+    def arguments(self, batch_size: int) -> tuple[Any, Any]:
+        """The shapes of the state and of a batch."""
 
         def init() -> steps.TrainState:
             size = self.config.data.image_size
@@ -106,16 +102,16 @@ class Step:
         )
 
     def compiled(self, mesh: Any, batch_size: int) -> tuple[list[Collective], Any]:
-        """The collectives as XLA made them, and what it says of a device's memory."""
-        compiled = self.on(mesh).lower(*self.arguments(mesh, batch_size)).compile()
+        """The collectives of the compiled program, and the compiler's analysis of a device's memory."""
+        compiled = self.on(mesh).lower(*self.arguments(batch_size)).compile()
         shape = mesh.shape[columns.DATA], mesh.shape[columns.COLUMN]
         return collectives.of_compiled(compiled.as_text(), *shape), compiled.memory_analysis()
 
     def written(self, data: int, column: int, batch_size: int) -> list[Collective]:
-        """The collectives of the program as written, those along data as the one that XLA makes of them."""
+        """The collectives of the program as written, those along data fused into one, as XLA does."""
         axes = (jax.sharding.AxisType.Auto,) * 2
         mesh = jax.sharding.AbstractMesh((data, column), (columns.DATA, columns.COLUMN), axis_types=axes)
-        found = collectives.of_program(jax.make_jaxpr(self.on(mesh))(*self.arguments(mesh, batch_size)), mesh)
+        found = collectives.of_program(jax.make_jaxpr(self.on(mesh))(*self.arguments(batch_size)), mesh)
         sums = [one for one in found if one.axis == columns.DATA]
         if not sums:
             return found
@@ -124,9 +120,9 @@ class Step:
         return [*(one for one in found if one.axis != columns.DATA), fused]
 
     def cost(self, found: list[Collective], data: int, column: int, batch_size: int, at: Machine) -> Cost:
-        """Seconds of a step, if the devices of an axis are a ring, in which each sends to the next."""
+        """The seconds of a step if the devices of an axis form a ring, each sending to the next."""
 
-        def talk(axis: str, count: int, speed: float) -> float:
+        def communication(axis: str, count: int, speed: float) -> float:
             sent = sum(
                 (2 if one.kind == "all-reduce" else 1) * one.bytes * (count - 1) / count
                 for one in found
@@ -137,19 +133,19 @@ class Step:
         operations = self.operations_an_image * batch_size / (data * column)
         return Cost(
             compute=operations / (1e12 * at.device),
-            between_columns=talk(columns.COLUMN, column, at.column_link),
-            along_data=talk(columns.DATA, data, at.data_link),
+            between_columns=communication(columns.COLUMN, column, at.column_link),
+            along_data=communication(columns.DATA, data, at.data_link),
         )
 
 
-def held(state: Any, column: int) -> tuple[int, int]:
-    """Bytes of the parameters in all, and on a device; the momentum takes as much again."""
+def parameter_bytes(state: Any, column: int) -> tuple[int, int]:
+    """Bytes of all parameters and of those on a device; the momentum takes the same again."""
     total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
     return total, total // column
 
 
 def report(config: configs.Config, num_classes: int, data: int, column: int, at: Machine) -> dict[str, Any]:
-    """All there is to say of a mesh and its batch, as JSON has it.
+    """The report as JSON values.
 
     Raises:
       UserError: the net or the batch does not fit the mesh.
@@ -160,9 +156,9 @@ def report(config: configs.Config, num_classes: int, data: int, column: int, at:
     evaluate.check_batch_size(batch_size, mesh)
     steps.check_columns(step.model, mesh)
     found, memory = step.compiled(mesh, batch_size)
-    total, own = held(step.arguments(mesh, batch_size)[0], column)
+    total, own = parameter_bytes(step.arguments(batch_size)[0], column)
     written = step.written(data, column, batch_size)
-    kept = memory.argument_size_in_bytes
+    arguments = memory.argument_size_in_bytes
     return {
         "mesh": {"data": data, "column": column},
         "batch_size": batch_size,
@@ -174,9 +170,9 @@ def report(config: configs.Config, num_classes: int, data: int, column: int, at:
         "bytes_a_device": {
             "parameters": own,
             "parameters_in_all": total,
-            "state_and_batch": kept,
+            "state_and_batch": arguments,
             "temporary": memory.temp_size_in_bytes,
-            "peak": kept
+            "peak": arguments
             + memory.temp_size_in_bytes
             + memory.output_size_in_bytes
             - memory.alias_size_in_bytes,
@@ -187,7 +183,7 @@ def report(config: configs.Config, num_classes: int, data: int, column: int, at:
 
 
 def _on_paper(step: Step, rows: int, at: Machine) -> Any:
-    """Meshes of more devices, each row of them with as many images as asked for."""
+    """Estimates for meshes of more devices with the same number of images in each row."""
     for devices in ON_PAPER:
         for column in (1, step.model.columns) if step.model.columns > 1 else (1,):
             data = devices // column
@@ -203,7 +199,7 @@ def _on_paper(step: Step, rows: int, at: Machine) -> Any:
                 "data": data,
                 "column": column,
                 "batch_size": batch_size,
-                "parameter_bytes": held(step.arguments(None, batch_size)[0], column)[1],
+                "parameter_bytes": parameter_bytes(step.arguments(batch_size)[0], column)[1],
                 "bytes_a_step": bytes_of,
                 "seconds": dataclasses.asdict(cost),
                 "images_per_second": batch_size / cost.step,
@@ -211,108 +207,19 @@ def _on_paper(step: Step, rows: int, at: Machine) -> Any:
             }
 
 
-def as_text(values: dict[str, Any]) -> str:
-    """The report for people."""
-    mesh, at, memory = values["mesh"], values["machine"], values["bytes_a_device"]
-    lines = [
-        f"mesh        {mesh['data']} x {mesh['column']} (data x column), {values['batch_size']} images a "
-        f"step, {values['batch_size'] // mesh['data']} a row of devices, {values['compute_dtype']}",
-        "",
-        "collectives of the step, compiled for this machine's CPU (which sends bfloat16 as float32):",
-        *_table(
-            ("pass", "kind", "axis", "what", "arrays", "bytes"),
-            [
-                (
-                    "backward" if one["backward"] else "forward",
-                    one["kind"],
-                    one["axis"],
-                    _what(one),
-                    f"{one['parts']}",
-                    f"{one['bytes']:,}",
-                )
-                for one in values["collectives"]
-            ],
-        ),
-        "",
-        f"parameters  {_size(memory['parameters'])} a device of {_size(memory['parameters_in_all'])}; "
-        "the momentum as much again",
-        f"memory      {_size(memory['peak'])} a device at the peak by the compiler: state and batch "
-        f"{_size(memory['state_and_batch'])}, temporary {_size(memory['temporary'])}",
-        "",
-        f"reckoned at {at['device']:g} TFLOP/s a device, {at['column_link']:g} GB/s between columns, "
-        f"{at['data_link']:g} GB/s along data, {at['latency']:g} us a collective, nothing overlapping:",
-        *_table(("computing", "between columns", "along data", "step"), [_times(values["seconds"])]),
-        "",
-        "on paper, as many images a row of devices:",
-        *_table(
-            (
-                "devices",
-                "mesh",
-                "batch",
-                "parameters",
-                "bytes between columns",
-                "bytes along data",
-                "computing",
-                "between columns",
-                "along data",
-                "step",
-                "images/s",
-                "share computing",
-            ),
-            [
-                (
-                    f"{one['devices']}",
-                    f"{one['data']} x {one['column']}",
-                    f"{one['batch_size']:,}",
-                    _size(one["parameter_bytes"]),
-                    f"{one['bytes_a_step']['column']:,}",
-                    f"{one['bytes_a_step']['data']:,}",
-                    *_times(one["seconds"]),
-                    f"{one['images_per_second']:,.0f}",
-                    f"{100 * one['computing']:.0f} %",
-                )
-                for one in values["on_paper"]
-            ],
-        ),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _what(one: dict[str, Any]) -> str:
-    if one["place"] == "logits":
-        return "logits after fc8"
-    if one["place"]:
-        return f"before {one['place']}"
-    return "gradients and metrics" if one["backward"] else "one number"
-
-
-def _times(seconds: dict[str, float]) -> tuple[str, ...]:
-    parts = (seconds["compute"], seconds["between_columns"], seconds["along_data"])
-    return tuple(f"{1e3 * value:.3f} ms" for value in (*parts, sum(parts)))
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    if not rows:
-        return ["  none"]
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    return [
-        "  " + "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in (head, *rows)
-    ]
-
-
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Of which config; --config.KEY=VALUE overrides a key.")
-    flags.DEFINE_integer("data", 1, "Rows of devices, among which the batch is split.", lower_bound=1)
-    flags.DEFINE_integer("column", 1, "Devices of a row, among which the columns are.", lower_bound=1)
-    # An example, not a measurement: a GPU with fast links to its neighbour, on a network of 100 Gbit/s.
-    flags.DEFINE_float("device_tflops", 40.0, "10**12 operations a second of a device.", lower_bound=1e-9)
-    flags.DEFINE_float("column_gbytes", 200.0, "10**9 bytes a second between columns.", lower_bound=1e-9)
-    flags.DEFINE_float("data_gbytes", 12.5, "10**9 bytes a second along data.", lower_bound=1e-9)
-    flags.DEFINE_float("latency_us", 20.0, "Microseconds that a collective takes to begin.", lower_bound=0.0)
+    config_flags.DEFINE_config_file("config", None, "The config; --config.KEY=VALUE overrides a key.")
+    flags.DEFINE_integer("data", 1, "Rows of the mesh, which split the batch.", lower_bound=1)
+    flags.DEFINE_integer("column", 1, "Devices in a row, which split the columns.", lower_bound=1)
+    # An example, not a measurement: GPUs with fast links to their neighbours, on a 100 Gbit/s network.
+    flags.DEFINE_float("device_tflops", 40.0, "Operations a second of a device, in 10**12.", lower_bound=1e-9)
+    flags.DEFINE_float(
+        "column_gbytes", 200.0, "Bandwidth between columns, in 10**9 bytes a second.", lower_bound=1e-9
+    )
+    flags.DEFINE_float(
+        "data_gbytes", 12.5, "Bandwidth along data, in 10**9 bytes a second.", lower_bound=1e-9
+    )
+    flags.DEFINE_float("latency_us", 20.0, "Microseconds until a collective starts.", lower_bound=0.0)
     flags.DEFINE_bool("json", False, "Print JSON.")
 
 
@@ -321,7 +228,7 @@ def main() -> int:
     if devices > MOST_COMPILED:
         raise UserError(
             f"--data={FLAGS.data} --column={FLAGS.column}: {devices} devices are more than the "
-            f"{MOST_COMPILED} that are pretended here; more are reckoned on paper from any smaller mesh"
+            f"{MOST_COMPILED} that can be simulated; give a smaller mesh, whose report has estimates for more"
         )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
@@ -329,7 +236,10 @@ def main() -> int:
     num_classes = config.data.num_classes or evaluate.open_source(config, "train").num_classes
     machine = Machine(FLAGS.device_tflops, FLAGS.column_gbytes, FLAGS.data_gbytes, FLAGS.latency_us)
     values = report(config, num_classes, FLAGS.data, FLAGS.column, machine)
-    print(json.dumps(values, indent=2) if FLAGS.json else as_text(values), end="\n" if FLAGS.json else "")
+    print(
+        json.dumps(values, indent=2) if FLAGS.json else scaling_text.as_text(values),
+        end="\n" if FLAGS.json else "",
+    )
     return 0
 
 

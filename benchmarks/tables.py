@@ -1,5 +1,9 @@
-"""What the benchmarks share: the machine's name, a child process that answers in JSON, tables."""
+"""Shared by the benchmarks: the machine, child processes that answer in JSON, tables.
 
+Other projects' environments import this module, so it needs nothing but the standard library.
+"""
+
+import argparse
 import csv
 import json
 import os
@@ -13,10 +17,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Sizes for the rates of matrix products, and the bytes copied for the rate of memory.
+PRODUCT_SIZES = (1024, 2048, 4096)
+COPY_BYTES = 2**29
+# glibc's variables that keep freed memory in the process, as `alexnet_jax.common.host.keep_memory` does.
+KEPT_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**62),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of a benchmark, with its docstring as the help text."""
+
+    def __init__(self, module: str, doc: str | None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"python -m benchmarks.{module}", description=doc, formatter_class=formatter)
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
-    """The processor's name, its cores for this process, and the widest vectors it has."""
+    """The processor's name, the cores that this process may use, and the widest vector instructions."""
     name, vectors = platform.processor() or platform.machine(), platform.machine()
     try:
         cpuinfo = pathlib.Path("/proc/cpuinfo").read_text()
@@ -27,38 +56,44 @@ def machine() -> dict[str, Any]:
     if found := re.search(r"^flags\s*: (.*)$", cpuinfo, re.MULTILINE):
         flags = set(found[1].split())
         vectors = next((isa for isa in ("avx512f", "avx2", "avx") if isa in flags), vectors)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"machine": name, "cores": cores, "isa": vectors}
+    return {"machine": name, "cores": cores(), "isa": vectors}
 
 
 def available_bytes() -> int | None:
-    """Memory that a new process may take without others being pushed out; None where Linux does not say."""
-    try:
-        found = re.search(
-            r"^MemAvailable:\s*(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE
-        )
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
+    """The memory available to a new process without swapping; None if not on Linux."""
+    return _kilobytes("/proc/meminfo", "MemAvailable")
 
 
 def peak_bytes() -> int:
-    """The largest part of memory that this process held; Linux counts `ru_maxrss` over from its parent."""
+    """The peak memory of this process. (On Linux, `ru_maxrss` would include the parent's.)"""
+    if (peak := _kilobytes("/proc/self/status", "VmHWM")) is not None:
+        return peak
+    return maxrss_bytes(resource.getrusage(resource.RUSAGE_SELF))
+
+
+def maxrss_bytes(usage: resource.struct_rusage) -> int:
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _kilobytes(path: str, key: str) -> int | None:
+    """The bytes in a line `key: N kB` of one of Linux's files."""
     try:
-        status = pathlib.Path("/proc/self/status").read_text()
+        text = pathlib.Path(path).read_text()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+        return None
+    found = re.search(rf"^{key}:\s*(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def answer(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, timeout: float = 1800
+    command: Sequence[str | os.PathLike[str]],
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 1800,
 ) -> dict[str, Any]:
-    """Runs a command and reads the JSON object in its last line.
+    """Runs a command and reads the JSON object in the last line of its output.
 
     Returns:
-      the object; or `{"failed": why}`, as a contestant that does not start is a fact for the table.
+      the object; or `{"failed": reason}`, since a contestant that does not start is a result for the table.
     """
     try:
         done = subprocess.run(
@@ -80,8 +115,32 @@ def answer(
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def ours_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.ours", *arguments]
+
+
+def heading(label: Mapping[str, Any]) -> str:
+    """The line above a table: machine, device, precision, versions."""
+    return ", ".join(f"{key} {value}" for key, value in label.items()) + "\n"
+
+
+def publish(
+    out: pathlib.Path | None,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    label: Mapping[str, Any],
+) -> None:
+    """Prints a table and, with `out`, writes `out/name.csv` and `out/name.md`."""
+    text = heading(label) + "\n" + markdown(rows, columns)
+    print(text, end="")
+    if out:
+        write_csv(out / f"{name}.csv", rows, label)
+        (out / f"{name}.md").write_text(text)
+
+
 def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """A Markdown table; numbers to the right."""
+    """A Markdown table with numbers aligned to the right."""
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     right = [
         any(isinstance(row.get(column), int | float) for row in rows) and column != columns[0]
@@ -110,10 +169,10 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> None:
-    """The rows with all their columns, each with what of `about` it does not say otherwise itself."""
+def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], label: Mapping[str, Any]) -> None:
+    """Writes the rows, each with those columns of `label` that it does not have itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{**row, **{key: value for key, value in about.items() if key not in row}} for row in rows]
+    rows = [{**row, **{key: value for key, value in label.items() if key not in row}} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", newline="") as file:
@@ -121,7 +180,3 @@ def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], about: Mapp
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(path)
-
-
-def ours_command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.ours", *arguments]

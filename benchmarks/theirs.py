@@ -2,10 +2,10 @@
 
     python -m benchmarks.theirs train --net=paper --layout=channels_last --compiled
 
-Prints a JSON object as `benchmarks.ours` does. `paper` is the same two-column net: groups where columns do
-not talk, normalisation with the paper's constants (PyTorch divides alpha by the size, so it is given 5e-4),
-dropout, SGD with momentum and weight decay; `no lrn` is the same without normalisation, `torchvision` is
-torchvision's alexnet.
+Prints a JSON object as `benchmarks.ours` does. `paper` is the same two-column net: groups in the layers that
+see one column only, normalisation with the paper's constants (alpha is 5e-4 because PyTorch divides it by the
+size), dropout, SGD with momentum and weight decay; `no lrn` is the same net without normalisation,
+`torchvision` is torchvision's alexnet.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from benchmarks import tables
 
 
 class Paper(nn.Module):
-    """The paper's net; the maps are as large as ours (padding 2 at conv1 gives 55 x 55)."""
+    """The paper's net, with maps as large as ours (padding 2 at conv1 gives 55 x 55)."""
 
     def __init__(self, lrn, image_size, widths, fc_widths):
         super().__init__()
@@ -66,7 +66,7 @@ class Paper(nn.Module):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("work", choices=("train", "forward", "limit", "about"))
     parser.add_argument("--net", choices=("paper", "no lrn", "torchvision"), default="paper")
     parser.add_argument("--layout", choices=("channels_first", "channels_last"), default="channels_first")
@@ -134,13 +134,13 @@ def net(given):
 
 def limit(given):
     rates = {}
-    for size in (1024, 2048, 4096):
+    for size in tables.PRODUCT_SIZES:
         a, b = torch.rand(size, size), torch.rand(size, size)
         seconds = timed(lambda a=a, b=b: a @ b, given.warm, given.steps)
         rates[f"PyTorch {size}"] = 2 * size**3 / statistics.median(seconds)
-    source, target = (torch.ones(2**29, dtype=torch.uint8) for _ in range(2))
+    source, target = (torch.ones(tables.COPY_BYTES, dtype=torch.uint8) for _ in range(2))
     seconds = timed(lambda: target.copy_(source), given.warm, given.steps)
-    return {"product_rates": rates, "copy_bytes_per_second": 2**29 / statistics.median(seconds)}
+    return {"product_rates": rates, "copy_bytes_per_second": tables.COPY_BYTES / statistics.median(seconds)}
 
 
 def about():

@@ -2,9 +2,9 @@
 
     python -m benchmarks.theirs_eqx train
 
-Prints a JSON object as `benchmarks.ours` does. Its net is torchvision's, one image at a time, which
-`jax.vmap` makes a batch of; SGD is optax's, with momentum and weight decay. It is taken as it comes, in an
-environment that it starts in (0.2.8 needs `equinox.experimental`, which later versions do not have):
+Prints a JSON object as `benchmarks.ours` does. The net is torchvision's, written for one image and batched by
+`jax.vmap`; SGD is optax's, with momentum and weight decay. It runs as it comes, in an environment of its own
+(eqxvision 0.2.8 needs `equinox.experimental`, which later versions of equinox do not have):
 
     pip install --no-deps eqxvision==0.2.8
     pip install equinox==0.9.2 jax==0.4.20 jaxlib==0.4.20 optax==0.1.7 "numpy<2" "scipy<1.13"
@@ -29,7 +29,7 @@ from benchmarks import tables  # noqa: E402
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("work", choices=("train", "forward", "about"))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--image_size", type=int, default=224)

@@ -1,19 +1,20 @@
-"""What a whole run costs beside its steps: python -m benchmarks.whole_run --photos=DIR [--out=DIR].
+"""The cost of a run beside its steps: python -m benchmarks.whole_run --photos=DIR [--out=DIR].
 
-Runs main.py on photographs (DIR holds a folder a class; a few hundred do, as they are gone through again and
-again) with configs/imagenet2012.py, the paper's net at batch 128, and measures:
-  the loop     images/s of the run by its own metrics.jsonl, reading and decoding included
-  bare step    the same compiled step on one batch that lies ready, in a process before and after each run
-  first step   seconds from the start of the process to the line of its first step, with an empty compilation
-               cache and with what the start before it left there
+Runs main.py on photographs (DIR holds a folder for each class; a few hundred are enough, since they repeat)
+with configs/imagenet2012.py, the paper's net at batch 128, and measures:
+  the loop     images/s from the run's metrics.jsonl, including reading and decoding
+  bare step    the same compiled step on one batch in memory, in a process before and after each run
+  first step   seconds from the start of the process to its line about the first step, with an empty
+               compilation cache and with what the previous start left in it
   memory       the peak of the run's process
-With --prepared it makes records of the photographs first and trains from those (whole_run_prepared.md).
-Runs and bare steps take turns, and a run is compared with the mean of the bare steps on both sides of it, so
-that a machine that grows slower or faster favours neither. `--config=` words after `--` go to main.py, as in
+With --prepared it first prepares records from the photographs and trains from those (whole_run_prepared.md).
+Runs and bare steps alternate, and a run is compared with the mean of the bare steps before and after it, so
+that a machine that becomes slower or faster favours neither. `--config=` arguments after `--` go to main.py:
 `-- --config.data.batch_size=32`.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -35,16 +36,12 @@ GOALS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m benchmarks.whole_run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tables.Parser("whole_run", __doc__)
     parser.add_argument("--photos", type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--starts", type=int, default=3, help="cold and warm starts to time; 0 for none")
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--prepared", action="store_true", help="make records first, and train from them")
+    parser.add_argument("--prepared", action="store_true", help="prepare records and train from them")
     parser.add_argument("--log_every", type=int, default=4)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--bare", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -60,21 +57,8 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
-    """Makes all runs and prints the table."""
-    for split in ("train", "val"):
-        (root / "photos").mkdir(exist_ok=True)
-        (root / "photos" / split).symlink_to(given.photos.resolve())
-    source = f"folder:{root / 'photos'}"
-    if given.prepared:
-        command = [
-            sys.executable,
-            "-m",
-            "alexnet_jax.data.prepare",
-            f"--source={source}",
-            f"--out={root / 'records'}",
-        ]
-        subprocess.run(command, cwd=tables.ROOT, check=True, stderr=subprocess.DEVNULL)
-        source = f"prepared:{root / 'records'}"
+    """Times the starts and the rounds, and prints the table."""
+    source = make_source(given, root)
     flags = [
         "--config=configs/imagenet2012.py",
         f"--config.data.source={source}",
@@ -92,31 +76,8 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
         for kind in seconds:
             seconds[kind].append(first_step(flags, root / f"{kind}{number}", cache))
             print(f"first step, {kind}: {seconds[kind][-1]:.1f} s", file=sys.stderr, flush=True)
-    loops, waits, peaks = [], [], []
-    first_step(flags, root / "run", cache)  # not measured: the first bare step needs a run's directory
-    steps = [bare_process(root / "run", given.steps, cache)]
-    for number in range(given.rounds):
-        workdir = root / f"run{number}"
-        rate, wait, peak = loop(flags, workdir, given, cache)
-        loops.append(rate)
-        waits.append(wait)
-        peaks.append(peak / 1e9)
-        steps.append(bare_process(workdir, given.steps, cache))
-        rates = [steps[-2]["images_per_second"], rate, steps[-1]["images_per_second"]]
-        print("bare, loop, bare: {:.2f}, {:.2f}, {:.2f} images/s".format(*rates), file=sys.stderr, flush=True)
-    about = steps[0]["about"]
-    steps = [said["images_per_second"] for said in steps]
-    shares = [
-        2 * rate / (before + after) for rate, before, after in zip(loops, steps[:-1], steps[1:], strict=True)
-    ]
-    rows = [
-        row("loop, images/s", loops),
-        row("bare step, images/s", steps),
-        row("loop of bare step", shares),
-        row("input waiting, share of the time", waits),
-        *(row(f"{kind} first step, s", values) for kind, values in seconds.items() if values),
-        row("peak memory, GB", peaks),
-    ]
+    starts = [row(f"{kind} first step, s", values) for kind, values in seconds.items() if values]
+    rates, memory, about = rounds(given, flags, root, cache)
     label = {
         **tables.machine(),
         "rounds": given.rounds,
@@ -124,22 +85,64 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
         "precision": "float32",
         **about,
     }
-    text = ", ".join(f"{key} {value}" for key, value in label.items())
-    text += "\n\n" + tables.markdown(rows, ("what", "median", "lowest", "highest", "goal", "reached"))
-    print(text, end="")
-    if given.out:
-        name = "whole_run_prepared" if given.prepared else "whole_run"
-        tables.write_csv(given.out / f"{name}.csv", rows, label)
-        (given.out / f"{name}.md").write_text(text)
+    columns = ("what", "median", "lowest", "highest", "goal", "reached")
+    name = "whole_run_prepared" if given.prepared else "whole_run"
+    tables.publish(given.out, name, [*rates, *starts, memory], columns, label)
+
+
+def make_source(given: argparse.Namespace, root: pathlib.Path) -> str:
+    """`data.source` of the runs: the photographs as training and test images, or records of them."""
+    for split in ("train", "val"):
+        (root / "photos").mkdir(exist_ok=True)
+        (root / "photos" / split).symlink_to(given.photos.resolve())
+    source = f"folder:{root / 'photos'}"
+    if not given.prepared:
+        return source
+    prepare = [sys.executable, "-m", "alexnet_jax.data.prepare"]
+    command = [*prepare, f"--source={source}", f"--out={root / 'records'}"]
+    subprocess.run(command, cwd=tables.ROOT, check=True, stderr=subprocess.DEVNULL)
+    return f"prepared:{root / 'records'}"
+
+
+def rounds(
+    given: argparse.Namespace, flags: list[str], root: pathlib.Path, cache: dict[str, str]
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """The rows of the rates, the row of the memory, and what the bare steps say about the machine."""
+    loops, waits, peaks = [], [], []
+    first_step(flags, root / "run", cache)  # not measured: the first bare step needs a run's directory
+    bare_steps = [bare_process(root / "run", given.steps, cache)]
+    for number in range(given.rounds):
+        workdir = root / f"run{number}"
+        rate, wait, peak = loop(flags, workdir, given, cache)
+        loops.append(rate)
+        waits.append(wait)
+        peaks.append(peak / 1e9)
+        bare_steps.append(bare_process(workdir, given.steps, cache))
+        before, after = (one["images_per_second"] for one in bare_steps[-2:])
+        print(
+            f"bare, loop, bare: {before:.2f}, {rate:.2f}, {after:.2f} images/s", file=sys.stderr, flush=True
+        )
+    bare_rates = [one["images_per_second"] for one in bare_steps]
+    shares = [
+        2 * rate / (before + after)
+        for rate, (before, after) in zip(loops, itertools.pairwise(bare_rates), strict=True)
+    ]
+    rows = [
+        row("loop, images/s", loops),
+        row("bare step, images/s", bare_rates),
+        row("loop of bare step", shares),
+        row("input waiting, share of the time", waits),
+    ]
+    return rows, row("peak memory, GB", peaks), bare_steps[0]["about"]
 
 
 def bare_process(workdir: pathlib.Path, number: int, environment: dict[str, str]) -> dict[str, Any]:
-    """What `bare` says, from a process of its own."""
+    """Runs `bare` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.whole_run", f"--bare={workdir}", f"--steps={number}"]
-    said = tables.answer(command, environment)
-    if "failed" in said:
-        raise SystemExit(f"the bare step failed: {said['failed']}")
-    return said
+    result = tables.answer(command, environment)
+    if "failed" in result:
+        raise SystemExit(f"the bare step failed: {result['failed']}")
+    return result
 
 
 def row(what: str, values: list[float]) -> dict[str, Any]:
@@ -164,27 +167,27 @@ def start(flags: list[str], workdir: pathlib.Path, environment: dict[str, str], 
 
 
 def first_step(flags: list[str], workdir: pathlib.Path, environment: dict[str, str]) -> float:
-    """Seconds from the start of a process to the line of its first step."""
+    """Seconds from the start of a process to its line about the first step."""
     began = time.perf_counter()
     once = ("total", "log_every", "eval_every", "save_every")
     process = start([*flags, *(f"--config.run.{name}_steps=1" for name in once)], workdir, environment)
-    said, seconds = [], None
+    lines, seconds = [], None
     for line in process.stderr:
-        said.append(line)
+        lines.append(line)
         if seconds is None and re.match(r"step 1/", line):
             seconds = time.perf_counter() - began
-            process.terminate()  # what follows, evaluation and saving, is not measured
+            process.terminate()  # evaluation and saving are not measured
     process.wait()
     if seconds is None:
-        raise SystemExit(f"no first step: {''.join(said[-5:])}")
+        raise SystemExit(f"no first step: {''.join(lines[-5:])}")
     return seconds
 
 
 def loop(
     flags: list[str], workdir: pathlib.Path, given: argparse.Namespace, environment: dict[str, str]
 ) -> tuple[float, float, int]:
-    """Of a run: its images/s but for the first line's, the share of the time that it waited for input, and
-    the memory of its process at the peak."""
+    """A run's images/s without the first line of its log, the share of the time that it waited for input, and
+    the peak memory of its process in bytes."""
     flags = [
         *flags,
         f"--config.run.total_steps={given.steps}",
@@ -192,24 +195,23 @@ def loop(
         *(f"--config.run.{name}_steps={given.steps}" for name in ("eval_every", "save_every")),
     ]
     process = start(flags, workdir, environment, start_new_session=True)
-    said = process.stderr.read()
+    log = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"the run failed: {said.strip().splitlines()[-1:]}")
+        raise SystemExit(f"the run failed: {log.strip().splitlines()[-1:]}")
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     lines = [line for line in lines if "train/images_per_second" in line]
-    lines = lines[1:] or lines  # until the first the compiler and the pipeline start up
+    lines = lines[1:] or lines  # the first includes compiling and the start of the pipeline
     batch = json.loads((workdir / "config.json").read_text())["data"]["batch_size"]
     images = given.log_every * batch
     seconds = [images / line["train/images_per_second"] for line in lines]
     waited = sum(line["train/input_wait_seconds"] for line in lines)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return images * len(lines) / sum(seconds), waited / sum(seconds), usage.ru_maxrss * unit
+    return images * len(lines) / sum(seconds), waited / sum(seconds), tables.maxrss_bytes(usage)
 
 
 def bare(workdir: pathlib.Path, number: int) -> dict[str, Any]:
-    """The rate of a run's own step on one batch, as far ahead of the devices as in the loop."""
+    """The rate of a run's own step on one batch, with as many steps in flight as in the loop."""
     from alexnet_jax.common import host
 
     host.keep_memory()
@@ -224,7 +226,7 @@ def bare(workdir: pathlib.Path, number: int) -> dict[str, Any]:
     state = run.init_state()
     batches = build.open_batches(run, state.params, 0)
     _, batch = next(evaluate.on_device(batches, run.mesh))
-    del batches  # the pipeline's threads end
+    del batches  # ends the pipeline's threads
     for _ in range(2):
         state, metrics = run.train_step(state, batch)
     jax.block_until_ready(metrics)

@@ -3,7 +3,7 @@
 CONFIG = "configs/default.py"
 PARENT = {
     "data.resize_size": 82,
-    "data.image_size": 72,  # the least at which 2 x 2 pooling leaves something for fc6
+    "data.image_size": 72,  # the smallest size at which 2 x 2 pooling leaves pixels for fc6
     "data.batch_size": 16,
     "model.widths": (16, 64, 96, 96, 64, 64),  # a quarter of the paper's, conv1 a sixth
     "model.fc_widths": (1024, 1024),

@@ -1,10 +1,9 @@
 """The four-layer net of sections 3.1 and 3.3, and its training on CIFAR-10.
 
-The paper says no more of it than its four layers; the authors' code has the net with which they began on
-CIFAR-10, `layers-cifar/layers-18pct.cfg`, and this is it: three convolutions of 5 x 5 windows with 32, 32
-and 64 filters, each followed by 3 x 3 pooling at stride 2 (max, mean, mean), and one fully connected layer;
-where there are norms, one after each of the first two poolings. It begins as theirs did, or at a scale of
-today (`STARTS`).
+The paper only says that the net has four layers. This is the net that the authors' code starts from on
+CIFAR-10, `layers-cifar/layers-18pct.cfg`: three convolutions with 5 x 5 windows and 32, 32 and 64 filters,
+each followed by 3 x 3 pooling at stride 2 (max, mean, mean), and one fully connected layer; with norms, one
+after each of the first two poolings. The first weights are the authors', or of today's scale (`STARTS`).
 """
 
 import dataclasses
@@ -40,8 +39,12 @@ LOGS_PER_EPOCH = 4
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Grey levels minus the mean are divided by `scale`; `deviations` are those of the layers' first weights,
-    None for 1 / sqrt(inputs of a unit)."""
+    """The scale of the inputs and of the first weights.
+
+    Attributes:
+      scale: divides the grey levels minus the mean.
+      deviations: standard deviations of each layer's first weights; None for 1 / sqrt(inputs of a unit).
+    """
 
     scale: float
     deviations: tuple[float, float, float, float] | None
@@ -49,7 +52,7 @@ class Start:
 
 STARTS = {
     "authors": Start(1.0, (0.0001, 0.01, 0.01, 0.01)),  # initW of layers-18pct.cfg
-    "unit": Start(64.0, None),  # inputs, and what each layer makes of them, of about 1
+    "unit": Start(64.0, None),  # inputs and outputs of each layer are about 1
 }
 
 
@@ -66,14 +69,14 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """One run; its name is made of them.
+    """The settings of one run.
 
     Attributes:
-      start: of `STARTS`.
-      rate: of the weights; the biases have twice as much, as in the authors' file.
-      epochs: at most.
-      stop_at: ends the run when the training error of the last whole epoch is so low, in %.
-      drop_at: the epoch from which on the rate is a tenth; None for never.
+      start: a key of `STARTS`.
+      rate: learning rate of the weights; that of the biases is twice as high, as in the authors' file.
+      epochs: the most epochs.
+      stop_at: the training error over the last epoch at which the run ends, in %.
+      drop_at: the epoch at which the rate drops to a tenth; None for never.
     """
 
     activation: str
@@ -95,7 +98,7 @@ class Settings:
 
 
 def load(source: str, per_class: int | None) -> Images:
-    """Decodes a source of 32 x 32 images, the training images down to the first so many of each class."""
+    """Decodes a source of 32 x 32 images; with `per_class`, only the first training images of each class."""
     arrays = []
     for split, limit in (("train", per_class), ("test", None)):
         opened = sources.open_source(source, split)
@@ -110,7 +113,7 @@ def load(source: str, per_class: int | None) -> Images:
 
 
 def initial_weights(key: Array, start: Start) -> dict[str, dict[str, Array]]:
-    """Weights drawn from a normal distribution, the same for each activation; biases of 0."""
+    """Normally distributed weights, the same for each activation; zero biases."""
     shapes, inputs = {}, 3
     for number, width in enumerate(WIDTHS, 1):
         shapes[f"conv{number}"], inputs = (5, 5, inputs, width), width
@@ -131,8 +134,8 @@ def logits(params: Any, x: Array, activation: str, norm: bool) -> Array:
         return layers.convolution(x, params[name]["kernel"], padding=2) + params[name]["bias"]
 
     def normalise(x: Array) -> Array:
-        # layer-params-18pct: scale 0.00005 over a window of 3 x 3 in the net's own maps; here section 3.3's
-        # own form, 5 neighbouring channels, with its constants.
+        # layer-params-18pct normalises over 3 x 3 places within a map, with scale 0.00005; this is section
+        # 3.3's form, over 5 neighbouring channels, with its constants.
         return layers.local_response_norm(x, k=2.0, alpha=1e-4, beta=0.75, size=5) if norm else x
 
     x = normalise(act(layers.max_pool(convolve("conv1", x), 3, 2)))  # [B, 16, 16, 32]
@@ -142,18 +145,18 @@ def logits(params: Any, x: Array, activation: str, norm: bool) -> Array:
 
 
 def _mean_pool(x: Array) -> Array:
-    """Means over 3 x 3 places at stride 2; a window over the edge counts what it sees as ninths."""
+    """Means over 3 x 3 places at stride 2; a window over the edge still divides by nine."""
     edges = ((0, 0), (0, 1), (0, 1), (0, 0))
     return lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 2, 2, 1), edges) / 9.0
 
 
 def train(settings: Settings, images: Images, runs: pathlib.Path) -> list[dict[str, float]]:
-    """One run's history, from `runs` if it was made before.
+    """Trains, or reads the history from `runs` if the run was made before.
 
     Returns:
-      For each quarter of an epoch `epoch`, `train_error` and `train_loss` over that quarter as it was trained
-      on, `epoch_error` over the last whole epoch (from the first whole epoch on), and in the last one
-      `test_error`; errors in %.
+      for each quarter of an epoch `epoch`, `train_error` and `train_loss` (means over its training steps);
+      once an epoch is complete, `epoch_error` over the last four quarters; the last entry also has
+      `test_error` and `seconds`. Errors in %.
     """
     path = runs / f"{settings.name}.json"
     if path.exists():
@@ -194,10 +197,10 @@ def _train(settings: Settings, images: Images) -> list[dict[str, float]]:
                 last = [h["train_error"] for h in history[-LOGS_PER_EPOCH:]]
                 line["epoch_error"] = float(np.mean(last))
             bar.set_postfix_str(f"training error {error:.1f} %")
-            if bar.disable and len(history) % LOGS_PER_EPOCH == 0:  # no terminal: a line an epoch
+            if bar.disable and len(history) % LOGS_PER_EPOCH == 0:  # without a terminal, a line each epoch
                 left = (time.monotonic() - started) * (total - step - 1) / (step + 1)
-                said = f"epoch {line['epoch']:.2f} of {settings.epochs:g}  training error {error:.1f} %"
-                print(f"{settings.name}  {said}  left {tqdm.tqdm.format_interval(left)}", file=sys.stderr)
+                words = f"epoch {line['epoch']:.2f} of {settings.epochs:g}  training error {error:.1f} %"
+                print(f"{settings.name}  {words}  left {tqdm.tqdm.format_interval(left)}", file=sys.stderr)
             if not math.isfinite(loss) or line.get("epoch_error", 100.0) <= (settings.stop_at or -1.0):
                 break
     history[-1]["test_error"] = test(settings, params, images)
@@ -207,7 +210,7 @@ def _train(settings: Settings, images: Images) -> list[dict[str, float]]:
 def make_step(
     settings: Settings, update: optax.GradientTransformationExtraArgs, mean: np.ndarray
 ) -> Callable[..., Any]:
-    """Compiles a step; `sums` gathers loss and error in % of the batches."""
+    """Compiles a step, which adds the batch's loss and error in % to `sums`."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
     def step_function(params: Any, state: Any, sums: Array, step: Array, images: Array, labels: Array) -> Any:
@@ -234,8 +237,8 @@ def test(settings: Settings, params: Any, images: Images) -> float:
         return jnp.sum(steps.topk_errors(scores, labels, 1))
 
     parts = range(0, len(images.test), 500)
-    wrong = [mistakes(params, images.test[i : i + 500], images.test_labels[i : i + 500]) for i in parts]
-    return 100.0 * float(sum(map(float, wrong))) / len(images.test)
+    counts = [mistakes(params, images.test[i : i + 500], images.test_labels[i : i + 500]) for i in parts]
+    return 100.0 * float(sum(map(float, counts))) / len(images.test)
 
 
 def _inputs(images: Array, mean: np.ndarray, settings: Settings) -> Array:
@@ -243,5 +246,5 @@ def _inputs(images: Array, mean: np.ndarray, settings: Settings) -> Array:
 
 
 def epochs_until(history: list[dict[str, float]], error: float) -> float | None:
-    """Epochs until the training error over a whole epoch is `error` or lower, in %; None for never."""
+    """Epochs until the training error over an epoch is at most `error` %; None for never."""
     return next((line["epoch"] for line in history if line.get("epoch_error", 100.0) <= error), None)

@@ -1,9 +1,9 @@
-"""The paper's Figure 3: conv1's filters, those of the first column (GPU 1) above those of the second (GPU 2).
+"""The paper's Figure 3: conv1's filters, the first column's (GPU 1) above the second's (GPU 2).
 
     python -m experiments.figure3 --weights=runs/mine --out=filters.png
 
-WEIGHTS is whatever `load_pretrained` reads. Each filter is stretched to the full range about its mid-grey. In
-the paper the first column's filters turned out grey and the second's coloured, "during every run".
+WEIGHTS is anything that `load_pretrained` reads. Each filter is scaled to the full range around mid-grey. In
+the paper the first column's filters became grey and the second's coloured, "during every run".
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from alexnet_jax.weights import pretrained
 
 
 def colourfulness(kernel: np.ndarray) -> list[float]:
-    """For each column, the mean over its filters of the share of their energy that is not grey, 0 to 1.
+    """For each column, the share of a filter's energy that is not grey, 0 to 1, averaged over its filters.
 
     Args:
       kernel: `[columns, h, w, 3, O]`.
@@ -32,9 +32,11 @@ def colourfulness(kernel: np.ndarray) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.figure3", __doc__)
-    parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the picture to write, a .png")
-    parser.add_argument("--across", type=int, default=16, help="filters a row")
+    parser.add_argument(
+        "--weights", default="torchvision", help="a file of weights, a workdir or a name of published weights"
+    )
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="the .png to write")
+    parser.add_argument("--across", type=int, default=16, help="filters in a row")
     args = parser.parse_args(argv)
     loaded = pretrained.read(args.weights, partial=True)
     kernel = np.asarray(loaded.variables["params"]["conv1"]["kernel"])

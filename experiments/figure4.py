@@ -1,11 +1,10 @@
-"""The paper's Figure 4: what a net says of some test images, and the training images nearest to them.
+"""The paper's Figure 4: a net's predictions for test images, and the training images nearest to them.
 
     python -m experiments.figure4 --weights=runs/mine --source=embedded --out=figure4.png
 
-Left: test images with their labels and the five classes that the net holds most probable, the right one in
-another colour. Right: for some of them the training images nearest in the activities of a layer, by Euclidean
-distance; the paper takes the last hidden layer, 4096 numbers. Where the weights have no classifier there is
-only the right half.
+Left: test images with their labels and the five most probable classes, the correct one in another colour.
+Right: for some of them the training images nearest by Euclidean distance between a layer's activations; the
+paper takes the last hidden layer, 4096 numbers. Weights without a classifier give the right half only.
 """
 
 import dataclasses
@@ -22,8 +21,8 @@ from alexnet_jax.weights import pretrained
 from experiments import plots
 
 BARS = 5
-ACROSS = 4  # images a row on the left
-GROUP = 64  # images at a time
+ACROSS = 4  # images in a row on the left
+GROUP = 64  # images in a batch
 RIGHT, WRONG = "C1", "C0"
 
 
@@ -36,7 +35,7 @@ class Shown:
 
 
 def decode(source: sources.Source, indices: np.ndarray, loaded: pretrained.Pretrained) -> Shown:
-    """Some of a source's images as the net's preprocessing stores them, without those that are broken."""
+    """Some of a source's images, resized as for the net, without those that cannot be read."""
     encoded, labels = source.read(indices)
     images = [loaded.preprocess.decode(data) for data in encoded]
     good = np.array([image is not None for image in images])
@@ -46,12 +45,12 @@ def decode(source: sources.Source, indices: np.ndarray, loaded: pretrained.Pretr
 def points(
     source: sources.Source, indices: np.ndarray, loaded: pretrained.Pretrained, layer: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A layer's activities `[N, D]` of some images, and the indices of those that could be read."""
+    """A layer's activations `[N, D]` for some images, and the indices of those that could be read."""
     function = features.layer_function(loaded, layer)
     rows, kept = [], []
     for first in tqdm.tqdm(range(0, len(indices), GROUP), f"{layer} of images", unit="group", disable=None):
-        its = indices[first : first + GROUP]
-        encoded, _ = source.read(its)
+        group = indices[first : first + GROUP]
+        encoded, _ = source.read(group)
         side = loaded.preprocess.resize_size
         batch, good = np.zeros((GROUP, side, side, 3), np.uint8), []
         for place, data in enumerate(encoded):
@@ -60,22 +59,22 @@ def points(
                 batch[place] = image
                 good.append(place)
         rows.append(np.asarray(function(batch)).reshape(GROUP, -1)[good])
-        kept.append(its[good])
+        kept.append(group[good])
     return np.concatenate(rows), np.concatenate(kept)
 
 
 def spread_over_classes(source: sources.Source, count: int, seed: int) -> np.ndarray:
-    """Indices of so many images, drawn at random, one of each class, then a second of each, and so on."""
+    """Indices of `count` random images: one of each class, then a second of each, and so on."""
     _, labels = source.read(np.arange(len(source)))
     generator = np.random.default_rng(seed)
     by_class = [generator.permutation(np.flatnonzero(labels == label)) for label in range(source.num_classes)]
     rounds = max(map(len, by_class))
-    order = [its[turn] for turn in range(rounds) for its in by_class if turn < len(its)]
+    order = [own[turn] for turn in range(rounds) for own in by_class if turn < len(own)]
     return np.array(order[:count])
 
 
 def same_class(near: np.ndarray, own: np.ndarray) -> float:
-    """Share of the labels `[Q, k]` of what is nearest that are the image's own label `[Q]`."""
+    """The share of the nearest images' labels `[Q, k]` that equal the image's own label `[Q]`."""
     return float(np.mean(near == own[:, None]))
 
 
@@ -83,22 +82,22 @@ def draw(
     path: pathlib.Path,
     shown: Shown,
     names: Sequence[str],
-    said: tuple[np.ndarray, np.ndarray] | None,
+    predicted: tuple[np.ndarray, np.ndarray] | None,
     near: np.ndarray,
 ) -> None:
     """Writes the figure.
 
     Args:
-      names: of the classes, by label.
-      said: probabilities and labels `[N, 5]`, best first, or None.
-      near: stored images `[Q, k, S, S, 3]`, nearest first, of the first Q images shown.
+      names: the names of the classes, by label.
+      predicted: probabilities and labels `[N, 5]`, most probable first, or None.
+      near: for the first Q images shown, images `[Q, k, S, S, 3]`, nearest first.
     """
-    left_rows = 0 if said is None else -(-len(shown.images) // ACROSS)
+    left_rows = 0 if predicted is None else -(-len(shown.images) // ACROSS)
     queries, k = near.shape[:2]
-    widths = [*([1.5 * ACROSS] if said else []), 0.85 * (k + 1)]
+    widths = [*([1.5 * ACROSS] if predicted else []), 0.85 * (k + 1)]
     with plots.canvas(path, (sum(widths), max(2.4 * left_rows, 0.85 * queries))) as picture:
         panels = picture.subfigures(1, len(widths), width_ratios=widths, squeeze=False)[0]
-        if said is not None:
+        if predicted is not None:
             heights = [1.5, 1] * left_rows
             grid = panels[0].subplots(2 * left_rows, ACROSS, squeeze=False, height_ratios=heights)
             for row, column in np.ndindex(grid.shape):
@@ -111,7 +110,7 @@ def draw(
                     grid[row, column].imshow(shown.images[index])
                     grid[row, column].set_title(_short(names[label]), fontsize=8)
                 else:
-                    _bars(grid[row, column], said[0][index], said[1][index], label, names)
+                    _bars(grid[row, column], predicted[0][index], predicted[1][index], label, names)
         grid = panels[-1].subplots(queries, k + 1, squeeze=False)
         for row, column in np.ndindex(grid.shape):
             grid[row, column].set_axis_off()
@@ -127,50 +126,52 @@ def _bars(
     colours = [RIGHT if label == right else WRONG for label in labels]
     panel.barh(places, probabilities, color=colours, alpha=0.6, height=0.85)
     for place, label in zip(places, labels, strict=True):
-        panel.text(0.02, place, _short(names[label]), va="center", fontsize=7)
+        panel.text(0.02, place, _short(names[int(label)]), va="center", fontsize=7)
     panel.set(xlim=(0, 1), ylim=(-0.5, len(labels) - 0.5))
 
 
 def _short(name: str) -> str:
-    """A class's first name, as WordNet has several."""
+    """The first of a class's names, since WordNet gives several."""
     return name.split(",")[0][:22]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.figure4", __doc__)
-    parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
-    parser.add_argument("--source", required=True, help="the images, as data.source in a config")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the picture to write: .png, .svg")
-    parser.add_argument("--layer", default="activation7", help="whose activities are compared")
-    parser.add_argument("--count", type=int, default=8, help="test images")
-    parser.add_argument("--queries", type=int, default=5, help="how many of them are looked for")
-    parser.add_argument("--k", type=int, default=6, help="nearest images each")
-    parser.add_argument("--among", type=int, default=12_000, help="training images to look among, at most")
     parser.add_argument(
-        "--measure", type=int, default=200, help="test images over which it is counted whose class is near"
+        "--weights", default="torchvision", help="a file of weights, a workdir or a name of published weights"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of images")
+    parser.add_argument("--source", required=True, help="the images, a value of data.source")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="the picture to write: .png, .svg")
+    parser.add_argument("--layer", default="activation7", help="the layer whose activations are compared")
+    parser.add_argument("--count", type=int, default=8, help="number of test images")
+    parser.add_argument("--queries", type=int, default=5, help="how many of them to find neighbours for")
+    parser.add_argument("--k", type=int, default=6, help="number of nearest images for each")
+    parser.add_argument("--among", type=int, default=12_000, help="most training images to search")
+    parser.add_argument(
+        "--measure", type=int, default=200, help="test images for the share of the same class"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed for the choice of images")
     args = parser.parse_args(argv)
     loaded = pretrained.read(args.weights, partial=True)
     train, test = (sources.open_source(args.source, split) for split in ("train", "test"))
     chosen = spread_over_classes(test, args.count, args.seed)
     shown = decode(test, chosen, loaded)
-    said = None
+    predicted = None
     if not loaded.missing:
-        said = predict.predictor(loaded, BARS, 1)(shown.images)
-        said = np.asarray(said[0]), np.asarray(said[1])
+        probabilities, classes = predict.predictor(loaded, BARS, 1)(shown.images)
+        predicted = np.asarray(probabilities), np.asarray(classes)
     measured = spread_over_classes(test, max(args.measure, args.queries), args.seed)
     queries, asked = points(test, measured, loaded, args.layer)
     others, kept = points(train, np.arange(min(len(train), args.among)), loaded, args.layer)
     found, _ = nearest.nearest(queries, others, args.k)
     near = np.stack([decode(train, kept[row], loaded).images for row in found[: args.queries]])
-    draw(args.out, shown, test.class_names, said, near)
-    of, labels = test.read(asked)[1], train.read(kept)[1]
-    share, chance = same_class(labels[found], of), np.mean(labels == of[:, None])
+    draw(args.out, shown, test.class_names, predicted, near)
+    own, labels = test.read(asked)[1], train.read(kept)[1]
+    share, chance = same_class(labels[found], own), np.mean(labels == own[:, None])
     print(
         f"{args.out}: of the {args.k} images nearest by {args.layer} among {len(kept):,}, "
-        f"{100 * share:.1f} % are of the image's own class ({len(of)} test images; "
-        f"of all {100 * chance:.1f} % are)"
+        f"{100 * share:.1f} % are of the image's own class ({len(own)} test images; "
+        f"by chance {100 * chance:.1f} %)"
     )
     return 0
 

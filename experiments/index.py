@@ -1,15 +1,15 @@
-"""Makes the pages of the records: the README.md of each, of experiments/, and the project's results.
+"""Makes the records' README.md files, that of experiments/, and the table in the project's README.md.
 
     python -m experiments.index [--check]
 
-With --check nothing is written; the command fails where a page is not what the records make of it.
+With --check nothing is written; the command fails if a page differs from what the records say.
 """
 
 import argparse
 import pathlib
 from collections.abc import Sequence
 
-from alexnet_jax.common import command_line
+from alexnet_jax.common import command_line, files
 from alexnet_jax.common.errors import UserError
 from experiments import record
 
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- experiments: made by python -m experiments.index -->", "<!-- 
 
 
 def index(directory: pathlib.Path) -> str:
-    """experiments/README.md: a line a record."""
+    """The text of experiments/README.md, with a line for each record."""
     lines = [
         "# Experiments",
         "",
@@ -31,7 +31,7 @@ def index(directory: pathlib.Path) -> str:
 
 
 def section(directory: pathlib.Path) -> str:
-    """What stands between the marks in the project's README.md."""
+    """The text between the marks in the project's README.md."""
     return "\n".join([BEGIN, "", *_table(directory, f"{directory.name}/"), "", END])
 
 
@@ -45,10 +45,10 @@ def _table(directory: pathlib.Path, prefix: str) -> list[str]:
 
 
 def pages(directory: pathlib.Path) -> dict[pathlib.Path, str]:
-    """Each page's path and what must stand in it.
+    """The text of each page by its path.
 
     Raises:
-      UserError: the project's README.md has no marks for the results.
+      UserError: the project's README.md lacks the marks for the results.
     """
     made = {path / record.PAGE: record.page(path) for path in record.find(directory)}
     made[directory / record.PAGE] = index(directory)
@@ -63,17 +63,17 @@ def pages(directory: pathlib.Path) -> dict[pathlib.Path, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.index", __doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     parser.add_argument(
-        "--check", action="store_true", help="only says whether the pages are as they must be"
+        "--directory", type=pathlib.Path, default=record.DIRECTORY, help="directory of the records"
     )
-    parser.add_argument("--directory", type=pathlib.Path, default=record.DIRECTORY, help="the records")
     args: argparse.Namespace = parser.parse_args(argv)
     made = pages(args.directory)
     old = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
     if args.check and old:
-        raise UserError(f"{old[0]}: not what the records say; python -m experiments.index makes it")
+        raise UserError(f"{old[0]}: differs from what the records say; python -m experiments.index makes it")
     for path in () if args.check else old:
-        record.write_text(path, made[path])
+        files.write_text(path, made[path])
         print(path)
     return 0
 

@@ -1,9 +1,9 @@
-"""Section 3.3's claim on CIFAR-10: a four-layer net with local response normalisation against one without.
+"""Section 3.3 on CIFAR-10: a four-layer net with and without local response normalisation.
 
     python -m experiments.lrn_on_cifar --source=folder:cifar10 --out=experiments/005-lrn-on-cifar
 
-The paper has 13 % test error without and 11 % with it. Both nets here have the same rate, the same number of
-epochs, a tenth of the rate in the last fifth of them, the same seeds; nothing else regularises.
+The paper has 13 % test error without and 11 % with it. Here both nets are trained with the same rate, a tenth
+of it in the last fifth of the epochs, and the same seeds, without any other regularisation.
 """
 
 import pathlib
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alexnet_jax.common import command_line
-from experiments import cifar, plots, record, sweep_results
+from alexnet_jax.common import command_line, files
+from experiments import cifar, plots, record, sweep_statistics
 
 ARMS = {False: "without LRN", True: "with LRN"}
 
@@ -24,11 +24,11 @@ def table(errors: dict[bool, list[float]], trained: dict[bool, list[float]]) -> 
         "|---|---|---|---|",
     ]
     for norm, label in ARMS.items():
-        its = ", ".join(f"{error:.2f}" for error in errors[norm])
+        by_seed = ", ".join(f"{error:.2f}" for error in errors[norm])
         spread = f"{np.mean(errors[norm]):.2f} ± {np.std(errors[norm], ddof=1):.2f}"
-        lines.append(f"| {label} | {its} | {spread} | {np.mean(trained[norm]):.2f} |")
-    by_seed = {norm: dict(enumerate(errors[norm])) for norm in ARMS}
-    found = sweep_results.difference(by_seed[True], by_seed[False], None)
+        lines.append(f"| {label} | {by_seed} | {spread} | {np.mean(trained[norm]):.2f} |")
+    plain, with_lrn = (dict(enumerate(errors[norm])) for norm in ARMS)
+    found = sweep_statistics.difference(with_lrn, plain, None)
     assert found is not None  # both have every seed
     lines += [
         "",
@@ -39,14 +39,16 @@ def table(errors: dict[bool, list[float]], trained: dict[bool, list[float]]) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.lrn_on_cifar", __doc__)
-    parser.add_argument("--source", required=True, help="CIFAR-10, as data.source in a config")
-    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/lrn"), help="histories")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="where the record goes")
+    parser.add_argument("--source", required=True, help="CIFAR-10, a value of data.source")
+    parser.add_argument(
+        "--runs", type=pathlib.Path, default=pathlib.Path("runs/lrn"), help="directory of histories"
+    )
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="directory of the record")
     parser.add_argument("--start", choices=tuple(cifar.STARTS), default="unit", help="first weights")
-    parser.add_argument("--rate", type=float, default=0.03, help="of both nets")
+    parser.add_argument("--rate", type=float, default=0.03, help="learning rate of both nets")
     parser.add_argument("--per_class", type=int, help="training images of each class; by default all")
-    parser.add_argument("--seeds", type=int, default=3, help="so many, from 0")
-    parser.add_argument("--epochs", type=float, default=10.0, help="of each run")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
+    parser.add_argument("--epochs", type=float, default=10.0, help="epochs of each run")
     args = parser.parse_args(argv)
 
     images = cifar.load(args.source, args.per_class)
@@ -57,18 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             drop = 0.8 * args.epochs
             settings = cifar.Settings("relu", norm, args.start, args.rate, seed, args.epochs, drop_at=drop)
             histories[norm].append(cifar.train(settings, images, args.runs))
-    errors = {norm: [history[-1]["test_error"] for history in its] for norm, its in histories.items()}
-    trained = {norm: [history[-1]["epoch_error"] for history in its] for norm, its in histories.items()}
+    errors = {norm: [run[-1]["test_error"] for run in runs] for norm, runs in histories.items()}
+    trained = {norm: [run[-1]["epoch_error"] for run in runs] for norm, runs in histories.items()}
     args.out.mkdir(parents=True, exist_ok=True)
     text = table(errors, trained)
-    record.write_text(args.out / "table.md", text)
+    files.write_text(args.out / "table.md", text)
     values = {label: histories[norm] for norm, label in ARMS.items()}
     record.write_json(
         args.out / "results.json", {"images": len(images.train), "rate": args.rate, "histories": values}
     )
     with plots.figure(args.out / "curves.svg", figsize=(5, 3.2)) as (_, axes):
-        for number, (label, its) in enumerate(values.items()):
-            for seed, history in enumerate(its):
+        for number, (label, by_seed) in enumerate(values.items()):
+            for seed, history in enumerate(by_seed):
                 points = [(line["epoch"], line["train_error"]) for line in history]
                 axes.plot(*zip(*points, strict=True), color=f"C{number}", label=None if seed else label)
         axes.set(xlabel="epoch", ylabel="training error over a quarter of an epoch, %", ylim=(0, None))

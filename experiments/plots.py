@@ -1,4 +1,4 @@
-"""The plots of the experiments, as SVG: the same numbers give the same file."""
+"""The plots of the experiments; as SVG, the same numbers give the same file."""
 
 import contextlib
 import pathlib
@@ -13,7 +13,7 @@ from alexnet_jax.common.files import replacing
 matplotlib.use("agg")
 matplotlib.rcParams.update(
     {
-        "svg.hashsalt": "alexnet_jax",  # names inside the file follow from its content
+        "svg.hashsalt": "alexnet_jax",  # makes the identifiers in the file reproducible
         "svg.fonttype": "none",  # text stays text
         "font.size": 9,
         "axes.spines.top": False,
@@ -21,15 +21,15 @@ matplotlib.rcParams.update(
     }
 )
 import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402, F401  (for those who draw)
+from matplotlib.axes import Axes  # noqa: E402, F401  (for callers)
 
-FARTHEST = 25.0  # points of %: a difference beyond is written, for drawn it would press the others together
+FARTHEST = 25.0  # points of %: larger differences are written as text, not drawn, to keep the scale
 PARENT_COLOUR, ROW_COLOUR, PAPER_COLOUR = "0.6", "C0", "C1"
 
 
 @contextlib.contextmanager
 def canvas(path: pathlib.Path, size: tuple[float, float]) -> Iterator[Any]:
-    """An empty figure of so many inches, written to `path` (by its ending) in the end."""
+    """An empty figure of `size` inches, saved to `path` at the end, in the format of its suffix."""
     picture = plt.figure(figsize=size, layout="constrained")
     yield picture
     kind = path.suffix.lstrip(".")
@@ -42,13 +42,13 @@ def canvas(path: pathlib.Path, size: tuple[float, float]) -> Iterator[Any]:
 def figure(
     path: pathlib.Path, rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any
 ) -> Iterator[tuple[Any, Any]]:
-    """The same with axes, as of `plt.subplots`."""
+    """A canvas with the axes of `plt.subplots`."""
     with canvas(path, figsize) as picture:
         yield picture, picture.subplots(rows, columns, **options)
 
 
 def differences(path: pathlib.Path, lines: Sequence[Any]) -> None:
-    """A row a line: its difference in top-1 error, the wider of its intervals, and the paper's beside it."""
+    """The difference in top-1 error of each line, with the wider of its intervals and the paper's value."""
     rows = [line for line in lines if line.differences[0] is not None]
     with figure(path, figsize=(7, 1 + 0.28 * len(rows))) as (_, axes):
         places = np.arange(len(rows))[::-1]
@@ -69,10 +69,10 @@ def differences(path: pathlib.Path, lines: Sequence[Any]) -> None:
             if not drawn:
                 where = {"x": 0.99, "y": place, "s": f"{value.mean:+.1f}", "ha": "right", "va": "center"}
                 axes.text(**where, transform=axes.get_yaxis_transform(), color=ROW_COLOUR)
-        told = [(line.paper[0], place) for line, place in zip(rows, places, strict=True) if line.paper]
-        if told:
+        published = [(line.paper[0], place) for line, place in zip(rows, places, strict=True) if line.paper]
+        if published:
             axes.scatter(
-                *zip(*told, strict=True), marker="D", s=18, color=PAPER_COLOUR, label="paper", zorder=3
+                *zip(*published, strict=True), marker="D", s=18, color=PAPER_COLOUR, label="paper", zorder=3
             )
         axes.set_yticks(places, [line.row for line in rows])
         axes.set(xlabel="top-1 error above the parent's, points of %", ylim=(-0.7, len(rows) - 0.3))
@@ -80,7 +80,7 @@ def differences(path: pathlib.Path, lines: Sequence[Any]) -> None:
 
 
 def small_curves(path: pathlib.Path, results: dict[str, Any]) -> None:
-    """Top-1 error by epoch, a panel a row, the parent's mean in grey in each."""
+    """Top-1 error by epoch: a panel for each row, with the parent's mean in grey."""
     rows = [row for row in results["rows"] if any(run["curve"] for run in row["runs"])]
     across = min(4, len(rows))
     down = -(-len(rows) // across)
@@ -101,17 +101,17 @@ def small_curves(path: pathlib.Path, results: dict[str, Any]) -> None:
 
 
 def _mean_curve(row: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Epochs and the mean error there of the runs that went on longest."""
+    """Epochs and mean errors of the runs with the longest curves."""
     longest = max(len(run["curve"]) for run in row["runs"])
-    whole = np.array([run["curve"] for run in row["runs"] if len(run["curve"]) == longest])
-    return whole[:, :, 0].mean(axis=0).tolist(), whole[:, :, 1].mean(axis=0).tolist()
+    complete = np.array([run["curve"] for run in row["runs"] if len(run["curve"]) == longest])
+    return complete[:, :, 0].mean(axis=0).tolist(), complete[:, :, 1].mean(axis=0).tolist()
 
 
 def curves(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> None:
-    """Training loss and test error by epoch, a colour a run.
+    """Training loss and test error by epoch, in one colour for each run.
 
     Args:
-      runs: the lines of each run's metrics, by its name.
+      runs: the lines of each run's metrics by name.
     """
     with figure(path, 1, 2, figsize=(8, 3)) as (_, (left, right)):
         for number, (name, metrics) in enumerate(runs.items()):

@@ -2,10 +2,10 @@
 
     python -m experiments.pretraining --data=PHOTOS --weights=WEIGHTS --out=experiments/001-pretraining
 
-PHOTOS has `train/<class>/` and `val/<class>/`. Three arms on the same images and the same net, each but the
-probe with seeds 0, 1 and 2: softmax regression on pool5 of the trained convolutions; the trained convolutions
-at rest with new fully connected layers (configs/finetune.py); and the same net from random weights. A run
-that is there already goes on or is left as it is, so the command can be given again.
+PHOTOS has `train/<class>/` and `val/<class>/`. Three arms use the same images and the same net: softmax
+regression on pool5 of the trained convolutions; the trained convolutions, frozen, with new fully connected
+layers (configs/finetune.py); and the same net from random weights. The last two run with seeds 0, 1 and 2.
+The same command again skips the runs that are done and continues the others.
 
 Needs matplotlib for the plot.
 """
@@ -22,8 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alexnet_jax.common import command_line
-from alexnet_jax.common.files import replacing
+from alexnet_jax.common import command_line, files
 from alexnet_jax.data import image_files
 from alexnet_jax.run import logs
 from alexnet_jax.tools import features, probe
@@ -32,15 +31,16 @@ from alexnet_jax.weights import pretrained
 SEEDS = (0, 1, 2)
 # A few hundred photographs are not enough for the 54 million weights of fully connected layers of 4096.
 SAME = ["--config.model.fc_widths=(256, 256)"]
-# Each arm as what it changes in configs/finetune.py.
+# Each arm's changes to configs/finetune.py.
 ARMS = {
     "trained convolutions, new fully connected layers": [],
     "the same net from scratch": [
         "--config.init.path=",
         "--config.optimizer.layer_rates=()",
-        "--config.augment.crop=True",  # without it and the next it only learns the images by heart
+        "--config.augment.crop=True",  # without this and the next it only memorises the images
         "--config.augment.mirror=True",
-        # At chance with torchvision's initial weights, or run 145's, and 0.01, and with these and 0.003.
+        # It stays at chance with torchvision's or run 145's initial weights and a rate of 0.01, and with He's
+        # and a rate of 0.003.
         "--config.model.init_scheme=he",
         "--config.optimizer.learning_rate=0.001",
     ],
@@ -48,7 +48,7 @@ ARMS = {
 
 
 def train(data: str, weights: str, workdir: pathlib.Path, seed: int, changes: list[str]) -> dict[str, Any]:
-    """One run; gives its `status.json`."""
+    """Makes a run unless it is done; returns its `status.json`."""
     status = workdir / logs.STATUS
     if not status.exists() or json.loads(status.read_text())["status"] != "done":
         command = [sys.executable, "main.py", "--config=configs/finetune.py", f"--workdir={workdir}"]
@@ -63,10 +63,10 @@ def linear_probe(data: pathlib.Path, weights: str) -> float:
     points, classes = {}, {}
     for split in ("train", "val"):
         groups = list(features.extract(loaded, image_files.find([data / split]), "pool5"))
-        points[split] = np.concatenate([activities.reshape(len(names), -1) for names, activities in groups])
+        points[split] = np.concatenate([values.reshape(len(names), -1) for names, values in groups])
         classes[split] = probe.classes_of([name for names, _ in groups for name in names])
     known = sorted(set(classes["train"]))
-    labels = {split: np.array([known.index(name) for name in its]) for split, its in classes.items()}
+    labels = {split: np.array([known.index(name) for name in names]) for split, names in classes.items()}
     fitted = probe.fit(points["train"], labels["train"], len(known))
     return 100.0 * float(np.mean(fitted.logits(points["val"]).argmax(axis=1) != labels["val"]))
 
@@ -77,7 +77,7 @@ def row(arm: str, errors: Sequence[float]) -> str:
 
 
 def plot(path: pathlib.Path, curves: dict[str, list[list[dict[str, Any]]]], probe_error: float) -> None:
-    """Top-1 error over epochs: a line a seed, a colour an arm."""
+    """Top-1 error by epoch: one line for each seed, one colour for each arm."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -96,18 +96,23 @@ def plot(path: pathlib.Path, curves: dict[str, list[list[dict[str, Any]]]], prob
     axes.axhline(probe_error, color="0.5", linestyle="--", label="softmax regression on pool5")
     axes.set(xlabel="epoch", ylabel="top-1 error, %", ylim=(0, None))
     axes.legend(frameon=False)
-    with replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         figure.savefig(temporary, format="svg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.pretraining", __doc__)
-    parser.add_argument("--data", required=True, type=pathlib.Path, help="the photographs")
-    parser.add_argument("--weights", default="torchvision", help="what `load_pretrained` reads")
+    parser.add_argument("--data", required=True, type=pathlib.Path, help="directory of the photographs")
     parser.add_argument(
-        "--runs", default=pathlib.Path("runs/pretraining"), type=pathlib.Path, help="workdirs"
+        "--weights", default="torchvision", help="a file of weights, a workdir or a name of published weights"
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="where the table and the plot go")
+    parser.add_argument(
+        "--runs",
+        default=pathlib.Path("runs/pretraining"),
+        type=pathlib.Path,
+        help="directory of the workdirs",
+    )
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="directory of the table and the plot")
     args: argparse.Namespace = parser.parse_args(argv)
 
     probe_error = linear_probe(args.data, args.weights)
@@ -131,8 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *rows,
         "",
     ]
-    with replacing(args.out / "table.md") as temporary:
-        temporary.write_text("\n".join(table))
+    files.write_text(args.out / "table.md", "\n".join(table))
     plot(args.out / "curves.svg", curves, probe_error)
     print("\n".join(table))
     return 0

@@ -1,8 +1,8 @@
 """The records under experiments/NNN-name: what each must hold, and its page.
 
-`record.json` says what was done, `verdict.md` what it shows, `table.md` the figures; a record's README.md
-is made of these and the pictures beside them (`python -m experiments.index`). A record is never edited:
-a second try is a record of its own, with the first as its parent.
+`record.json` says what was done, `verdict.md` what it shows, `table.md` the figures. `python -m
+experiments.index` makes a record's README.md from these and the pictures beside them. A record is never
+edited: a second try is a new record with the first as its parent.
 """
 
 import itertools
@@ -10,50 +10,44 @@ import json
 import pathlib
 from typing import Any
 
+from alexnet_jax.common import files
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.common.files import replacing
 
 DIRECTORY = pathlib.Path(__file__).resolve().parent
 FILE, VERDICT, TABLE, PAGE = "record.json", "verdict.md", "table.md", "README.md"
 KEYS = {
-    "title": "what it is, in a line",
-    "parent": "the config or record that it starts from",
-    "change": "what is different there, in a line",
+    "title": "the experiment, in a line",
+    "parent": "the config or record that it differs from",
+    "change": "the difference to the parent, in a line",
     "reason": "why it was done",
-    "command": "what makes it again",
+    "command": "the command that repeats it",
     "date": "YYYY-MM-DD",
-    "device": "what it ran on",
+    "device": "the device it ran on",
     "versions": "of Python and the libraries",
-    "result": "the figures that matter, in a line, with n and spread",
+    "result": "the main figures, in a line, with n and spread",
 }
 PICTURES = (".svg", ".png", ".jpg")
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that there is the old one or the new one, never a part."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-
-
 def write_json(path: pathlib.Path, values: Any) -> None:
-    write_text(path, json.dumps(values, indent=1) + "\n")
+    files.write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def find(directory: pathlib.Path = DIRECTORY) -> list[pathlib.Path]:
-    """The records, in the order of their numbers.
+    """The records in the order of their numbers.
 
     Raises:
-      UserError: two have one number.
+      UserError: two have the same number.
     """
     found = sorted(path for path in directory.glob("[0-9][0-9][0-9]-*") if path.is_dir())
     for one, other in itertools.pairwise(found):
         if one.name[:3] == other.name[:3]:
-            raise UserError(f"{other}: {one.name} has that number, too; give it the next one that is free")
+            raise UserError(f"{other}: {one.name} has that number, too; take the next free number")
     return found
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-    """A record's `record.json`, and its `verdict`.
+    """The values of a record's `record.json`, and its `verdict`.
 
     Raises:
       UserError: a file is missing or damaged, or lacks a key.

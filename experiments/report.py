@@ -1,10 +1,10 @@
-"""One HTML file on a run, several runs, or a sweep, that opens from disk and on a phone.
+"""One HTML file about runs or sweeps, which opens from disk and on a phone.
 
     python -m experiments.report runs/a runs/b --out=report.html
     python -m experiments.report runs/ablations --out=report.html --figure4=embedded
 
-Each WHAT is a run's workdir or a directory that `python -m experiments.sweep` wrote its tables to. Pictures
-lie in the file itself, and nothing is fetched.
+Each WHAT is a run's workdir or a directory with the tables of `python -m experiments.sweep`. The pictures are
+inside the file; it fetches nothing.
 """
 
 import base64
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax import config as configs
-from alexnet_jax.common import command_line
+from alexnet_jax.common import command_line, files
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.run import checkpoint, logs
 from alexnet_jax.weights import pretrained
-from experiments import figure4, plots, record, sweep_results
+from experiments import figure4, plots, sweep_statistics, sweep_table
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -43,7 +43,7 @@ code { overflow-wrap: anywhere; }
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a report says of a run."""
+    """What a report needs of a run; `config` is flat, by dotted key."""
 
     name: str
     workdir: pathlib.Path
@@ -56,10 +56,10 @@ def read_run(workdir: pathlib.Path) -> Run:
     """A run's config by dotted key, status and metrics.
 
     Raises:
-      UserError: it is none, or has not begun.
+      UserError: the directory has no run, or the run has not begun.
     """
     config = json.loads(configs.of_workdir(workdir).to_json())
-    flat = {f"{section}.{key}": value for section, its in config.items() for key, value in its.items()}
+    flat = {f"{section}.{key}": value for section, values in config.items() for key, value in values.items()}
     try:
         status = json.loads((workdir / logs.STATUS).read_text())
         metrics = logs.read_metrics(workdir)
@@ -72,7 +72,7 @@ def read_run(workdir: pathlib.Path) -> Run:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table that scrolls by itself where it is wider than the screen."""
+    """A table that scrolls sideways if it is wider than the screen."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -90,7 +90,7 @@ def _cell(value: Any) -> str:
 
 
 def picture(path: pathlib.Path, caption: str) -> str:
-    """A picture within the file."""
+    """A picture embedded in the page."""
     kind = {"svg": "svg+xml", "jpg": "jpeg"}.get(path.suffix[1:], path.suffix[1:])
     data = base64.b64encode(path.read_bytes()).decode()
     words = html.escape(caption)
@@ -105,14 +105,21 @@ def section(title: str, *parts: str) -> str:
 
 
 def of_runs(runs: Sequence[Run], temporary: pathlib.Path, source: str | None) -> list[str]:
-    """Results, curves, filters, configs compared and, with a source, Figure 4 of each."""
+    """Sections with results, curves, filters, configs and, with a source, Figure 4 of each run."""
     results = []
     for run in runs:
-        told = run.status.get("eval") or {}
+        evaluation = run.status.get("eval") or {}
         device = checkpoint.metadata(run.workdir)["device"] if checkpoint.exist(run.workdir) else ""
-        errors = [told.get(key, "") for key in ("top1_error", "top5_error", "loss")]
+        errors = [evaluation.get(key, "") for key in ("top1_error", "top5_error", "loss")]
         results.append(
-            [run.name, run.status["status"], *errors, told.get("views", ""), told.get("examples", ""), device]
+            [
+                run.name,
+                run.status["status"],
+                *errors,
+                evaluation.get("views", ""),
+                evaluation.get("examples", ""),
+                device,
+            ]
         )
     header = ["run", "status", "top-1 error, %", "top-5 error, %", "loss", "views", "images", "device"]
     parts = [section("Results", table(header, results))]
@@ -133,48 +140,44 @@ def of_runs(runs: Sequence[Run], temporary: pathlib.Path, source: str | None) ->
             path = temporary / f"figure4-{number}.png"
             figure4.main([f"--weights={run.workdir}", f"--source={source}", f"--out={path}"])
             caption = (
-                f"{run.name}: test images, what the net says of them (orange: their own class), and the "
+                f"{run.name}: test images, the net's predictions (orange: the correct class), and the "
                 "nearest training images."
             )
             filters.append(picture(path, caption))
     if filters:
-        parts.append(section("What the nets look like from inside", *filters))
+        parts.append(section("Filters and predictions", *filters))
     parts.append(section("Configs", *compared(runs)))
     return parts
 
 
 def compared(runs: Sequence[Run]) -> list[str]:
-    """The keys in which the runs differ, and all others."""
+    """A table of the keys in which the runs differ, and one of all others."""
     keys = list(runs[0].config)
     differ = [key for key in keys if len({json.dumps(run.config.get(key)) for run in runs}) > 1]
     parts = []
     if len(runs) > 1:
-        rows = [[key, *(_value(run.config.get(key)) for run in runs)] for key in differ]
+        rows = [[key, *(sweep_table.as_value(run.config.get(key)) for run in runs)] for key in differ]
         parts.append(
             table(["key", *(run.name for run in runs)], rows) if differ else "<p>All keys are the same.</p>"
         )
-    same = [[key, _value(runs[0].config[key])] for key in keys if key not in differ]
+    same = [[key, sweep_table.as_value(runs[0].config[key])] for key in keys if key not in differ]
     name = "All keys that are the same" if len(runs) > 1 else "All keys"
     parts.append(f"<details><summary>{name}</summary>{table(['key', 'value'], same)}</details>")
     return parts
 
 
-def _value(value: Any) -> str:
-    return repr(tuple(value)) if isinstance(value, list) else str(value)
-
-
 def of_sweep(results: dict[str, Any], temporary: pathlib.Path) -> list[str]:
-    """The table of a sweep, its differences and its curves."""
-    made = sweep_results.lines(results)
+    """Sections with the table of a sweep, its differences, curves and rows."""
+    made = sweep_statistics.lines(results)
     rows = []
     for line in made:
         first = line.differences[0]
-        told = f"{line.paper[0]:+.1f}" if line.paper else ""
+        published = f"{line.paper[0]:+.1f}" if line.paper else ""
         verdict = first.verdict if first else ""
-        difference = sweep_results.difference_cell(first)
-        errors = [sweep_results.mean_cell(line, index) for index in (0, 1)]
+        difference = sweep_table.difference_cell(first)
+        errors = [sweep_table.mean_cell(line, index) for index in (0, 1)]
         rows.append(
-            [line.row, errors[0], difference, told, verdict, errors[1], f"{line.runs} of {line.planned}"]
+            [line.row, errors[0], difference, published, verdict, errors[1], f"{line.runs} of {line.planned}"]
         )
     header = ["row", "top-1 error, %", "difference", "paper", "top-1 is", "top-5 error, %", "runs"]
     parts = [section("Table", table(header, rows))]
@@ -188,7 +191,7 @@ def of_sweep(results: dict[str, Any], temporary: pathlib.Path) -> list[str]:
         caption = "Test error by epoch: each row's runs, and the parent's mean in grey."
         parts.append(section("Learning curves", picture(temporary / "small.svg", caption)))
     changes = [
-        [line.row, ", ".join(f"{key}={_value(value)}" for key, value in line.changes.items())]
+        [line.row, ", ".join(f"{key}={sweep_table.as_value(value)}" for key, value in line.changes.items())]
         for line in made
     ]
     parts.append(section("What the rows change", table(["row", "changes"], changes)))
@@ -196,7 +199,7 @@ def of_sweep(results: dict[str, Any], temporary: pathlib.Path) -> list[str]:
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """The whole file."""
+    """The HTML of the page."""
     words = html.escape(title)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{words}</title>'
@@ -208,11 +211,15 @@ def page(title: str, parts: Sequence[str]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.report", __doc__)
     parser.add_argument(
-        "what", nargs="+", type=pathlib.Path, metavar="WHAT", help="workdirs, sweeps' outputs"
+        "what",
+        nargs="+",
+        type=pathlib.Path,
+        metavar="WHAT",
+        help="workdirs of runs, output directories of sweeps",
     )
     parser.add_argument("--out", required=True, type=pathlib.Path, help="the file to write")
-    parser.add_argument("--figure4", metavar="SOURCE", help="adds Figure 4 of each run on these images")
-    parser.add_argument("--title", default=None, help="by default what it is of")
+    parser.add_argument("--figure4", metavar="SOURCE", help="add Figure 4 of each run on these images")
+    parser.add_argument("--title", default=None, help="by default the names of the directories")
     args = parser.parse_args(argv)
     sweeps = [path for path in args.what if (path / "results.json").exists()]
     runs = [read_run(path) for path in args.what if path not in sweeps]
@@ -221,11 +228,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in sweeps:
             results = json.loads((path / "results.json").read_text())
             if "rows" not in results:
-                raise UserError(f"{path}: its results.json is of no sweep")
+                raise UserError(f"{path}: its results.json is not of a sweep")
             parts += [f"<p>{html.escape(results['title'])}</p>", *of_sweep(results, pathlib.Path(directory))]
         if runs:
             parts += of_runs(runs, pathlib.Path(directory), args.figure4)
-    record.write_text(args.out, page(args.title or ", ".join(path.name for path in args.what), parts))
+    files.write_text(args.out, page(args.title or ", ".join(path.name for path in args.what), parts))
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
     return 0
 

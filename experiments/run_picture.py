@@ -17,7 +17,7 @@ from alexnet_jax.run import checkpoint, logs
 
 
 def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
-    """Loss and errors over epochs on the left; conv1's filters on the right, as in the paper's Figure 3."""
+    """Draws loss and error by epoch, and conv1's filters as in the paper's Figure 3."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -30,13 +30,13 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
     figure, (loss, error, first) = plt.subplots(
         1, 3, figsize=(10, 3), layout="constrained", width_ratios=(1, 1, 1.9)
     )
-    for axes, key, words in (
+    for axes, key, title in (
         (loss, "train/loss", "training loss"),
         (error, "eval/top1_error", "top-1 error, test images, %"),
     ):
         points = [(line["epoch"], line[key]) for line in lines if key in line]
         axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None, color="C0")
-        axes.set(xlabel="epoch", title=words, ylim=(0, None), xlim=(0, None))
+        axes.set(xlabel="epoch", title=title, ylim=(0, None), xlim=(0, None))
         axes.grid(alpha=0.3)
     error.annotate(f"{points[-1][1]:.2f}", points[-1], textcoords="offset points", xytext=(0, 8), ha="center")
     first.imshow(filters)
@@ -49,8 +49,8 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.run_picture", __doc__)
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="of a run that has ended")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the picture to write, .png")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="workdir of a run that has ended")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="the .png to write")
     args = parser.parse_args(argv)
     draw(args.workdir, args.out)
     return 0

@@ -1,8 +1,8 @@
 """Table 2: 1 CNN, 5 CNNs, 1 CNN* and 7 CNNs* on ILSVRC-2012, in ten views."""
 
-# Needs ImageNet's tars where TFDS looks for them and Fall 2011 as folder:fall2011 (see the configs).
-# Published, top-1 and top-5 error on the validation images: 40.7 and 18.2 %, 38.1 and 16.4 %, 39.0 and
-# 16.6 %, 36.7 and 15.4 %. Not run by us.
+# Needs ImageNet's tars where TFDS looks for them, and Fall 2011 as folder:fall2011 (see the configs).
+# Published top-1 and top-5 errors on the validation images: 40.7 and 18.2 %, 38.1 and 16.4 %, 39.0 and
+# 16.6 %, 36.7 and 15.4 %. We have not run it.
 CONFIG = "configs/imagenet2012.py"
 PARENT = {}
 SEEDS = (0, 1, 2, 3, 4)

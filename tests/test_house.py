@@ -1,7 +1,10 @@
 """The house: imports go one way, from main to the leaves, and nothing grows too large."""
 
 import ast
+import graphlib
 import pathlib
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "alexnet_jax"
@@ -96,3 +99,51 @@ def test_the_loop_s_body_is_short():
     tree = ast.parse((PACKAGE / "train.py").read_text())
     (loop,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "loop")
     assert loop.end_lineno - loop.lineno < 50
+
+
+# --- Experiments and benchmarks ---------------------------------------------------------------------------
+
+BESIDE = ("experiments", "benchmarks")
+
+
+def imports_beside(path: pathlib.Path) -> set[str]:
+    """Modules of experiments and benchmarks that a module imports, such as `experiments.plots`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in BESIDE:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] in BESIDE}
+    return {name for name in found if (ROOT / name.replace(".", "/")).with_suffix(".py").exists()}
+
+
+def test_there_is_no_circle_in_experiments_and_benchmarks():
+    files = [path for folder in BESIDE for path in sorted((ROOT / folder).glob("*.py"))]
+    graph = {f"{path.parent.name}.{path.stem}": imports_beside(path) for path in files}
+    assert graph["experiments.sweep"] >= {"experiments.sweep_plan", "experiments.sweep_results"}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def too_long(
+    folder: pathlib.Path, *, lines: int = 320, function_lines: int = 60, arguments: int = 8
+) -> list[str]:
+    """The files and functions below a folder that exceed the limits."""
+    found = []
+    for path in sorted(folder.rglob("*.py")):
+        text = path.read_text()
+        if (count := len(text.splitlines())) > lines:
+            found.append(f"{path.name}: {count} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count = node.end_lineno - node.lineno + 1
+                names = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                if names[:1] in (["self"], ["cls"]):
+                    del names[0]
+                if count > function_lines or len(names) > arguments:
+                    found.append(f"{path.name}: {node.name}: {count} lines, {len(names)} arguments")
+    return found
+
+
+@pytest.mark.parametrize("folder", BESIDE)
+def test_experiments_and_benchmarks_keep_the_limits_of_length(folder):
+    assert too_long(ROOT / folder) == []

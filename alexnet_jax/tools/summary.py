@@ -48,6 +48,17 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
     return {"image_size": image_size, "num_classes": model.num_classes, "layers": layers, "total": total}
 
 
+def operations(model: AlexNet, image_size: int, *, train: bool) -> int:
+    """Floating-point operations of one image in a forward pass or, with `train`, in a training step.
+
+    Each multiply-accumulate is two operations. A training step does the multiply-accumulates of the forward
+    pass three times: forward, for the gradient of the weights, and for the gradient of the inputs, which the
+    first layer does not need. Everything else (norms, pooling, the update) is not counted.
+    """
+    counts = [layer["multiply_accumulates"] for layer in summarise(model, image_size)["layers"]]
+    return 2 * (3 * sum(counts) - counts[0] if train else sum(counts))
+
+
 def _seen(model: AlexNet, name: str, kernel: tuple[int, ...]) -> str:
     if name == "conv1":
         return "the image"

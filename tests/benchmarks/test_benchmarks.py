@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import growth, kernels, speed, tables
+from benchmarks import growth, kernels, speed_results, tables
+from benchmarks.contestants import AS_IT_COMES, Contestant
 from tests import tiny
 
 WIDTHS, FC_WIDTHS = tiny.NET["model.widths"], tiny.NET["model.fc_widths"]
@@ -63,38 +64,36 @@ def test_speed_gathers_rounds_and_says_why_pytorch_is_absent(tmp_path):
 
 
 def test_the_best_setting_and_the_goals_are_of_the_rounds_alone(tmp_path):
-    results = speed.Results(tmp_path / "speed.jsonl", same={"batch": 128})
+    results = speed_results.Results(tmp_path / "speed.jsonl", same={"batch": 128})
 
     def add(name, setting, part, seconds, **more):
         said = {"seconds": seconds, "images": 128, "peak_bytes": 4e9, **more}
-        results.add({"contestant": name, "setting": setting}, part, said)
+        results.add(Contestant(name, setting), part, said)
 
     for part, seconds in (("round 0", [2.0, 2.0, 9.0]), ("round 1", [1.6]), ("round 2", [2.5])):
         add("ours paper train", "", part, seconds, operations=4e9)
-        add("PyTorch paper train", speed.AS_IT_COMES, part, [6.0])
+        add("PyTorch paper train", AS_IT_COMES, part, [6.0])
         add("PyTorch paper train", "a", part, [4.0])
         add("PyTorch paper train", "b", part, [3.0])
     for setting, seconds in (("a", [1.0]), ("b", [2.0]), ("c", [3.0])):  # trials do not count
         add("PyTorch paper train", setting, "search", seconds)
     results.add(
-        {"contestant": "limit XLA and NumPy", "setting": ""},
+        Contestant("limit XLA and NumPy", ""),
         "round 0",
         {"product_rates": {"XLA 2": 3e11, "NumPy 2": 5.12e11}, "copy_bytes_per_second": 1e10},
     )
-    finals = [
-        setting
-        for setting in "abc"
-        if results.is_final({"contestant": "PyTorch paper train", "setting": setting}, 2)
-    ]
+    finals = [s for s in "abc" if results.is_final(Contestant("PyTorch paper train", s), 2)]
     assert finals == ["a", "b"]
-    ratios = {(row["against"], row["goal"]): (row["ratio"], row["reached"]) for row in speed.judge(results)}
+    ratios = {
+        (row["against"], row["goal"]): (row["ratio"], row["reached"]) for row in speed_results.judge(results)
+    }
     assert ratios == {
         ("PyTorch paper train, as it comes", 2.2): (pytest.approx(3.0), "yes"),
         ("PyTorch paper train, best", 1.25): (pytest.approx(1.5), "yes"),
         ("limit", 0.68): (pytest.approx(64 / 128), "no"),
         ("peak memory in GB, at most", 6.0): (pytest.approx(4.0), "yes"),
     }
-    again = speed.Results(tmp_path / "speed.jsonl", same={"batch": 64})
+    again = speed_results.Results(tmp_path / "speed.jsonl", same={"batch": 64})
     assert again.rows(None) == []
 
 
@@ -104,7 +103,7 @@ def test_growth_leaves_out_what_the_memory_does_not_hold(tmp_path, monkeypatch):
         {"batch": 32, "image size": 10, "devices": 1, "peak GB": 1.5},
     ]
     large = {"batch": 512, "image size": 10, "devices": 1}
-    assert growth.foreseen(large, rows) == pytest.approx(1.0 + 0.5 * 31)
+    assert growth.expected_gigabytes(large, rows) == pytest.approx(1.0 + 0.5 * 31)
     monkeypatch.setattr(tables, "available_bytes", lambda: int(16e9))
     assert growth.measure(None, large, rows)["note"].startswith("left out: would need about 16 GB")
 

@@ -1,4 +1,4 @@
-"""What the columns tell each other, asserted on the program that XLA compiled."""
+"""The communication between devices, asserted on the program that XLA compiled."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 from alexnet_jax import columns, create_model, optimizer, steps
 from alexnet_jax import config as configs
-from benchmarks import collectives, scaling
+from benchmarks import collectives, scaling, scaling_text
 from benchmarks.collectives import Collective
 from configs import default
 from tests import tiny
@@ -231,7 +231,7 @@ def test_the_report_of_a_command():
     assert [(one["devices"], one["column"]) for one in values["on_paper"]] == [
         (8, 1), (8, 2), (64, 1), (64, 2), (512, 1), (512, 2),
     ]  # fmt: skip
-    assert "conv3" in scaling.as_text(values)
+    assert "conv3" in scaling_text.as_text(values)
     for wrong, named in (
         (["--data=3"], "data.batch_size=8: does not divide over the 3"),
         (["--data=99"], "--data=99"),

@@ -217,7 +217,7 @@ def test_a_record_that_lacks_something_says_what(tmp_path):
     record.write_json(path / record.FILE, {**values, "versions": {"jax": "1"}})
     (tmp_path / "README.md").write_text(f"Before.\n{index.BEGIN}\nold\n{index.END}\nAfter.\n")
     arguments = [f"--directory={path.parent}"]
-    with pytest.raises(UserError, match="not what the records say"):
+    with pytest.raises(UserError, match="differs from what the records say"):
         index.main([*arguments, "--check"])
     assert index.main(arguments) == 0
     assert index.main([*arguments, "--check"]) == 0

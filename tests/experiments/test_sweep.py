@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from alexnet_jax import UserError
-from experiments import sweep, sweep_results
+from experiments import sweep, sweep_plan, sweep_statistics, sweep_table
 from tests import tiny as narrow
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -46,7 +46,9 @@ def write(path, images, rows, seeds=(0, 1), more=""):
 def test_the_runs_of_a_sweep(images, tmp_path):
     rows = {"No norm": {"model.norm": False}, "on": {}, "two": {"config": "configs/imagenet2012.py"}}
     more = 'START = {"on": "No norm"}\nONLY = {"two": (1,)}\n'
-    planned = sweep.plan(sweep.read(write(tmp_path / "s.py", images, rows, more=more)), tmp_path / "runs")
+    planned = sweep_plan.plan(
+        sweep_plan.read(write(tmp_path / "s.py", images, rows, more=more)), tmp_path / "runs"
+    )
     assert [(run.row, run.seed) for run in planned] == [
         ("parent", 0), ("No norm", 0), ("on", 0), ("parent", 1), ("No norm", 1), ("on", 1), ("two", 1),
     ]  # fmt: skip
@@ -64,11 +66,11 @@ def test_the_runs_of_a_sweep(images, tmp_path):
     [
         ({"a": {"model.nrom": False}}, "", r"'a': model\.nrom: no such key"),
         ({"a": {"data.batch_size": -1}}, "", r"'a': data\.batch_size=-1"),
-        ({"a!": {}, "a?": {}}, "", "two rows differ only in signs"),
+        ({"a!": {}, "a?": {}}, "", "two rows differ only in characters"),
         ({"a": {}}, "PAPRE = {}", "PAPRE means nothing"),
         ({"a": {}}, 'PAPER = {"b": (1, 1)}', "PAPER has 'b', which is no row"),
         ({"a": {}}, 'START = {"parent": "a"}', "'parent' must come after 'a'"),
-        ({"a": {}}, 'START = {"a": "parent"}\nONLY = {"parent": (0,)}', "'a' has seed 1, 'parent' not"),
+        ({"a": {}}, 'START = {"a": "parent"}\nONLY = {"parent": (0,)}', "'a' has seed 1, 'parent' does not"),
         ({"a": {}}, 'ENSEMBLES = {"e": {"a": (7,)}}', "'e' has runs of 'a'"),
         ((), "", "ROWS must be a dict"),
         ({"a": {}}, "1 / 0", "broken .ZeroDivisionError"),
@@ -76,16 +78,16 @@ def test_the_runs_of_a_sweep(images, tmp_path):
 )
 def test_a_mistake_in_a_sweep_s_file_is_one_line_that_names_it(images, tmp_path, rows, more, words):
     with pytest.raises(UserError, match=words) as caught:
-        sweep.plan(sweep.read(write(tmp_path / "s.py", images, rows, more=more)), tmp_path / "runs")
+        sweep_plan.plan(sweep_plan.read(write(tmp_path / "s.py", images, rows, more=more)), tmp_path / "runs")
     assert "s.py" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_the_sweeps_of_the_repository_are_sound(tmp_path):
     for name in ("ablations", "ensembles", "table2"):
-        planned = sweep.plan(sweep.read(ROOT / "experiments" / f"{name}.py"), tmp_path)
+        planned = sweep_plan.plan(sweep_plan.read(ROOT / "experiments" / f"{name}.py"), tmp_path)
         assert len({run.workdir for run in planned}) == len(planned)
-    ablations = sweep.read(ROOT / "experiments" / "ablations.py")
+    ablations = sweep_plan.read(ROOT / "experiments" / "ablations.py")
     assert len(ablations.seeds) >= 3
     assert set(ablations.paper) <= set(ablations.rows)
 
@@ -107,23 +109,23 @@ def row_of(name, errors, against="parent", **more):
 
 def test_a_difference_is_student_s_paired_by_seed():
     row, parent = [10.0, 12.0, 11.5, 13.0], [9.0, 10.0, 11.0, 10.5]
-    found = sweep_results.difference(dict(enumerate(row)), dict(enumerate(parent)), None)
+    found = sweep_statistics.difference(dict(enumerate(row)), dict(enumerate(parent)), None)
     low, high = stats.ttest_rel(row, parent).confidence_interval(0.95)
     assert found.mean == pytest.approx((low + high) / 2)
     assert found.own == pytest.approx((high - low) / 2)
     assert found.pooled is None
     # Only seeds that both have count.
-    some = sweep_results.difference({0: 10.0, 1: 12.0, 7: 99.0}, {0: 9.0, 1: 10.0, 3: 0.0}, None)
+    some = sweep_statistics.difference({0: 10.0, 1: 12.0, 7: 99.0}, {0: 9.0, 1: 10.0, 3: 0.0}, None)
     assert some.mean == 1.5
-    assert sweep_results.difference({0: 1.0}, {1: 1.0}, None) is None
-    assert sweep_results.difference({0: 1.0}, {0: 3.0}, None).own is None
+    assert sweep_statistics.difference({0: 1.0}, {1: 1.0}, None) is None
+    assert sweep_statistics.difference({0: 1.0}, {0: 3.0}, None).own is None
 
 
 def test_the_spread_that_rows_share_is_what_row_and_seed_do_not_explain():
     """By least squares on indicators of rows and of seeds, as any book on the analysis of variance has it."""
     errors = np.random.default_rng(0).normal(20, 1, (5, 3)) + np.array([0, 1, 2, 3, 4])[:, None] + [0, 0.5, 1]
     rows = [row_of(str(number), its) for number, its in enumerate(errors)]
-    found = sweep_results.shared_spread(rows, "top1_error")
+    found = sweep_statistics.shared_spread(rows, "top1_error")
     design = np.array(
         [[r == i for i in range(5)] + [s == j for j in range(1, 3)] for r in range(5) for s in range(3)],
         float,
@@ -132,21 +134,21 @@ def test_the_spread_that_rows_share_is_what_row_and_seed_do_not_explain():
     assert found.freedom == 15 - rank == 8
     assert found.deviation == pytest.approx(np.sqrt(residual[0] / 8))
     # The interval of a difference of two means of three.
-    difference = sweep_results.difference(dict(enumerate(errors[1])), dict(enumerate(errors[0])), found)
+    difference = sweep_statistics.difference(dict(enumerate(errors[1])), dict(enumerate(errors[0])), found)
     assert difference.pooled == pytest.approx(stats.t.ppf(0.975, 8) * found.deviation * np.sqrt(2 / 3))
 
 
 def test_a_row_that_sometimes_learns_nothing_does_not_widen_the_others_intervals():
     tame = [row_of(str(n), [20 + n, 20.5 + n, 21.2 + n]) for n in range(4)]
     wild = row_of("wild", [30, 90, 90])
-    found = sweep_results.shared_spread([*tame, wild], "top1_error")
+    found = sweep_statistics.shared_spread([*tame, wild], "top1_error")
     assert found.rows == ("0", "1", "2", "3")
     assert found.deviation == pytest.approx(0, abs=1e-6)
     # Nor does one that never learns anything narrow them, nor does one with a seed missing count.
     chance = row_of("chance", [90, 90, 90])
-    assert sweep_results.shared_spread([*tame, wild, chance], "top1_error") == found
+    assert sweep_statistics.shared_spread([*tame, wild, chance], "top1_error") == found
     short = row_of("short", [20, 21])
-    assert sweep_results.shared_spread([*tame, short], "top1_error").rows == found.rows
+    assert sweep_statistics.shared_spread([*tame, short], "top1_error").rows == found.rows
 
 
 def test_the_table_says_what_is_worse_and_what_is_not_decided():
@@ -162,18 +164,28 @@ def test_the_table_says_what_is_worse_and_what_is_not_decided():
         "title": "T", "config": "c", "parent": {}, "seeds": [0, 1, 2], "rows": rows, "ensembles": [],
         "about": {"device": "cpu", "versions": {"jax": "1"}},
     }  # fmt: skip
-    lines = sweep_results.lines(results)
+    lines = sweep_statistics.lines(results)
     assert [line.differences[0] and line.differences[0].verdict for line in lines] == [
         None, "worse", "not decided", "better", "not decided",
     ]  # fmt: skip
-    text = sweep_results.markdown(results, lines)
+    text = sweep_table.markdown(results, lines)
     assert "| worse | 3 | 25.43 ± 0.67 | +5.13 ±" in text
     assert "| partly | 1 (1 diverged) | 20.00 |" in text
     assert "better than worse: nothing changed (compared with worse)" in text
-    table = list(csv.DictReader(sweep_results.as_csv(lines).splitlines()))
+    table = list(csv.DictReader(sweep_table.as_csv(lines).splitlines()))
     assert float(table[1]["top1_error"]) == pytest.approx(np.mean([25.0, 26.2, 25.1]))
     assert float(table[1]["top1_error_difference"]) == pytest.approx(5.0 + 0.4 / 3)
     assert (table[1]["top1_error_paper"], table[1]["verdict"]) == ("1.4", "worse")
+
+
+@pytest.mark.parametrize("name", ["003-ablations", "004-ensembles"])
+def test_the_tables_of_the_records_follow_from_their_results(name):
+    """Byte for byte, with the names that config keys had then."""
+    record = ROOT / "experiments" / name
+    results = json.loads((record / "results.json").read_text())
+    lines = sweep_statistics.lines(results)
+    assert sweep_table.markdown(results, lines) == (record / "table.md").read_text()
+    assert sweep_table.as_csv(lines) == (record / "table.csv").read_text()
 
 
 # --- Running ----------------------------------------------------------------------------------------------

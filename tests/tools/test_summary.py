@@ -36,6 +36,14 @@ def test_the_paper_s_net():
     assert sees["conv1"] == "the image"
 
 
+def test_operations_of_an_image_are_counted_without_conv1_s_input_gradient():
+    forward = 2 * sum(counted for *_, counted in PAPER)
+    weights, inputs = forward, forward - 2 * PAPER[0][3]
+    assert summary.operations(create_model("paper"), 224, train=False) == forward == 1_448_813_632
+    assert summary.operations(create_model("paper"), 224, train=True) == forward + weights + inputs
+    assert forward + weights + inputs == 4_135_610_496
+
+
 def test_an_unused_output_is_no_part_of_the_net():
     fc8 = summary.summarise(create_model("paper", num_classes=37), 224)["layers"][-1]
     assert (fc8["gives"], fc8["parameters"], fc8["multiply_accumulates"]) == ([37], 37 * 4097, 37 * 4096)
