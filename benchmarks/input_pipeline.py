@@ -10,7 +10,7 @@ rounds. `--torch_python` is a Python with torchvision, which needs nothing of th
 What is measured:
   decode only     tf.data reading and decoding the photographs, nothing else: the machine's limit
   raw             this project, from the photographs
-  prepared        this project, from records that `alexnet_jax.data.prepare` made of them
+  prepared        this project, from records that `python -m alexnet_jax prepare` made of them
   torchvision N   ImageFolder, Resize, CenterCrop and DataLoader with N workers
 
 All but torchvision keep freed memory (`alexnet_jax.common.memory`), as every command of this project does.

@@ -69,7 +69,8 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
         command = [
             sys.executable,
             "-m",
-            "alexnet_jax.data.prepare",
+            "alexnet_jax",
+            "prepare",
             f"--source={source}",
             f"--out={root / 'records'}",
         ]

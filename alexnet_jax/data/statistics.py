@@ -45,7 +45,7 @@ class Statistics:
         if self.mean_image is None:
             raise UserError(
                 "augment.mean=image: these images come without a mean image; set augment.mean=colour, or "
-                "prepare them (python -m alexnet_jax.data.prepare), which computes it"
+                "prepare them (python -m alexnet_jax prepare), which computes it"
             )
         return resize_mean(self.mean_image, size)
 

@@ -75,7 +75,7 @@ def figure(path: pathlib.Path, rows: Sequence[tuple[str, Sequence[str]]]) -> Non
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("alexnet_jax nearest", __doc__)
-    parser.add_argument("features", help="a file of python -m alexnet_jax.tools.features: where to look")
+    parser.add_argument("features", help="the file of features to search")
     parser.add_argument("--queries", help="another such file: what to look for; by default each image itself")
     parser.add_argument("--k", type=int, default=6, help="how many to find")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")

@@ -12,6 +12,7 @@ from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
 from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.model import param_shapes
 from alexnet_jax.run import cached_features, checkpoint, logs
 from alexnet_jax.tools import predict
 from alexnet_jax.weights import pretrained
@@ -26,7 +27,7 @@ STD = np.array([50, 60, 70], np.float32)
 def weights(tiny, tmp_path):  # noqa: F811
     """Weights of the tiny net for three other classes, with a mean and a std of their own."""
     model = training.build(tiny(**{"mesh.data": 1}), tmp_path / "unused").model.clone(num_classes=3)
-    shapes = pretrained._param_shapes(model, 55)
+    shapes = param_shapes(model, 55)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: 0.05 * rng.standard_normal(s.shape).astype(np.float32), shapes)
     preprocess = Preprocess(60, 55, mean=np.array([10, 20, 30], np.float32), std=STD)
