@@ -1,9 +1,47 @@
-"""AlexNet (2012) in JAX: the net, its two columns, its training."""
+"""AlexNet (2012) in JAX: the net, its two columns, its training.
 
-from alexnet_jax.common.errors import UserError
-from alexnet_jax.data.preprocess import Preprocess
-from alexnet_jax.model import AlexNet, create_model
-from alexnet_jax.weights.pretrained import load_pretrained, save_pretrained
+Names are imported on first use, so that the command line answers without waiting for JAX.
+"""
 
-__all__ = ["AlexNet", "Preprocess", "UserError", "create_model", "load_pretrained", "save_pretrained"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alexnet_jax import evaluate, train
+    from alexnet_jax.common.errors import UserError
+    from alexnet_jax.data.preprocess import Preprocess
+    from alexnet_jax.model import AlexNet, create_model
+    from alexnet_jax.weights.pretrained import load_pretrained, save_pretrained
+
 __version__ = "0.1.0"
+__all__ = [
+    "AlexNet",
+    "Preprocess",
+    "UserError",
+    "create_model",
+    "evaluate",
+    "load_pretrained",
+    "save_pretrained",
+    "train",
+]
+
+_MODULES = {
+    "AlexNet": "model",
+    "Preprocess": "data.preprocess",
+    "UserError": "common.errors",
+    "create_model": "model",
+    "load_pretrained": "weights.pretrained",
+    "save_pretrained": "weights.pretrained",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,39 +1,63 @@
-"""Lists the commands."""
+"""The command line: `python -m alexnet_jax COMMAND ...`, or `alexnet-jax COMMAND ...` once installed."""
 
-import ast
-import pathlib
+import importlib
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import alexnet_jax
 from alexnet_jax.common import command_line
+from alexnet_jax.common.errors import UserError, did_you_mean
 
-_PACKAGE = pathlib.Path(__file__).parent
+# Name: module, what it does. The module's `main` takes the words after the name.
+COMMANDS = {
+    "train": ("launch", "Trains a net, or goes on from its last checkpoint; tests it with --mode=eval."),
+    "predict": ("tools.predict", "Names what is in images."),
+    "features": ("tools.features", "Writes the activations of a layer for other programs."),
+    "probe": ("tools.probe", "Fits a linear probe to features: how well do they separate classes?"),
+    "nearest": ("tools.nearest", "Finds the images nearest to an image by their features (Figure 4)."),
+    "ensemble": ("tools.ensemble", "Tests one net or an ensemble (Table 2); writes ILSVRC submissions."),
+    "export": ("tools.export", "Writes trained weights for other programs."),
+    "summary": ("launch", "Counts a config's net: shapes, parameters, operations and neurons by layer."),
+    "prepare": ("data.prepare", "Stores a data set as small squares, which are read several times as fast."),
+    "demo": ("tools.demo", "Serves a page to try a net."),
+}
 
 
-def commands() -> dict[str, str]:
-    """The first line of each module that is a command, by what is typed to run it."""
-    found = {}
-    for path in sorted([*_PACKAGE.glob("tools/[!_]*.py"), _PACKAGE / "data" / "prepare.py"]):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if any(isinstance(node, ast.If) and "__main__" in ast.dump(node.test) for node in tree.body):
-            found[f"python -m alexnet_jax.{path.parent.name}.{path.stem}"] = (
-                ast.get_docstring(tree) or ""
-            ).split("\n")[0]
-    return found
+def listing() -> str:
+    lines = [f"  {name:{max(map(len, COMMANDS))}}  {line}" for name, (_, line) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"AlexNet (2012) in JAX, {alexnet_jax.__version__}",
+            "",
+            "usage: python -m alexnet_jax COMMAND ...",
+            "",
+            *lines,
+            "",
+            "python -m alexnet_jax COMMAND --help describes a command.",
+        ]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    command_line.Parser("alexnet_jax", __doc__).parse_args(argv)
-    listed = {
-        "python main.py": "Trains and tests; in a checkout of the project, beside configs/.",
-        **commands(),
-    }
-    width = max(map(len, listed))
-    print(f"AlexNet (2012) in JAX, {alexnet_jax.__version__}. The commands; each has --help:\n")
-    for command, line in listed.items():
-        print(f"  {command:{width}}  {line}")
-    return 0
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("--help", "-h"):
+        print(listing())
+        return 0
+    if name == "--version":
+        print(f"alexnet-jax {alexnet_jax.__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f"{name}: no such command; {did_you_mean(name, [*COMMANDS, '--help', '--version'])}")
+    with command_line.quiet_interrupts():
+        module = importlib.import_module(f"alexnet_jax.{COMMANDS[name][0]}")
+    return module.main([*(["--mode=summary"] if name == "summary" else []), *arguments])
+
+
+def run() -> NoReturn:
+    """The console script `alexnet-jax`."""
+    command_line.command(main)
 
 
 if __name__ == "__main__":
-    command_line.command(main)
+    run()

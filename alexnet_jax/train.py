@@ -468,7 +468,7 @@ def finish(run: Run, log: Log, record: Record, status: str, step: int | None, me
     log.say(f"files      {run.workdir}: metrics.jsonl, status.json, checkpoints/, net.json")
     log.say(f"curves     tensorboard --logdir={run.workdir}")
     if status == "done":
-        log.say(f"use it     python -m alexnet_jax.tools.predict IMAGE --weights={run.workdir}")
+        log.say(f"use it     python -m alexnet_jax predict IMAGE --weights={run.workdir}")
         log.say(f"train on   the same command with --workdir={run.workdir} and a larger run.total_epochs")
     if status == "interrupted":
         log.say(f"go on      the same command with --workdir={run.workdir}")

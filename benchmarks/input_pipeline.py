@@ -10,7 +10,7 @@ is a Python with torchvision; it needs nothing of this project.
 Measured are:
   decode only     tf.data reading and decoding the photographs, nothing else: the machine's limit
   raw             this project, from the photographs
-  prepared        this project, from records made by `alexnet_jax.data.prepare`
+  prepared        this project, from records made by `python -m alexnet_jax prepare`
   torchvision N   ImageFolder, Resize, CenterCrop and DataLoader with N workers
 
 All but torchvision keep freed memory (`alexnet_jax.common.host`), as every command of this project does.

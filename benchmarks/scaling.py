@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from alexnet_jax import build, columns, evaluate, steps
 from alexnet_jax import config as configs
-from alexnet_jax.common import command_line
+from alexnet_jax.common import command_line, flag_parsing
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data.statistics import ILSVRC
 from alexnet_jax.model import AlexNet
@@ -244,4 +244,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main, define_flags, default_config=pathlib.Path("configs") / "default.py")
+    configs_directory = pathlib.Path("configs")
+    command_line.command(lambda: main() if flag_parsing.parse(define_flags, configs_directory) else 0)

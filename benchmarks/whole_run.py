@@ -98,7 +98,7 @@ def make_source(given: argparse.Namespace, root: pathlib.Path) -> str:
     source = f"folder:{root / 'photos'}"
     if not given.prepared:
         return source
-    prepare = [sys.executable, "-m", "alexnet_jax.data.prepare"]
+    prepare = [sys.executable, "-m", "alexnet_jax", "prepare"]
     command = [*prepare, f"--source={source}", f"--out={root / 'records'}"]
     subprocess.run(command, cwd=tables.ROOT, check=True, stderr=subprocess.DEVNULL)
     return f"prepared:{root / 'records'}"

@@ -15,14 +15,13 @@ import numpy as np
 import tqdm
 
 from alexnet_jax.common import command_line
-from alexnet_jax.data import sources
+from alexnet_jax.data import inference, sources
 from alexnet_jax.tools import features, nearest, predict
 from alexnet_jax.weights import pretrained
 from experiments import plots
 
 BARS = 5
-ACROSS = 4  # images in a row on the left
-GROUP = 64  # images in a batch
+ACROSS = 4  # images a row on the left
 RIGHT, WRONG = "C1", "C0"
 
 
@@ -35,32 +34,25 @@ class Shown:
 
 
 def decode(source: sources.Source, indices: np.ndarray, loaded: pretrained.Pretrained) -> Shown:
-    """Some of a source's images, resized as for the net, without those that cannot be read."""
-    encoded, labels = source.read(indices)
-    images = [loaded.preprocess.decode(data) for data in encoded]
-    good = np.array([image is not None for image in images])
-    return Shown(np.stack([image for image in images if image is not None]), labels[good])
+    """Some of a source's images as the net's preprocessing stores them, without bad ones."""
+    decoder = inference.SourceDecoder(source, loaded.preprocess)
+    images = {index: image for index in indices.tolist() if (image := decoder(index)) is not None}
+    return Shown(np.stack(list(images.values())), decoder.labels[list(images)])
 
 
 def points(
     source: sources.Source, indices: np.ndarray, loaded: pretrained.Pretrained, layer: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A layer's activations `[N, D]` for some images, and the indices of those that could be read."""
-    function = features.layer_function(loaded, layer)
-    rows, kept = [], []
-    for first in tqdm.tqdm(range(0, len(indices), GROUP), f"{layer} of images", unit="group", disable=None):
-        group = indices[first : first + GROUP]
-        encoded, _ = source.read(group)
-        side = loaded.preprocess.resize_size
-        batch, good = np.zeros((GROUP, side, side, 3), np.uint8), []
-        for place, data in enumerate(encoded):
-            image = loaded.preprocess.decode(data)
-            if image is not None:
-                batch[place] = image
-                good.append(place)
-        rows.append(np.asarray(function(batch)).reshape(GROUP, -1)[good])
-        kept.append(group[good])
-    return np.concatenate(rows), np.concatenate(kept)
+    """A layer's activations `[N, D]` of some images, and the indices of those that could be read."""
+    answers = inference.run_batches(
+        features.layer_function(loaded, layer),
+        indices.tolist(),
+        inference.SourceDecoder(source, loaded.preprocess),
+    )
+    bar = tqdm.tqdm(answers, f"{layer} of images", len(indices), unit="image", disable=None)
+    good = [(index, activations.ravel()) for index, image, activations in bar if image is not None]
+    kept, rows = zip(*good, strict=True)
+    return np.stack(rows), np.array(kept)
 
 
 def spread_over_classes(source: sources.Source, count: int, seed: int) -> np.ndarray:

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from alexnet_jax.common import command_line, files
-from alexnet_jax.data import image_files
+from alexnet_jax.data import inference
 from alexnet_jax.run import logs
 from alexnet_jax.tools import features, probe
 from alexnet_jax.weights import pretrained
@@ -62,9 +62,9 @@ def linear_probe(data: pathlib.Path, weights: str) -> float:
     loaded = pretrained.read(weights, partial=True)
     points, classes = {}, {}
     for split in ("train", "val"):
-        groups = list(features.extract(loaded, image_files.find([data / split]), "pool5"))
-        points[split] = np.concatenate([values.reshape(len(names), -1) for names, values in groups])
-        classes[split] = probe.classes_of([name for names, _ in groups for name in names])
+        pairs = features.extract(loaded, inference.find([data / split]), "pool5")
+        files, rows = zip(*((file, row.ravel()) for file, row in pairs if row is not None), strict=True)
+        points[split], classes[split] = np.stack(rows), probe.classes_of(files)
     known = sorted(set(classes["train"]))
     labels = {split: np.array([known.index(name) for name in names]) for split, names in classes.items()}
     fitted = probe.fit(points["train"], labels["train"], len(known))

@@ -1,37 +1,114 @@
-"""What every command shares: it is listed, and its help helps."""
+"""What all commands share: one list, help, errors, an answer without waiting for JAX, progress."""
 
 import importlib
+import subprocess
+import sys
+import time
 
 import pytest
 
-from alexnet_jax import __main__, __version__
+import alexnet_jax
+from alexnet_jax import __main__
 from alexnet_jax.common import progress
+from alexnet_jax.common.errors import UserError
 
-TOOLS = ("predict", "features", "nearest", "probe", "export", "demo", "ensemble")
-COMMANDS = ("data.prepare", *(f"tools.{name}" for name in TOOLS))
+FLAG_COMMANDS = ("train", "summary")  # with absl's flags, as main.py
+COMMANDS = (
+    *FLAG_COMMANDS,
+    "predict",
+    "features",
+    "probe",
+    "nearest",
+    "ensemble",
+    "export",
+    "prepare",
+    "demo",
+)
+
+
+def run(*arguments):
+    """A command as users start it, and the seconds that it took."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "alexnet_jax", *arguments], capture_output=True, text=True, timeout=300
+    )
+    return done, time.monotonic() - started
 
 
 def test_the_package_lists_its_commands(capsys):
-    assert __main__.main([]) == 0
-    said = capsys.readouterr().out
-    assert __version__ in said and "python main.py" in said
-    assert set(__main__.commands()) == {f"python -m alexnet_jax.{name}" for name in COMMANDS}
-    for command, line in __main__.commands().items():
-        assert line.endswith(".") and f"{command} " in said and line in said
+    assert set(__main__.COMMANDS) == set(COMMANDS)
+    for arguments in ([], ["--help"], ["-h"]):
+        assert __main__.main(arguments) == 0
+        listed = capsys.readouterr().out
+        assert alexnet_jax.__version__ in listed
+        for name, (_, line) in __main__.COMMANDS.items():
+            assert f"  {name} " in listed and line in listed
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--help"], 0, "usage: python -m alexnet_jax COMMAND"),
+        (["--version"], 0, f"alexnet-jax {alexnet_jax.__version__}"),
+        (["predct"], 2, "error: predct: no such command; did you mean predict?"),
+        (["--verson"], 2, "did you mean --version?"),
+    ],
+)
+def test_it_answers_at_once_without_jax(arguments, code, words):
+    done, seconds = min((run(*arguments) for _ in range(3)), key=lambda pair: pair[1])
+    assert done.returncode == code
+    assert words in (done.stderr if code else done.stdout)
+    assert seconds < 1.2
+    if code:
+        assert done.stdout == "" and done.stderr.count("\n") == 1
+    program = f"import sys; from alexnet_jax import __main__\ntry: __main__.main({arguments!r})\n"
+    program += "except ValueError: pass\nassert not {'jax', 'numpy', 'absl'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - set(FLAG_COMMANDS)))
 def test_help_shows_the_usage_and_what_each_flag_is_for(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
+    with capsys.disabled():  # what a module finds as standard error when it is imported
+        importlib.import_module(f"alexnet_jax.{__main__.COMMANDS[name][0]}")
     with pytest.raises(SystemExit) as left:
-        importlib.import_module(f"alexnet_jax.{name}").main(["--help"])
+        __main__.main([name, "--help"])
     assert left.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"usage: python -m alexnet_jax.{name}")
+    assert lines[0].startswith(f"usage: python -m alexnet_jax {name}")
     for number, line in enumerate(lines):
         if line.startswith("  --"):
-            flag, _, said = line.strip().partition("  ")
-            assert said.strip() or lines[number + 1].startswith(" " * 20), flag
+            flag, _, text = line.strip().partition("  ")
+            assert text.strip() or lines[number + 1].startswith(" " * 20), flag
+
+
+@pytest.mark.parametrize("name", FLAG_COMMANDS)
+def test_help_of_the_commands_with_a_config(name):
+    done, _ = run(name, "--help")
+    assert done.returncode == 0
+    for words in (f"python -m alexnet_jax {name}", "--config:", "--workdir:", "--mode:"):
+        assert words in done.stdout
+
+
+def test_summary_takes_a_config_by_name():
+    done, _ = run("summary", "--config=imagenet2012")
+    assert done.returncode == 0, done.stderr
+    assert "60,965,224" in done.stdout
+
+
+def test_a_mistake_in_a_command_names_its_help():
+    with pytest.raises(UserError, match=r"python -m alexnet_jax predict --help shows the arguments"):
+        __main__.main(["predict", "--views=3"])
+
+
+def test_public_names_are_there_and_only_those():
+    assert set(alexnet_jax.__all__) <= set(dir(alexnet_jax))
+    for name in alexnet_jax.__all__:
+        assert getattr(alexnet_jax, name) is not None
+    assert alexnet_jax.train is importlib.import_module("alexnet_jax.train")
+    assert alexnet_jax.evaluate is importlib.import_module("alexnet_jax.evaluate")
+    with pytest.raises(AttributeError, match="no attribute 'load_pretraind'"):
+        alexnet_jax.load_pretraind  # noqa: B018
 
 
 def test_progress_is_whole_lines_where_there_is_no_terminal(capsys, monkeypatch):
@@ -39,9 +116,9 @@ def test_progress_is_whole_lines_where_there_is_no_terminal(capsys, monkeypatch)
     with progress.bar(7, "image", "pool5") as bar:
         bar.update(3)
         bar.update(4)
-    said = capsys.readouterr().err
-    assert "\r" not in said
-    assert [line.split(",")[0] for line in said.splitlines()][-1] == "pool5: 7/7 image"
+    printed = capsys.readouterr().err
+    assert "\r" not in printed
+    assert [line.split(",")[0] for line in printed.splitlines()][-1] == "pool5: 7/7 image"
 
 
 def test_short_work_says_nothing_in_a_pipe(capsys):

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import alexnet_jax
+from alexnet_jax import __main__, create_model, evaluate, train
 from alexnet_jax import config as configs
-from alexnet_jax import create_model, evaluate, train
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.tools import summary
 from alexnet_jax.weights import pretrained
@@ -30,7 +30,7 @@ GUIDES = sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(
     r"(?:<!-- (?P<mark>needs|run by): (?P<what>.*?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)\n```", re.S
 )
-SERVERS = ("alexnet_jax.tools.demo",)  # would never end; tests/test_demo.py runs them
+SERVERS = ("demo",)  # never end; tests/tools/test_demo.py runs them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +89,11 @@ SMALL = {
 def run_main(words: list[str]) -> None:
     """What `python main.py WORDS` does, small; tests/test_main.py is about how it reads its flags."""
     given = dict(word[2:].partition("=")[::2] for word in words)
-    said = {key.removeprefix("config."): given.pop(key) for key in [*given] if key.startswith("config.")}
+    overrides = {key.removeprefix("config."): given.pop(key) for key in [*given] if key.startswith("config.")}
     path, mode = given.pop("config", "configs/default.py"), given.pop("mode", "train")
     workdir = pathlib.Path(given.pop("workdir", f"runs/fresh-{time.time_ns()}"))
     assert set(given) <= {"json"}
-    values = {key: literal(value) for key, value in said.items()}
+    values = {key: literal(value) for key, value in overrides.items()}
     if mode == "eval":
         result, _ = evaluate.evaluate_workdir(configs.of_workdir(workdir, values), workdir)
         assert result.examples == 20
@@ -130,14 +130,24 @@ def test_commands_run(guide, desk, monkeypatch, capsys):
         assert words[0] == "python", f"{guide.name}: {command}: mark the block, or let this test run it"
         if words[1] == "main.py":
             run_main(words[2:])
-        elif words[1] == "-m" and words[2] in SERVERS:
-            with pytest.raises(SystemExit):
-                importlib.import_module(words[2]).main([*words[3:], "--help"])
+        elif words[1:3] == ["-m", "alexnet_jax"]:
+            run_command(words[3:])
         elif words[1] == "-m":
-            name = "alexnet_jax.__main__" if words[2] == "alexnet_jax" else words[2]
-            assert importlib.import_module(name).main(words[3:]) == 0, command
+            assert importlib.import_module(words[2]).main(words[3:]) == 0, command
         else:
             raise AssertionError(f"{guide.name}: {command}: neither main.py nor a module")
+
+
+def run_command(words: list[str]) -> None:
+    """Runs `python -m alexnet_jax WORDS`; those with a config, small."""
+    name = words[0] if words else None
+    if name in ("train", "summary"):
+        run_main([*words[1:], *(["--mode=summary"] if name == "summary" else [])])
+    elif name in SERVERS:
+        with pytest.raises(SystemExit):
+            __main__.main([*words, "--help"])
+    else:
+        assert __main__.main(words) == 0, words
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
@@ -146,7 +156,7 @@ def test_what_is_marked_names_what_it_needs_or_what_runs_it(guide):
         assert block.kind, f"{guide.name}: a block without a kind: {block.text[:60]}"
         if block.mark == "run by":
             runner = (ROOT / block.what).read_text()
-            for module in re.findall(r"python -m ([\w.]+)", block.text):
+            for module in re.findall(r"python -m (?:alexnet_jax )?([\w.]+)", block.text):
                 assert module.split(".")[-1] in runner, f"{guide.name}: {block.what} does not run {module}"
     outside = FENCE.sub("", guide.read_text())
     assert not re.search(r"^ {4}(python|bash|pip) ", outside, re.M), (

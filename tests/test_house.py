@@ -29,6 +29,7 @@ BELOW = {
     "build": ("evaluate",),
     "train": ("build",),
     "tools": ("evaluate",),
+    "launch": ("train", "tools"),
 }
 # What does not keep to it yet.
 DEBTS = {("config", "augment"), ("config", "optimizer")}
@@ -92,7 +93,8 @@ def test_there_is_no_circle():
 
 
 def test_nothing_but_the_entry_points_imports_the_loop():
-    assert [name for name, others in arrows().items() if "train" in others] == []
+    assert [name for name, others in arrows().items() if "train" in others] == ["launch"]
+    assert [name for name, others in arrows().items() if "launch" in others] == []
 
 
 def test_the_loop_s_body_is_short():

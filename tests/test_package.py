@@ -1,5 +1,6 @@
 """The wheel, built and installed as users do, away from the checkout."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -12,6 +13,7 @@ import zipfile
 import pytest
 
 import alexnet_jax
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 USE = """
@@ -56,23 +58,88 @@ def test_the_wheel_has_the_package_and_its_data_and_nothing_else(wheel):
     package = {name.removeprefix("alexnet_jax/") for name in names - info}
     there = {path.relative_to(ROOT / "alexnet_jax") for path in (ROOT / "alexnet_jax").rglob("*")}
     wanted = {str(p) for p in there if (ROOT / "alexnet_jax" / p).is_file() and "__pycache__" not in p.parts}
-    assert package == wanted and "py.typed" in package
+    wanted |= {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    assert package == wanted and {"py.typed", "configs/default.py"} <= package
     assert wheel.name.startswith(f"alexnet_jax-{alexnet_jax.__version__}-py3-none-any")
     assert "Provides-Extra: demo" in metadata and "Requires-Dist: gradio" in metadata
     assert any(name.endswith("licenses/LICENSE") for name in info)
 
 
-def test_installed_in_a_fresh_environment_it_works_from_any_directory(wheel, tmp_path):
-    venv.create(tmp_path / "venv", with_pip=False)
-    python = tmp_path / "venv" / "bin" / "python"
-    site = pathlib.Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")}))
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The `bin` directory of a fresh environment with the wheel."""
+    directory = tmp_path_factory.mktemp("venv")
+    venv.create(directory, with_pip=False)
+    python = directory / "bin" / "python"
+    site = pathlib.Path(sysconfig.get_path("purelib", vars={"base": str(directory)}))
     pip = [sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip, str(wheel)], check=True, timeout=300)
-    # What it needs is lent from here, after its own: to fetch it all again would take minutes.
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    # Its requirements are borrowed from here: installing them again would take minutes.
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    return directory / "bin"
+
+
+def run(*command, cwd):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [python, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    return subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=400
     )
+
+
+def test_installed_in_a_fresh_environment_it_works_from_any_directory(installed, tmp_path):
+    done = run(installed / "python", "-c", USE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "1000"
+
+
+TWO_STEPS = [
+    *(f"--config.{key}={value}" for key, value in tiny.NET.items()),
+    "--config.run.total_steps=2",
+    "--config.run.total_epochs=None",
+]
+
+
+def test_installed_it_trains_the_default_config_in_an_empty_directory(installed, tmp_path):
+    """The default config, narrow."""
+    done = run(installed / "python", "-m", "alexnet_jax", "train", *TWO_STEPS, "--workdir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["status"], status["step"]) == ("done", 2)
+
+
+OWN = """
+from configs import {parent}
+
+
+def get_config():
+    config = {parent}.get_config()
+    config.optimizer.momentum = 0.5
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("flag", "momentum"), [("run148", 0.9), ("configs/run148.py", 0.9), ("configs/mine.py", 0.5)]
+)
+def test_installed_it_finds_its_configs_and_the_user_s(installed, tmp_path, flag, momentum):
+    """A config by name, by the path that it has in a checkout, and one that starts from another."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.py").write_text(OWN.format(parent="default"))
+    program = (
+        "import sys; from alexnet_jax import launch\n"
+        "launch.summarise = lambda config: print(config.optimizer.momentum) or 0\n"
+        "sys.exit(launch.main(sys.argv[1:]))"
+    )
+    done = run(installed / "python", "-c", program, f"--config={flag}", "--mode=summary", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == momentum
+
+
+def test_the_console_script(installed, tmp_path):
+    done = run(installed / "alexnet-jax", "--version", cwd=tmp_path)
+    assert done.stdout == f"alexnet-jax {alexnet_jax.__version__}\n"
+    done = run(installed / "alexnet-jax", "summary", "--config=no_such", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --config=no_such: no such file; choose one of cnn_star")
+    assert done.stderr.count("\n") == 1

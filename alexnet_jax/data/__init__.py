@@ -13,5 +13,5 @@ decode.py         from an encoded image to the central square of section 2
 preprocess.py     from an image to a net's input: resize rule, crop, mean and scale
 statistics.py     mean image and colour components of a training set
 prepare.py        the command that turns any source into prepared records
-image_files.py    images by name, for the commands that take files
+inference.py      images through a net: find, decode ahead, batch, pad, run, un-pad
 """

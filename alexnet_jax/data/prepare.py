@@ -1,6 +1,6 @@
 """Any source to prepared records: a TFDS directory of square JPEGs and the statistics of their colours.
 
-    python -m alexnet_jax.data.prepare --source=folder:PHOTOS --out=PREPARED
+    python -m alexnet_jax prepare --source=folder:PHOTOS --out=PREPARED
 
 Decoding large photographs and scaling them down takes most of the time of reading ImageNet; here it is done
 once. After any interruption the same command continues: shards are finished one at a time in `OUT.partial`,
@@ -243,7 +243,7 @@ def _dataset_name(out: pathlib.Path) -> str:
 
 
 def _flags(argv: Sequence[str] | None) -> dict[str, Any]:
-    parser = command_line.Parser("alexnet_jax.data.prepare", __doc__)
+    parser = command_line.Parser("alexnet_jax prepare", __doc__)
     parser.add_argument("--source", required=True, help="what to prepare, as data.source in a config")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="the directory to make")
     parser.add_argument("--data_dir", help="where TFDS keeps its data sets")
@@ -270,7 +270,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{len(bad)} bad images were left out, listed in {out / BAD_IMAGES_FILE}. The first: {bad[0]}")
     print(f"To train on them: --config.data.source=prepared:{out}")
     return 0
-
-
-if __name__ == "__main__":
-    command_line.command(main)

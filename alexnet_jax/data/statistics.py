@@ -45,7 +45,7 @@ class Statistics:
         if self.mean_image is None:
             raise UserError(
                 "augment.mean=image: this source has no mean image; set augment.mean=colour, or prepare the "
-                "images (python -m alexnet_jax.data.prepare), which computes it"
+                "images (python -m alexnet_jax prepare), which computes it"
             )
         return resize_mean(self.mean_image, size)
 

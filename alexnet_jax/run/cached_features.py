@@ -1,5 +1,5 @@
-"""A trunk at rest: where the convolutions are frozen and images always look the same, what the convolutions
-make of each image is computed once, and training reads that instead.
+"""Cached features: with frozen convolutions and no augmentation, pool5 is computed once per image and read
+from disk in training.
 """
 
 import functools
@@ -15,17 +15,17 @@ import numpy as np
 from alexnet_jax import config as configs
 from alexnet_jax.common import host, progress
 from alexnet_jax.common.files import replacing
-from alexnet_jax.data import pipeline
+from alexnet_jax.data import inference, pipeline
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
 
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
-_GROUP = 32  # images at a time
+_BATCH_SIZES = (32,)
 
 
 def is_frozen(config: configs.Config) -> bool:
-    """Whether no convolution ever moves and no image is ever changed, so that pool5 never changes."""
+    """Whether no convolution ever learns and no image is augmented, so that pool5 never changes."""
     rates = config.optimizer.layer_rates
     frozen = all(
         (name, 0.0, 0.0) in rates and not any(rate for layer, _, rate in rates if layer == name)
@@ -37,13 +37,13 @@ def is_frozen(config: configs.Config) -> bool:
 
 
 def view(maps: jax.Array, key: jax.Array, example_ids: jax.Array, step: jax.Array) -> jax.Array:
-    """In the place of `augment.training_views`: there is nothing to do."""
+    """Takes the place of `augment.training_views` and changes nothing."""
     del key, example_ids, step
     return maps
 
 
 def file_name(source: str, model: AlexNet, params: Any, preprocess: Preprocess) -> str:
-    """Of a workdir, `pool5-*.npy`: other images, another net, weights or preprocessing have another.
+    """`pool5-*.npy`, with a digest of the source, the net, its convolutions and the preprocessing.
 
     Args:
       source: `config.data.source`.
@@ -59,10 +59,11 @@ def file_name(source: str, model: AlexNet, params: Any, preprocess: Preprocess) 
 def pooled_maps(
     path: pathlib.Path, model: AlexNet, params: Any, preprocess: Preprocess, source: Source
 ) -> np.ndarray:
-    """What training reads of every example, on disk at `path`, where it is made if it is not there.
+    """Reads pool5 of every example from `path`, where it is computed first if it is missing.
 
     Returns:
-      Records `[N]` with the fields `image` (pool5, float32 `[6, 6, C]`), `label` and `weight`.
+      Records `[N]` with the fields `image` (pool5, float32 `[6, 6, C]`), `label` and `weight`, 0 for bad
+      images.
     """
     if path.exists() and len(records := np.load(path, mmap_mode="r")) == len(source):
         return records
@@ -78,25 +79,25 @@ def _compute(path: pathlib.Path, model: AlexNet, params: Any, preprocess: Prepro
         return seen["pool5"]
 
     params = jax.device_put(params, jax.devices()[0])
-    batches = pipeline.eval_batches(source, batch_size=_GROUP, resize_size=preprocess.resize_size)
-    records: np.ndarray | None = None
-    with progress.bar(len(source), "image", "convolutions, once") as bar:
-        for batch in batches:
-            maps = np.asarray(pool5(params, batch["image"]))
-            if records is None:
-                fields = [("image", "<f4", maps.shape[1:]), ("label", "<i4"), ("weight", "<f4")]
-                records = np.lib.format.open_memmap(path, "w+", np.dtype(fields), (len(source),))
-            there = batch["index"] >= 0
-            own = batch["index"][there]
-            records["image"][own] = maps[there]
-            records["label"][own], records["weight"][own] = batch["label"][there], batch["weight"][there]
-            bar.update(len(own))
-    assert isinstance(records, np.memmap)  # sources have at least one example
+    side = preprocess.resize_size
+    shape = jax.eval_shape(pool5, params, jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)).shape[1:]
+    fields = [("image", "<f4", shape), ("label", "<i4"), ("weight", "<f4")]
+    records = np.lib.format.open_memmap(path, "w+", np.dtype(fields), (len(source),))
+    decode = inference.SourceDecoder(source, preprocess)
+    answers = inference.run_batches(
+        functools.partial(pool5, params), range(len(source)), decode, _BATCH_SIZES
+    )
+    with progress.bar(len(source), "image", "pool5, once") as bar:
+        for index, image, maps in answers:
+            if image is not None:
+                records["image"][index], records["weight"][index] = maps, 1
+            bar.update()
+    records["label"] = decode.labels
     records.flush()
 
 
 def batches(records: np.ndarray, batch_size: int, seed: int, start_step: int) -> Iterator[pipeline.Batch]:
-    """The batches of `input_pipeline.train_batches`, with pooled maps in the place of images."""
+    """The batches of `pipeline.train_batches`, with pooled maps in the place of images."""
     for step in itertools.count(start_step):
         index = pipeline.batch_indices(step, len(records), batch_size, seed)
         own = records[index]

@@ -1,1 +1,1 @@
-"""What people do with a net."""
+"""Commands for trained nets; `python -m alexnet_jax` lists them."""

@@ -1,11 +1,10 @@
-"""A page to try a net: drop a picture, see what the net sees in it.
+"""Serves a page to try a net: drop a picture, see what the net sees in it.
 
-    python -m alexnet_jax.tools.demo [--weights=WEIGHTS] [--gallery=PHOTOS] [--port=7860]
+    python -m alexnet_jax demo [--weights=WEIGHTS] [--gallery=PHOTOS] [--port=7860]
 
-Shows the five likeliest classes, what conv1 and conv5 answer, and the images of the gallery that the net
-finds most alike. The gallery is a folder of images; for a run, its own test images if none is given. Needs
-gradio: pip install ".[demo]" in a checkout. Only this machine can open the page, unless --host says
-otherwise.
+Shows the five most probable classes, the activations of conv1 and conv5, and the gallery's nearest images.
+The gallery is a folder of images; by default a run's test images. Needs gradio: pip install ".[demo]" in a
+checkout. Only this machine can open the page, unless --host says otherwise.
 """
 
 import dataclasses
@@ -23,20 +22,20 @@ from alexnet_jax import config as configs
 from alexnet_jax import evaluate
 from alexnet_jax.common import command_line, progress
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import decode, image_files
+from alexnet_jax.data import decode, inference
 from alexnet_jax.tools import features, nearest, predict
 from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
 
-GALLERY_IMAGES = 500  # at most; their squares are kept in memory, 100 MB at 256 x 256
+GALLERY_IMAGES = 500  # at most; they are kept in memory, 100 MB at 256 x 256
 UPLOAD_MEGABYTES = 20
 SIMILAR = 8
-_PICTURE = 640  # pixels across a picture of activations, about
+_PICTURE_WIDTH = 640  # pixels of a picture of activations, roughly
 
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-    """Where nearest images are looked for: squares `[N, S, S, 3]` uint8, names, features `[N, D]`."""
+    """The images to search: squares uint8 `[N, S, S, 3]`, their names, and their features `[N, D]`."""
 
     squares: np.ndarray
     names: list[str]
@@ -45,16 +44,16 @@ class Gallery:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the net makes of a picture.
+    """What the page shows of a picture.
 
     Attributes:
-      seen: the central square that it was given, uint8 `[S, S, 3]`.
-      classes: probability by class, the likeliest five; empty where the weights have no classifier.
+      square: the central square that the net sees, uint8 `[S, S, 3]`.
+      classes: probability by class, the most probable five; empty if the weights have no classifier.
       conv1, conv5: pictures of the activations, uint8 `[H, W]`.
-      similar: the gallery's nearest, each with its name and distance.
+      similar: the gallery's nearest images, each with a caption of name and distance.
     """
 
-    seen: np.ndarray
+    square: np.ndarray
     classes: dict[str, float]
     conv1: np.ndarray
     conv5: np.ndarray
@@ -62,9 +61,9 @@ class Answer:
 
 
 def explainer(loaded: Pretrained, gallery: Gallery | None) -> Callable[[bytes], Answer]:
-    """Compiles `encoded picture -> Answer`; it raises `UserError` where the bytes are no picture for it."""
+    """Compiles `encoded picture -> Answer`, which raises `UserError` if the bytes cannot be decoded."""
     classify = None if loaded.missing else predict.predictor(loaded, 5, views=10)
-    names = loaded.classes or tuple(f"class {label}" for label in range(loaded.model.num_classes))
+    names = predict.class_names(loaded)
     layers = {
         name: features.layer_function(loaded, name) for name in ("conv1", "conv5", _point_layer(loaded))
     }
@@ -74,56 +73,52 @@ def explainer(loaded: Pretrained, gallery: Gallery | None) -> Callable[[bytes], 
         if square is None:
             raise UserError(why_not(data))
         batch = square[None]
-        seen = {name: np.asarray(function(batch)) for name, function in layers.items()}
+        activations = {name: np.asarray(function(batch))[0] for name, function in layers.items()}
         classes: dict[str, float] = {}
         if classify is not None:
             probabilities, labels = (np.asarray(x)[0].tolist() for x in classify(batch))
             classes = {names[label]: p for p, label in zip(probabilities, labels, strict=True)}
         similar = []
         if gallery is not None:
-            point = seen[_point_layer(loaded)].reshape(1, -1)
+            point = activations[_point_layer(loaded)].reshape(1, -1)
             places, distances = nearest.nearest(point, gallery.points, SIMILAR)
             for place, distance in zip(places[0], distances[0], strict=True):
                 similar.append((gallery.squares[place], f"{gallery.names[place]}  {distance:.3g}"))
-        return Answer(
-            square, classes, maps_picture(seen["conv1"][0]), maps_picture(seen["conv5"][0]), similar
-        )
+        conv1, conv5 = (maps_picture(activations[name]) for name in ("conv1", "conv5"))
+        return Answer(square, classes, conv1, conv5, similar)
 
     return explain
 
 
 def _point_layer(loaded: Pretrained) -> str:
-    """Where images are compared: the last hidden layer, as in Figure 4, or what there is."""
+    """The layer in which images are compared: the last hidden one as in Figure 4, or pool5 without it."""
     return "pool5" if loaded.missing else "activation7"
 
 
 def why_not(data: bytes) -> str:
-    """What is wrong with a picture that cannot be decoded, in a line."""
-    too_large = (
-        f"the picture has more than {decode.MAX_PIXELS // 10**6} million pixels, the most that is decoded; "
-        "make it smaller"
-    )
+    """One line on why a picture cannot be decoded."""
+    too_large = f"the picture has more than {decode.MAX_PIXELS // 10**6} million pixels; make it smaller"
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > decode.MAX_PIXELS:
                 return too_large
     except Image.DecompressionBombError:
         return too_large
-    except Exception:  # Pillow raises nearly everything on what is no image
-        return "not a picture in a format that is known here; JPEG, PNG, WebP, GIF, BMP and TIFF are"
+    except Exception:  # Pillow raises nearly every kind of error on what is no image
+        return "not a picture in a known format; these are JPEG, PNG, WebP, GIF, BMP and TIFF"
     return "the picture is damaged or cut short"
 
 
 def maps_picture(maps: np.ndarray) -> np.ndarray:
-    """What a layer answers, map by map: `[H, W, C]` to one picture, uint8 grey; black is no answer.
+    """A layer's maps as tiles of one picture: `[H, W, C]` to uint8 grey, black for no activation.
 
-    Channels go row by row, so that those of the first column stand above those of the second.
+    Channels go row by row, so those of the first column are above those of the second.
     """
     _, width, channels = maps.shape
     across = next(n for n in range(max(1, round((2 * channels) ** 0.5)), 0, -1) if channels % n == 0)
-    answers = np.sqrt(np.maximum(maps, 0))  # the root, so that faint answers show
-    grey = np.round(255 * answers / max(float(answers.max()), 1e-12)).astype(np.uint8)
-    zoom = max(1, _PICTURE // (across * (width + 1)))
+    roots = np.sqrt(np.maximum(maps, 0))  # roots make faint activations visible
+    grey = np.round(255 * roots / max(float(roots.max()), 1e-12)).astype(np.uint8)
+    zoom = max(1, _PICTURE_WIDTH // (across * (width + 1)))
     grey = grey.repeat(zoom, axis=0).repeat(zoom, axis=1)
     grey = np.pad(grey, ((0, 2), (0, 2), (0, 0)), constant_values=96)
     rows = grey.reshape(*grey.shape[:2], -1, across).transpose(2, 0, 3, 1)  # [rows, h, across, w]
@@ -131,61 +126,51 @@ def maps_picture(maps: np.ndarray) -> np.ndarray:
 
 
 def make_gallery(loaded: Pretrained, folder: pathlib.Path | None) -> Gallery | None:
-    """The folder's images, or the run's own test images, or None where there are neither.
+    """The folder's images, or a run's test images, or None if there are neither.
 
     Raises:
-      UserError: there is no image in the folder.
+      UserError: none of the images can be read.
     """
+    items: list[tuple[str, str | bytes]]
     if folder is not None:
-        items: list[tuple[str, Any]] = [(name, name) for name in _spread(image_files.find([folder]))]
+        items = [(pathlib.PurePath(file).name, file) for file in _spread(inference.find([folder]))]
     elif (loaded.path / configs.FILE_NAME).exists():
         items = _test_images(loaded.path)
     else:
         return None
-    function = features.layer_function(loaded, _point_layer(loaded))
-    squares, names, points = [], [], []
-    waiting: list[np.ndarray] = []
-
-    def flush() -> None:
-        if waiting:
-            batch = image_files.padded(waiting, features.GROUP)
-            points.append(np.asarray(function(batch))[: len(waiting)].reshape(len(waiting), -1))
-            squares.extend(waiting)
-            waiting.clear()
-
+    decode = inference.file_decoder(loaded.preprocess)
+    answers = inference.run_batches(
+        features.layer_function(loaded, _point_layer(loaded)), items, lambda item: decode(item[1])
+    )
+    good = []
     with progress.bar(len(items), "image", "gallery") as bar:
-        for name, data in items:
-            encoded = pathlib.Path(data).read_bytes() if isinstance(data, str) else data
-            square = loaded.preprocess.decode(encoded)
-            if square is not None:
-                waiting.append(square)
-                names.append(pathlib.PurePath(name).name if folder is not None else name)
-            if len(waiting) == features.GROUP:
-                flush()
+        for (name, _), square, point in answers:
             bar.update()
-        flush()
-    if not squares:
+            if square is not None:
+                good.append((square, name, point.ravel()))
+    if not good:
         where = f"--gallery={folder}" if folder is not None else f"the test images of {loaded.path}"
-        raise UserError(f"{where}: none of the images there can be read")
-    return Gallery(np.stack(squares), names, np.concatenate(points))
+        raise UserError(f"{where}: none of the images can be read")
+    squares, names, points = zip(*good, strict=True)
+    return Gallery(np.stack(squares), list(names), np.stack(points))
 
 
-def _spread(names: list[str]) -> list[str]:
+def _spread(values: Sequence[Any]) -> list[Any]:
     """At most `GALLERY_IMAGES` of them, evenly from first to last."""
-    places = np.linspace(0, len(names) - 1, min(len(names), GALLERY_IMAGES)).astype(int)
-    return [names[place] for place in places]
+    places = np.linspace(0, len(values) - 1, min(len(values), GALLERY_IMAGES)).astype(int)
+    return [values[place] for place in places]
 
 
-def _test_images(workdir: pathlib.Path) -> list[tuple[str, bytes]]:
+def _test_images(workdir: pathlib.Path) -> list[tuple[str, str | bytes]]:
+    """Class names and encoded images."""
     source = evaluate.open_source(configs.of_workdir(workdir), "test")
-    indices = np.linspace(0, len(source) - 1, min(len(source), GALLERY_IMAGES)).astype(int)
-    encoded, labels = source.read(indices)
+    encoded, labels = source.read(np.array(_spread(range(len(source)))))
     return [(source.class_names[label], data) for data, label in zip(encoded, labels, strict=True)]
 
 
 def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
     """The page, as gradio's `Blocks`."""
-    # No news of use to anyone: this is read when gradio is imported.
+    # Gradio reads this when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio as gr
@@ -193,7 +178,9 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
         raise UserError('the demo needs gradio: pip install ".[demo]" in a checkout') from error
 
     explain = explainer(loaded, gallery)
-    where = "put your own: `--gallery=PHOTOS`" if gallery is None else f"{len(gallery.names):,} images"
+    where = (
+        "start with `--gallery=PHOTOS` to see yours" if gallery is None else f"{len(gallery.names):,} images"
+    )
 
     def show(path: str | None) -> tuple[Any, ...]:
         if path is None:
@@ -202,21 +189,21 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
             answer = explain(pathlib.Path(path).read_bytes())
         except UserError as error:
             return f"**{pathlib.Path(path).name}**: {error}", None, None, None, None, None
-        note = "" if answer.classes else "These weights have no classifier, so that no classes are named."
+        note = "" if answer.classes else "These weights have no classifier, so no classes are named."
         pictures = answer.conv1, answer.conv5, answer.similar
-        return note, answer.seen, answer.classes or None, *pictures
+        return note, answer.square, answer.classes or None, *pictures
 
     picture: dict[str, Any] = {"interactive": False, "buttons": ["fullscreen"]}
     with gr.Blocks(analytics_enabled=False, title="AlexNet (2012)") as blocks:
         gr.Markdown(
-            f"# AlexNet (2012)\nDrop a picture: `{loaded.path.name}` says what is in it, "
-            f"one of {loaded.model.num_classes:,} classes."
+            f"# AlexNet (2012)\nDrop a picture: `{loaded.path.name}` finds which of "
+            f"{loaded.model.num_classes:,} classes it shows."
         )
         with gr.Row():
             with gr.Column(scale=1):
                 upload = gr.File(label="picture", type="filepath", height=140, elem_id="upload")
                 message = gr.Markdown(elem_id="message")
-                seen = gr.Image(label="what the net is given", height=260, **picture)
+                seen = gr.Image(label="what the net sees", height=260, **picture)
             classes = gr.Label(label="top five classes, ten views", num_top_classes=5, scale=2)
         with gr.Row():
             with gr.Column():
@@ -224,7 +211,7 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
                 gr.Markdown(f"**conv1**, edges and colours{halves}")
                 conv1 = gr.Image(show_label=False, elem_id="conv1", **picture)
             with gr.Column():
-                gr.Markdown("**conv5**, parts of things: white where a filter responds")
+                gr.Markdown("**conv5**, parts of objects: white where a filter responds")
                 conv5 = gr.Image(show_label=False, elem_id="conv5", **picture)
         gr.Markdown(f"**Nearest images** by {_point_layer(loaded)} ({where})")
         similar = gr.Gallery(show_label=False, columns=SIMILAR, height=220, buttons=["fullscreen"])
@@ -234,16 +221,16 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax.tools.demo", __doc__)
+    parser = command_line.Parser("alexnet_jax demo", __doc__)
     parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
-    parser.add_argument("--gallery", type=pathlib.Path, help="a folder of images to find similar ones in")
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0: for all to see")
+    parser.add_argument("--gallery", type=pathlib.Path, help="a folder of images to search for similar ones")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 is open to all")
     parser.add_argument("--port", type=int, default=7860, help="port to serve at (7860)")
     args = parser.parse_args(argv)
 
     loaded = pretrained.read(args.weights, partial=True)
     blocks = page(loaded, make_gallery(loaded, args.gallery))
-    print(f"{jax.devices()[0].device_kind}: open http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
+    print(f"{jax.devices()[0].device_kind}: open http://{args.host}:{args.port} (Ctrl-C to stop)", flush=True)
     try:
         blocks.launch(
             server_name=args.host,
@@ -253,9 +240,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             quiet=True,
         )
     except OSError as error:
-        raise UserError(f"--port={args.port}: cannot be served at ({error}); choose another") from error
+        raise UserError(f"--port={args.port}: cannot serve at this port ({error}); choose another") from error
     return 0
-
-
-if __name__ == "__main__":
-    command_line.command(main)

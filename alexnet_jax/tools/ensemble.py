@@ -1,12 +1,12 @@
-"""Tests one net, or several together: errors, a file of predictions, the ILSVRC test server's format.
+"""Tests one net or an ensemble: errors, a file of predictions, the ILSVRC test server's format.
 
-    python -m alexnet_jax.tools.ensemble runs/a runs/b --views=10 --out=predictions.npz
-    python -m alexnet_jax.tools.ensemble a.npz b.npz --member_weights=2,1
-    python -m alexnet_jax.tools.ensemble runs/a --images=TEST --submission=test.txt --devkit=KIT
+    python -m alexnet_jax ensemble runs/a runs/b --views=10 --out=predictions.npz
+    python -m alexnet_jax ensemble a.npz b.npz --member_weights=2,1
+    python -m alexnet_jax ensemble runs/a --images=TEST --submission=test.txt --devkit=KIT
 
 Each MEMBER is a run's workdir, a file of weights (or the name of published ones), or a file of predictions
-that this command wrote. Their probabilities are averaged (Table 2). Without --source and --images the images
-are those that the first workdir was tested on.
+that this command wrote. Their probabilities are averaged (Table 2). Without --source and --images, the images
+are the test images of the first workdir.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from alexnet_jax import config as configs
 from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import write_text
-from alexnet_jax.data import image_files, sources, tars
+from alexnet_jax.data import inference, sources, tars
 from alexnet_jax.data.folders import FileSource
 from alexnet_jax.data.sources import Source
 from alexnet_jax.tools import predictions
 from alexnet_jax.tools.predictions import UNKNOWN, Predictions
 from alexnet_jax.weights import pretrained
 
-TOP = 5  # labels a line of a submission
+TOP = 5  # labels per line of a submission
 
 
 def unlabelled(paths: Sequence[str], class_ids: tuple[str, ...]) -> Source:
-    """Image files of which nobody says what they are, in the order of their names, as a source."""
-    names = sorted(image_files.find(paths), key=lambda name: (pathlib.PurePath(name).name, name))
+    """A source of image files without labels, sorted by file name."""
+    names = sorted(inference.find(paths), key=lambda name: (pathlib.PurePath(name).name, name))
     return FileSource(
         root="",
         paths=names,
@@ -43,21 +43,21 @@ def unlabelled(paths: Sequence[str], class_ids: tuple[str, ...]) -> Source:
     )
 
 
-def submission(of: Predictions, numbers: dict[str, int]) -> str:
-    """A line an image in the order of the images: its five most probable classes, best first.
+def submission(predicted: Predictions, numbers: dict[str, int]) -> str:
+    """A line for each image, in order: the numbers of its five most probable classes, best first.
 
     Args:
-      numbers: the test server's number of each class, by its WordNet id (`tars.numbers`).
+      numbers: the test server's number of each class, by WordNet id (`tars.numbers`).
 
     Raises:
       UserError: a class has no number, or there are fewer than five.
     """
-    if absent := [class_id for class_id in of.classes if class_id not in numbers]:
-        raise UserError(f"--devkit: knows no {absent[0]}, which is a class of these predictions")
-    if len(of.classes) < TOP:
-        raise UserError(f"--submission: needs {TOP} classes or more, not {len(of.classes)}")
-    best = np.argsort(-of.probabilities, axis=1, kind="stable")[:, :TOP]
-    by_label = np.array([numbers[class_id] for class_id in of.classes])
+    if absent := [class_id for class_id in predicted.classes if class_id not in numbers]:
+        raise UserError(f"--devkit: has no class {absent[0]}, which these predictions have")
+    if len(predicted.classes) < TOP:
+        raise UserError(f"--submission: needs {TOP} classes or more, not {len(predicted.classes)}")
+    best = np.argsort(-predicted.probabilities, axis=1, kind="stable")[:, :TOP]
+    by_label = np.array([numbers[class_id] for class_id in predicted.classes])
     return "".join(" ".join(map(str, row)) + "\n" for row in by_label[best])
 
 
@@ -66,61 +66,64 @@ def _source_of(workdirs: Sequence[pathlib.Path], given: str | None) -> Source:
         return sources.open_source(given, "test")
     if not workdirs:
         raise UserError(
-            "--source: missing; say on which images, as data.source in a config, or give --images"
+            "--source: missing; name the images as data.source in a config does, or give --images"
         )
     data = configs.of_workdir(workdirs[0]).data
     return sources.open_source(data.source, "test", data_dir=data.data_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax.tools.ensemble", __doc__)
+    parser = command_line.Parser("alexnet_jax ensemble", __doc__)
     parser.add_argument("members", nargs="+", metavar="MEMBER", help="workdirs, weights, predictions")
-    parser.add_argument("--member_weights", help="as 2,1,1: of each member; equal by default")
-    parser.add_argument("--views", type=int, choices=(1, 10), default=1, help="1: centre; 10: the paper's")
+    parser.add_argument("--member_weights", help="such as 2,1,1; equal by default")
+    parser.add_argument(
+        "--views", type=int, choices=(1, 10), default=1, help="1: centre; 10: as in the paper"
+    )
     parser.add_argument("--source", help="what to test on, as data.source in a config")
     parser.add_argument(
-        "--images", action="append", metavar="PATH", help="images without labels: a file or a folder of them"
+        "--images", action="append", metavar="PATH", help="images without labels: a file or a folder"
     )
-    parser.add_argument("--out", type=pathlib.Path, help="predictions to write: .npz or .parquet")
-    parser.add_argument("--submission", type=pathlib.Path, help="a file for the ILSVRC test server to write")
-    parser.add_argument("--devkit", type=pathlib.Path, help="the development kit: its numbers of the classes")
+    parser.add_argument("--out", type=pathlib.Path, help="the file of predictions to write, .npz")
+    parser.add_argument(
+        "--submission", type=pathlib.Path, help="the file to write for the ILSVRC test server"
+    )
+    parser.add_argument(
+        "--devkit", type=pathlib.Path, help="the development kit, with the server's numbers of the classes"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     if args.source and args.images:
         raise UserError("--source and --images: give one of them")
     if args.submission and not args.devkit:
-        raise UserError(
-            "--submission: needs --devkit=PATH, for the server's numbers of the classes are in it"
-        )
+        raise UserError("--submission: needs --devkit=PATH, which holds the server's numbers of the classes")
+    if args.out:
+        predictions.check_ending(args.out)
     weights = _numbers(args.member_weights) if args.member_weights else None
     numbers = tars.numbers(args.devkit) if args.devkit else {}
 
-    kept = [
-        p if (p := pathlib.Path(name)).is_file() and predictions.holds_predictions(p) else None
-        for name in args.members
-    ]
-    nets = [name for name, file in zip(args.members, kept, strict=True) if file is None]
+    files = [predictions.holds_predictions(pathlib.Path(name)) for name in args.members]
+    nets = [name for name, is_file in zip(args.members, files, strict=True) if not is_file]
     source = None
     if nets and not args.images:
         source = _source_of([p for p in map(pathlib.Path, nets) if p.is_dir()], args.source)
-    found = []
-    for name, file in zip(args.members, kept, strict=True):
-        if file is not None:
-            found.append(predictions.load(file))
+    members = []
+    for name, is_file in zip(args.members, files, strict=True):
+        if is_file:
+            members.append(predictions.load(pathlib.Path(name)))
             continue
         loaded = pretrained.read(name, partial=True)
         images = source or unlabelled(args.images, _class_ids(loaded))
-        found.append(predictions.predict(loaded, images, views=args.views))
-    whole = predictions.average(found, weights)
-    judged = predictions.errors(whole)
+        members.append(predictions.predict(loaded, images, views=args.views))
+    mean = predictions.average(members, weights)
+    errors = predictions.errors(mean)
     if args.out:
-        predictions.save(args.out, whole)
+        predictions.save(args.out, mean)
     if args.submission:
-        write_text(args.submission, submission(whole, numbers))
-    values = {"members": len(found), "images": len(whole.ids)}
+        write_text(args.submission, submission(mean, numbers))
+    values = {"members": len(members), "images": len(mean.ids)}
     if nets:
         values["views"] = args.views
-    values |= dataclasses.asdict(judged) if judged else {}
+    values |= dataclasses.asdict(errors) if errors else {}
     print(
         json.dumps(values) if args.json else "\n".join(f"{key:12} {value}" for key, value in values.items())
     )
@@ -131,15 +134,13 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--member_weights={text}: give numbers with commas between, as 2,1,1") from error
+        raise UserError(
+            f"--member_weights={text}: give numbers separated by commas, such as 2,1,1"
+        ) from error
 
 
 def _class_ids(loaded: pretrained.Pretrained) -> tuple[str, ...]:
-    """WordNet ids where the net is for ImageNet's 1000 classes, else its own names."""
+    """WordNet ids of a net for ImageNet's 1000 classes, else the net's own names."""
     if loaded.model.num_classes == 1000:
         return tuple(class_id for class_id, _ in pretrained.imagenet_classes())
     return loaded.classes or tuple(map(str, range(loaded.model.num_classes)))
-
-
-if __name__ == "__main__":
-    command_line.command(main)

@@ -1,10 +1,10 @@
-"""Trained weights for other programs.
+"""Writes trained weights for other programs.
 
-    python -m alexnet_jax.tools.export WEIGHTS OUT
+    python -m alexnet_jax export WEIGHTS OUT
 
-WEIGHTS is whatever `load_pretrained` reads, such as a run's workdir. The ending of OUT says what is written:
-`.safetensors` (torchvision's names and layout), `.npz` (Caffe's), or `.stablehlo`, the inference function
-itself with its weights and its preprocessing, for any program that runs StableHLO.
+WEIGHTS is whatever `load_pretrained` reads, such as a run's workdir. The ending of OUT chooses the format:
+`.safetensors` (torchvision's names and layout), `.npz` (Caffe's), or `.stablehlo`, the inference
+function with its weights and preprocessing, for any program that runs StableHLO.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def stablehlo(loaded: Pretrained) -> bytes:
     """The inference function, for any batch and on every platform; `jax.export.deserialize` reads it.
 
-    From uint8 `[B, S, S, 3]` RGB, where S is `preprocess.resize_size`, to logits `[B, classes]`.
+    It maps uint8 `[B, S, S, 3]` RGB, where S is `preprocess.resize_size`, to logits `[B, classes]`.
 
     Raises:
       UserError: layers are missing.
@@ -45,7 +45,7 @@ def stablehlo(loaded: Pretrained) -> bytes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax.tools.export", __doc__)
+    parser = command_line.Parser("alexnet_jax export", __doc__)
     parser.add_argument("weights", help="a file of weights, a workdir, or a name")
     parser.add_argument("out", type=pathlib.Path, help="ends in .safetensors, .npz or .stablehlo")
     args = parser.parse_args(argv)
@@ -64,7 +64,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = f", without {', '.join(loaded.missing)}" if loaded.missing else ""
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB{missing}")
     return 0
-
-
-if __name__ == "__main__":
-    command_line.command(main)

@@ -1,7 +1,7 @@
-"""The images nearest to an image, by what the net makes of them (the paper's Figure 4).
+"""Finds the images nearest to an image by their features (the paper's Figure 4).
 
-python -m alexnet_jax.tools.features PHOTOS --layer=activation7 --out=photos.npz
-python -m alexnet_jax.tools.nearest photos.npz --k=6 --figure=nearest.png
+python -m alexnet_jax features PHOTOS --layer=activation7 --out=photos.npz
+python -m alexnet_jax nearest photos.npz --k=6 --figure=nearest.png
 """
 
 import json
@@ -17,7 +17,7 @@ from alexnet_jax.common.files import replacing
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.tools import features
 
-_ROWS = 1024  # of queries at a time, so that the table of distances stays small
+_QUERIES = 1024  # at a time, to keep the table of distances small
 _SIDE = 96  # pixels of a picture in the figure
 
 
@@ -29,17 +29,17 @@ def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray
       others: float32 `[N, D]`.
 
     Returns:
-      Indices `[Q, k]` and Euclidean distances `[Q, k]`; where N is below k, N of them.
+      Indices `[Q, k]` and Euclidean distances `[Q, k]`; N of them if N is below k.
     """
     k = min(k, len(others))
     norms = np.einsum("nd,nd->n", others, others)
     indices, distances = [], []
-    for start in range(0, len(queries), _ROWS):
-        part = queries[start : start + _ROWS]
-        # |q|^2 is the same for all others, so that the order does not need it.
+    for start in range(0, len(queries), _QUERIES):
+        part = queries[start : start + _QUERIES]
+        # |q|^2 is the same for all others, so the order does not need it.
         rough = norms - 2 * part @ others.T
         best = np.argpartition(rough, k - 1, axis=1)[:, :k]
-        # Differences of large numbers would lose the small distances: those that matter are computed anew.
+        # Differences of large numbers are inexact for small distances: compute the best ones directly.
         exact = np.stack([np.linalg.norm(others[b] - q, axis=1) for q, b in zip(part, best, strict=True)])
         order = np.argsort(exact, axis=1, kind="stable")
         indices.append(np.take_along_axis(best, order, axis=1))
@@ -48,19 +48,19 @@ def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray
 
 
 def nearest_others(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same among the points themselves: for each the `k` nearest that are not it."""
+    """The same among the points themselves: the `k` nearest others of each."""
     indices, distances = nearest(points, points, k + 1)
     own = indices == np.arange(len(points))[:, None]
-    own[~own.any(axis=1), -1] = True  # among many exact copies a point may miss itself: the last goes instead
+    own[~own.any(axis=1), -1] = True  # a point with many exact copies may miss itself: drop the last instead
     shape = (len(points), indices.shape[1] - 1)
     return indices[~own].reshape(shape), distances[~own].reshape(shape)
 
 
 def figure(path: pathlib.Path, rows: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Draws Figure 4: a query at the left of each row, what is nearest beside it.
+    """Draws Figure 4: a query at the left of each row, its nearest images beside it.
 
     Raises:
-      UserError: a picture is no longer there.
+      UserError: an image file is missing.
     """
     thumbnail = Preprocess(resize_size=_SIDE, crop_size=_SIDE)
     columns = 1 + max(len(found) for _, found in rows)
@@ -74,8 +74,8 @@ def figure(path: pathlib.Path, rows: Sequence[tuple[str, Sequence[str]]]) -> Non
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax.tools.nearest", __doc__)
-    parser.add_argument("features", help="a file of python -m alexnet_jax.tools.features: where to look")
+    parser = command_line.Parser("alexnet_jax nearest", __doc__)
+    parser.add_argument("features", help="the file of features to search")
     parser.add_argument("--queries", help="another such file: what to look for; by default each image itself")
     parser.add_argument("--k", type=int, default=6, help="how many to find")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -108,7 +108,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.figure:
         figure(args.figure, list(zip(queries, found, strict=True)))
     return 0
-
-
-if __name__ == "__main__":
-    command_line.command(main)

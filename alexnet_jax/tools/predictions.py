@@ -1,10 +1,8 @@
-"""What nets say of each image of a set: probabilities in a file, and the errors of one net or several."""
+"""Predictions for each image of a data set: as a file, averaged over nets, and their errors."""
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +12,25 @@ from jax.sharding import NamedSharding
 from alexnet_jax import columns, evaluate, steps
 from alexnet_jax.common import host, progress
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.common.files import replacing, write_npz
-from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.common.files import write_npz
+from alexnet_jax.data import inference
 from alexnet_jax.data.sources import Source
 from alexnet_jax.weights.pretrained import Pretrained
 
-GROUP = 64  # images at a time
-UNKNOWN = -1  # the label of an image of which only the authors of the set know what it is
+BATCH_SIZE = 64
+UNKNOWN = -1  # the label of a test image whose label was never published
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Probabilities of K classes for N images, in the order of the set.
+    """Probabilities of K classes for N images, in the data set's order.
 
     Attributes:
       ids: file names or record ids.
       labels: int32 `[N]`, `UNKNOWN` where there is none.
-      probabilities: float32 `[N, K]`; of an image that cannot be read, 1 / K each.
+      probabilities: float32 `[N, K]`; 1 / K each for an image that cannot be read.
       bad: bool `[N]`, the images that cannot be read.
-      classes: WordNet ids, or names where there are none, by label.
+      classes: WordNet ids by label, or names where there are none.
     """
 
     ids: tuple[str, ...]
@@ -56,76 +54,56 @@ class Errors:
 def predict(
     loaded: Pretrained, source: Source, *, views: int = 1, class_ids: Sequence[str] | None = None
 ) -> Predictions:
-    """What a net says of all images of a source, on all devices, with a bar.
+    """Predicts all images of a source on all devices, with a progress bar.
 
     Args:
       views: 1 for the central patch; 10 for the mean of the ten views' softmax outputs (section 4.1).
-      class_ids: by label; by default the source's own.
+      class_ids: by label; the source's own by default.
 
     Raises:
       UserError: the weights have no classifier, or one for another number of classes.
     """
     if loaded.missing:
         raise UserError(f"{loaded.path}: has no {', '.join(loaded.missing)}, so it cannot name classes")
-    ids = tuple(source.class_ids if class_ids is None else class_ids)
-    if loaded.model.num_classes != len(ids):
+    classes = tuple(source.class_ids if class_ids is None else class_ids)
+    if loaded.model.num_classes != len(classes):
         raise UserError(
             f"{loaded.path}: a net for {loaded.model.num_classes} classes, but {source.description} has "
-            f"{len(ids)}; test it on images of its own classes"
+            f"{len(classes)}; test it on images of its own classes"
         )
     mesh = columns.make_mesh()
-    share = mesh.shape[columns.DATA]
-    group = -(-GROUP // share) * share
+    rows = mesh.shape[columns.DATA]
     params = jax.device_put(loaded.variables["params"], NamedSharding(mesh, columns.PARAMETERS))
     predict_on_mesh = evaluate.make_predict(loaded.model, mesh, loaded.preprocess, views)
     step = jax.jit(predict_on_mesh, compiler_options=host.forward_options())
-    probabilities = np.full((len(source), len(ids)), 1 / len(ids), np.float32)
-    labels, bad = np.zeros(len(source), np.int32), np.zeros(len(source), bool)
+
+    def log_probabilities(images: np.ndarray) -> jax.Array:
+        return step(params, jax.device_put(images, steps.batch_sharding(mesh)))
+
+    decode = inference.SourceDecoder(source, loaded.preprocess)
+    batch_size = -(-BATCH_SIZE // rows) * rows
+    probabilities = np.full((len(source), len(classes)), 1 / len(classes), np.float32)
+    bad = np.zeros(len(source), bool)
     with progress.bar(len(source), "image", str(loaded.path)) as bar:
-        for index, its, images in _groups(source, loaded.preprocess, group):
-            side = loaded.preprocess.resize_size
-            batch = np.zeros((group, side, side, 3), np.uint8)
-            for place, image in enumerate(images):
-                if image is None:
-                    bad[index[place]] = True
-                else:
-                    batch[place] = image
-            scores = step(params, jax.device_put(batch, steps.batch_sharding(mesh)))
-            good = ~bad[index]
-            probabilities[index[good]] = np.exp(np.asarray(scores))[: len(index)][good]
-            labels[index] = its
-            bar.update(len(index))
+        answers = inference.run_batches(log_probabilities, range(len(source)), decode, (batch_size,))
+        for index, image, logs in answers:
+            if image is None:
+                bad[index] = True
+            else:
+                probabilities[index] = np.exp(logs)
+            bar.update()
     names = tuple(source.name(index) for index in range(len(source)))
-    return Predictions(names, labels, probabilities, bad, ids)
-
-
-def _groups(
-    source: Source, preprocess: Preprocess, group: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[np.ndarray | None]]]:
-    """Indices, labels and decoded images, group by group, the next one already in the making."""
-    with ThreadPoolExecutor() as pool:
-
-        def begin(first: int) -> tuple[np.ndarray, np.ndarray, list[Future[np.ndarray | None]]]:
-            index = np.arange(first, min(first + group, len(source)))
-            encoded, labels = source.read(index)
-            return index, labels, [pool.submit(preprocess.decode, data) for data in encoded]
-
-        ahead = begin(0)
-        for first in range(group, len(source) + group, group):
-            index, labels, images = ahead
-            if first < len(source):
-                ahead = begin(first)
-            yield index, labels, [image.result() for image in images]
+    return Predictions(names, decode.labels, probabilities, bad, classes)
 
 
 def average(members: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
     """An ensemble: the weighted mean of the members' probabilities (section 6, Table 2).
 
     Args:
-      weights: of each member, in any unit; equal by default.
+      weights: one for each member, in any unit; equal by default.
 
     Raises:
-      UserError: the members are not of the same images and classes, or the weights make no sense.
+      UserError: the members differ in images, classes or labels, or the weights are invalid.
     """
     if weights is None:
         weights = [1.0] * len(members)
@@ -133,43 +111,48 @@ def average(members: Sequence[Predictions], weights: Sequence[float] | None = No
         raise UserError(f"{list(weights)}: give {len(members)} weights, none below 0 and not all 0")
     first = members[0]
     for number, other in enumerate(members[1:], 2):
-        for what, one, its in (("images", first.ids, other.ids), ("classes", first.classes, other.classes)):
-            if one != its:
-                place = next(
-                    (i for i, pair in enumerate(zip(one, its, strict=False)) if pair[0] != pair[1]), None
-                )
-                detail = (
-                    f"{len(one):,} against {len(its):,}"
-                    if place is None
-                    else f"number {place + 1} is {one[place]} against {its[place]}"
-                )
-                raise UserError(f"member {number} is of other {what} than member 1: {detail}")
+        for what, ours, theirs in (
+            ("images", first.ids, other.ids),
+            ("classes", first.classes, other.classes),
+        ):
+            if ours != theirs:
+                difference = _first_difference(ours, theirs)
+                raise UserError(f"member {number} has other {what} than member 1: {difference}")
         if not np.array_equal(first.labels, other.labels):
             raise UserError(f"member {number} has other labels than member 1 for the same images")
-    shares = np.asarray(weights, np.float64) / sum(weights)
+    normalised = np.asarray(weights, np.float64) / sum(weights)
     mean = sum(
-        share * member.probabilities.astype(np.float64) for share, member in zip(shares, members, strict=True)
+        weight * member.probabilities.astype(np.float64)
+        for weight, member in zip(normalised, members, strict=True)
     )
     bad = np.any([member.bad for member in members], axis=0)
     return dataclasses.replace(first, probabilities=np.asarray(mean, np.float32), bad=bad)
 
 
+def _first_difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    for number, (our, their) in enumerate(zip(ours, theirs, strict=False), 1):
+        if our != their:
+            return f"number {number} is {our} against {their}"
+    return f"{len(ours):,} against {len(theirs):,}"
+
+
 def errors(predictions: Predictions) -> Errors | None:
-    """Top-1 and top-5 error and loss; None where no image has a label.
+    """Top-1 and top-5 error and loss; None if no readable image has a label.
 
     Ties count against the label, as in training (`steps.topk_errors`).
     """
     judged = ~predictions.bad & (predictions.labels != UNKNOWN)
     if not judged.any():
         return None
+    examples = int(judged.sum())
     labels = jnp.asarray(predictions.labels[judged])
     scores = jnp.asarray(predictions.probabilities[judged])
-    own = predictions.probabilities[judged, predictions.labels[judged]].astype(np.float64)
+    of_label = predictions.probabilities[judged, predictions.labels[judged]].astype(np.float64)
     return Errors(
-        top1_error=100.0 * float(jnp.sum(steps.topk_errors(scores, labels, 1))) / judged.sum().item(),
-        top5_error=100.0 * float(jnp.sum(steps.topk_errors(scores, labels, 5))) / judged.sum().item(),
-        loss=float(np.mean(-np.log(np.maximum(own, np.finfo(np.float32).tiny)))),
-        examples=int(judged.sum()),
+        top1_error=100.0 * float(jnp.sum(steps.topk_errors(scores, labels, 1))) / examples,
+        top5_error=100.0 * float(jnp.sum(steps.topk_errors(scores, labels, 5))) / examples,
+        loss=float(np.mean(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)))),
+        examples=examples,
         bad_images=int(predictions.bad.sum()),
     )
 
@@ -177,46 +160,27 @@ def errors(predictions: Predictions) -> Errors | None:
 # --- Files ------------------------------------------------------------------------------------------------
 
 
-def save(path: pathlib.Path, predictions: Predictions) -> None:
-    """Writes `.npz`, an array an attribute, or `.parquet`, with columns id, label, bad and probabilities."""
-    if path.suffix == ".parquet":
-        return _save_parquet(path, predictions)
+def check_ending(path: pathlib.Path) -> None:
+    """Raises `UserError` if `save` would refuse the name."""
     if path.suffix != ".npz":
-        raise UserError(f"{path}: predictions are written as .npz or .parquet")
+        raise UserError(f"{path}: predictions are written as .npz; give a name that ends so")
+
+
+def save(path: pathlib.Path, predictions: Predictions) -> None:
+    """Writes `.npz` with an array for each attribute."""
+    check_ending(path)
     arrays = {
         field.name: np.asarray(getattr(predictions, field.name)) for field in dataclasses.fields(predictions)
     }
     write_npz(path, arrays, compress=True)
-    return None
-
-
-def _save_parquet(path: pathlib.Path, predictions: Predictions) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UserError(f"{path}: needs pyarrow; pip install pyarrow, or write .npz") from error
-    flat = pa.array(predictions.probabilities.reshape(-1))
-    table = pa.table(
-        {
-            "id": pa.array([name.encode("utf-8", "backslashreplace").decode() for name in predictions.ids]),
-            "label": pa.array(predictions.labels),
-            "bad": pa.array(predictions.bad),
-            "probabilities": pa.FixedSizeListArray.from_arrays(flat, len(predictions.classes)),
-        }
-    ).replace_schema_metadata({"classes": json.dumps(predictions.classes)})
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
 
 
 def holds_predictions(path: pathlib.Path) -> bool:
     """Whether a file looks like one that `save` wrote, rather than like weights."""
-    if path.suffix == ".parquet":
-        return True
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return "probabilities" in arrays.files
-    except Exception:  # weights of whatever kind, or nothing at all: who reads them says so
+    except Exception:  # weights of another format, or nothing at all: their reader reports it
         return False
 
 
@@ -227,26 +191,8 @@ def load(path: pathlib.Path) -> Predictions:
       UserError: it is not such a file.
     """
     try:
-        if path.suffix == ".parquet":
-            return _load_parquet(path)
         with np.load(path, allow_pickle=False) as arrays:
-            names = (tuple(arrays[key].tolist()) for key in ("ids", "classes"))
-            ids, classes = names
+            ids, classes = (tuple(arrays[key].tolist()) for key in ("ids", "classes"))
             return Predictions(ids, arrays["labels"], arrays["probabilities"], arrays["bad"], classes)
     except Exception as error:
-        raise UserError(f"{path}: not a file of predictions ({error}); make it anew") from error
-
-
-def _load_parquet(path: pathlib.Path) -> Predictions:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    classes = tuple(json.loads(table.schema.metadata[b"classes"]))
-    flat = table["probabilities"].combine_chunks().flatten().to_numpy()
-    return Predictions(
-        ids=tuple(table["id"].to_pylist()),
-        labels=table["label"].to_numpy(),
-        probabilities=flat.reshape(-1, len(classes)),
-        bad=np.asarray(table["bad"].to_pylist(), bool),
-        classes=classes,
-    )
+        raise UserError(f"{path}: not a file of predictions ({error}); write it again") from error

@@ -1,11 +1,11 @@
-"""A linear probe: how well a layer separates classes that the net was not trained on.
+"""Fits a linear probe: how well does a layer separate classes that the net was not trained on?
 
-    python -m alexnet_jax.tools.features PHOTOS/train --layer=pool5 --out=train.npz
-    python -m alexnet_jax.tools.features PHOTOS/val --layer=pool5 --out=val.npz
-    python -m alexnet_jax.tools.probe train.npz val.npz
+    python -m alexnet_jax features PHOTOS/train --layer=pool5 --out=train.npz
+    python -m alexnet_jax features PHOTOS/val --layer=pool5 --out=val.npz
+    python -m alexnet_jax probe train.npz val.npz
 
-Softmax regression on standardised features, to its optimum by L-BFGS from zero: nothing is random. The class
-of an image is the name of its folder.
+Softmax regression on standardised features, optimised by L-BFGS from zero, so nothing is random. An image's
+class is the name of its folder.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.tools import features
 
-L2 = 0.1  # on standardised features anything from 0.001 to 1 does as well on ants against bees
+L2 = 0.1  # on standardised features, 0.001 to 1 do equally well on ants against bees
 _MAX_STEPS = 500
-_TOLERANCE = 1e-4  # norm of the gradient at which the optimum counts as reached
+_TOLERANCE = 1e-4  # norm of the gradient that counts as the optimum
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What was fitted: `logits = (features - mean) / std @ weights + biases`."""
+    """A fitted probe: `logits = (features - mean) / std @ weights + biases`."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -49,7 +49,7 @@ def fit(points: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2
       labels: int `[N]`.
     """
     mean, std = points.mean(axis=0), points.std(axis=0)
-    std = np.where(std > 1e-6 * std.max(), std, 1)  # a unit that never changes says nothing
+    std = np.where(std > 1e-6 * std.max(), std, 1)  # a constant unit tells nothing apart
     x, y = jnp.asarray((points - mean) / std), jnp.asarray(labels)
 
     def loss(params: dict[str, jax.Array]) -> jax.Array:
@@ -76,23 +76,23 @@ def fit(points: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2
     return Probe(mean, std, np.asarray(params["weights"]), np.asarray(params["biases"]))
 
 
-def classes_of(files: list[str]) -> list[str]:
+def classes_of(files: Sequence[str]) -> list[str]:
     """The folder of each file."""
     return [pathlib.PurePath(file).parent.name for file in files]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax.tools.probe", __doc__)
-    parser.add_argument("train", help="a file of python -m alexnet_jax.tools.features, to fit to")
-    parser.add_argument("test", help="another, to test on")
-    parser.add_argument("--l2", type=float, default=L2, help="weight of the penalty on large weights")
+    parser = command_line.Parser("alexnet_jax probe", __doc__)
+    parser.add_argument("train", help="the file of features to fit to")
+    parser.add_argument("test", help="the file of features to test on")
+    parser.add_argument("--l2", type=float, default=L2, help="weight decay (0.1)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
 
     (train_files, points), (test_files, test_points) = features.load(args.train), features.load(args.test)
     names = sorted(set(classes_of(train_files)))
-    if strange := sorted(set(classes_of(test_files)) - set(names)):
-        raise UserError(f"{args.test}: has the class {strange[0]}, but {args.train} only {', '.join(names)}")
+    if unknown := sorted(set(classes_of(test_files)) - set(names)):
+        raise UserError(f"{args.test}: has the class {unknown[0]}, but {args.train} only {', '.join(names)}")
     if len(names) < 2:
         raise UserError(
             f"{args.train}: has only the class {names[0]}; put the images of each in its own folder"
@@ -112,7 +112,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train accuracy {accuracies['train']:.2f} % of {len(labels)} images in {len(names)} classes")
         print(f"test accuracy  {accuracies['test']:.2f} % of {len(test_labels)} images")
     return 0
-
-
-if __name__ == "__main__":
-    command_line.command(main)

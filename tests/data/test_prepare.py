@@ -156,7 +156,7 @@ def test_nothing_but_bad_images(tmp_path):
 
 def command(folder: pathlib.Path, out: pathlib.Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "alexnet_jax.data.prepare", f"--source=folder:{folder}", f"--out={out}"),
+        *(sys.executable, "-m", "alexnet_jax", "prepare", f"--source=folder:{folder}", f"--out={out}"),
         *("--resize_size=64", "--shard_examples=20"),
     ]
 

@@ -17,8 +17,8 @@ import pytest
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.tools import demo
 from alexnet_jax.weights import pretrained
-from tests.test_features import net, photos  # noqa: F401  (fixtures)
-from tests.test_images import JPEG, png_header
+from tests.data.test_decode import JPEG, png_header
+from tests.tools.test_features import net, photos  # noqa: F401  (fixtures)
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -35,7 +35,7 @@ def test_an_answer_is_what_the_net_says(explain, net, photos):  # noqa: F811
     answer = explain(name.read_bytes())
     loaded = pretrained.read(net)
     square = loaded.preprocess.stored(name)
-    np.testing.assert_array_equal(answer.seen, square)
+    np.testing.assert_array_equal(answer.square, square)
     views = loaded.preprocess.ten_views(square[None])[:, 0]
     expected = np.asarray(jax.nn.softmax(loaded.model.apply(loaded.variables, views))).mean(axis=0)
     assert list(answer.classes) == [loaded.classes[i] for i in np.argsort(-expected)]
@@ -65,9 +65,9 @@ def test_maps_lie_row_by_row_and_no_answer_is_black():
     [
         (png_header(20_000, 20_000), "more than 100 million pixels"),
         (png_header(10_001, 10_001), "more than 100 million pixels"),
-        (SVG, "not a picture in a format"),
-        (b"hello", "not a picture in a format"),
-        (b"", "not a picture in a format"),
+        (SVG, "not a picture in a known format"),
+        (b"hello", "not a picture in a known format"),
+        (b"", "not a picture in a known format"),
         (JPEG[: len(JPEG) // 2], "damaged or cut short"),
     ],
 )
@@ -79,12 +79,14 @@ def test_what_is_no_picture_is_a_message(explain, data, said):
 
 def test_weights_without_a_classifier_still_show_what_they_see(net, photos, tmp_path):  # noqa: F811
     loaded = pretrained.read(net)
-    trunk = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
-    pretrained.save_pretrained(tmp_path / "trunk.npz", loaded.model, {"params": trunk}, loaded.preprocess)
-    partial = pretrained.read(tmp_path / "trunk.npz", partial=True)
+    convolutions = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
+    pretrained.save_pretrained(
+        tmp_path / "convolutions.npz", loaded.model, {"params": convolutions}, loaded.preprocess
+    )
+    partial = pretrained.read(tmp_path / "convolutions.npz", partial=True)
     answer = demo.explainer(partial, None)((photos / "dark" / "00.png").read_bytes())
     assert answer.classes == {} and answer.similar == []
-    x = loaded.preprocess.view(answer.seen[None])
+    x = loaded.preprocess.view(answer.square[None])
     seen = loaded.model.apply(loaded.variables, x, capture=("conv5",))[1]["conv5"]
     np.testing.assert_array_equal(answer.conv5, demo.maps_picture(np.asarray(jnp.asarray(seen)[0])))
 
@@ -113,7 +115,7 @@ def url(net, photos, tmp_path):  # noqa: F811
     with (
         open(tmp_path / "said", "w") as said,
         subprocess.Popen(
-            [sys.executable, "-m", "alexnet_jax.tools.demo", *arguments], stdout=said, stderr=said
+            [sys.executable, "-m", "alexnet_jax", "demo", *arguments], stdout=said, stderr=said
         ) as process,
     ):
         try:
@@ -150,7 +152,7 @@ def test_a_real_browser_shows_classes_maps_and_messages(url, photos, tmp_path): 
         wait_for(lambda: not find("#conv5 img"))
         upload(tmp_path / "page.svg")
         message = wait_for(lambda: find("#message")[0].text)
-        assert message.startswith("page.svg: not a picture in a format that is known here")
+        assert message.startswith("page.svg: not a picture in a known format")
     finally:
         browser.quit()
 
@@ -161,5 +163,5 @@ def test_a_port_that_is_taken_is_one_line(net):  # noqa: F811
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"--port={port}: cannot be served at"):
+        with pytest.raises(UserError, match=rf"--port={port}: cannot serve at this port"):
             demo.main([f"--weights={net}", f"--port={port}"])

@@ -7,7 +7,7 @@ import pytest
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.tools import export
 from alexnet_jax.weights import pretrained
-from tests.test_features import net  # noqa: F401  (a fixture)
+from tests.tools.test_features import net  # noqa: F401  (a fixture)
 
 
 def test_stablehlo_is_the_same_function(net):  # noqa: F811

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from PIL import Image
 
 from alexnet_jax import create_model
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import image_files
+from alexnet_jax.data import inference
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.tools import features, nearest, probe
 from alexnet_jax.weights import pretrained
@@ -64,10 +65,10 @@ def test_pool5_of_photographs_agrees_with_pytorch_and_separates_ants_from_bees(r
     loaded = pretrained.read(real_data / "torchvision_alexnet_features.npz", partial=True)
     sets = {}
     for split in ("train", "val"):
-        names = image_files.find([real_data / "hymenoptera" / split])
-        groups = list(features.extract(loaded, names, "pool5"))
-        points = np.concatenate([activities.reshape(len(group), -1) for group, activities in groups])
-        sets[split] = ([name for group, _ in groups for name in group], points)
+        names = inference.find([real_data / "hymenoptera" / split])
+        pairs = features.extract(loaded, names, "pool5")
+        files, rows = zip(*((file, row.ravel()) for file, row in pairs if row is not None), strict=True)
+        sets[split] = (files, np.stack(rows))
 
     files, points = sets["val"]
     with np.load(FIXTURES / "torchvision.npz") as recorded:
@@ -87,9 +88,8 @@ def test_pool5_of_photographs_agrees_with_pytorch_and_separates_ants_from_bees(r
     assert accuracy >= 0.91
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
-def test_the_command_writes_what_the_net_says(tmp_path, net, photos, suffix, capsys):
-    out = tmp_path / f"f{suffix}"
+def test_the_command_writes_the_net_s_activations(tmp_path, net, photos, capsys):
+    out = tmp_path / "f.npz"
     assert features.main([str(photos), f"--weights={net}", "--layer=fc7", f"--out={out}"]) == 0
     said = capsys.readouterr()
     assert "fc7 of 40 images, 32 each; 1 bad" in said.out
@@ -103,15 +103,23 @@ def test_the_command_writes_what_the_net_says(tmp_path, net, photos, suffix, cap
     np.testing.assert_allclose(points[[0, 39]], seen["fc7"], atol=1e-4, rtol=1e-4)
 
 
-def test_a_layer_that_is_not_there(tmp_path, net, photos):
+def test_features_are_written_as_npz_only(tmp_path, net, photos):
+    with pytest.raises(UserError, match=r"--out=.*f.parquet: features are written as .npz"):
+        features.main([str(photos), f"--weights={net}", f"--out={tmp_path / 'f.parquet'}"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_layer(tmp_path, net, photos):
     loaded = pretrained.read(net)
     with pytest.raises(UserError, match="no activation 'fc9'; it has conv1, activation1"):
         features.layer_function(loaded, "fc9")
-    trunk = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
-    path = tmp_path / "trunk.safetensors"
-    pretrained.save_pretrained(path, loaded.model, {"params": trunk}, loaded.preprocess)
+    convolutions = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
+    path = tmp_path / "convolutions.safetensors"
+    pretrained.save_pretrained(path, loaded.model, {"params": convolutions}, loaded.preprocess)
     partial = pretrained.read(path, partial=True)
-    with pytest.raises(UserError, match=r"--layer=activation6: .*trunk.safetensors has no fc6, fc7, fc8"):
+    with pytest.raises(
+        UserError, match=r"--layer=activation6: .*convolutions.safetensors has no fc6, fc7, fc8"
+    ):
         features.layer_function(partial, "activation6")
     image = partial.preprocess.stored(np.zeros((80, 80, 3), np.uint8))[None]
     np.testing.assert_array_equal(
@@ -120,19 +128,71 @@ def test_a_layer_that_is_not_there(tmp_path, net, photos):
 
 
 def test_find(photos, tmp_path):
-    assert len(image_files.find([photos])) == 41
-    assert image_files.find([photos / "dark" / "notes.txt"]) == [str(photos / "dark" / "notes.txt")]
+    assert len(inference.find([photos])) == 41
+    assert inference.find([photos / "dark" / "notes.txt"]) == [str(photos / "dark" / "notes.txt")]
     with pytest.raises(UserError, match=r"nowhere: no such file or folder"):
-        image_files.find(["nowhere"])
+        inference.find(["nowhere"])
     with pytest.raises(UserError, match="no images there"):
-        image_files.find([tmp_path])
+        inference.find([tmp_path])
 
 
 def test_leaving_in_the_middle_stops_the_threads(photos):
-    names = image_files.find([photos]) * 50
-    reading = image_files.decoded(names, Preprocess(72, 64), 4)
-    assert [name for name, _ in next(reading)] == names[:4]
-    reading.close()
+    names = inference.find([photos]) * 50
+    decode = inference.file_decoder(Preprocess(72, 64))
+    answers = inference.run_batches(lambda images: images, names, decode, (4,))
+    item, image, result = next(answers)
+    assert item == names[0]
+    np.testing.assert_array_equal(image, result)
+    answers.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("decode") and not finished(t)]
+
+
+def finished(thread: threading.Thread) -> bool:
+    thread.join(10)
+    return not thread.is_alive()
+
+
+def test_batches_have_few_sizes_and_answers_their_items():
+    """Bad images leave no gap; a pipe is answered as it comes, a sequence in full batches."""
+    sizes = []
+
+    def function(images):
+        sizes.append(len(images))
+        return {"sum": images.sum(axis=(1, 2, 3))}
+
+    def decode(number):
+        return None if number % 3 == 0 else np.full((2, 2, 3), number, np.uint8)
+
+    def check(items):
+        sizes.clear()
+        for item, answer in zip(
+            range(10), inference.run_batches(function, items, decode, (1, 4)), strict=True
+        ):
+            assert answer.item == item and (answer.image is None) == (item % 3 == 0)
+            assert answer.result is None if item % 3 == 0 else answer.result == {"sum": 12 * item}
+
+    check(list(range(10)))
+    assert sizes == [4, 4, 1]
+    check(range(10))
+    assert sizes == [4, 4, 1]
+    check(iter(range(10)))
+    assert set(sizes) <= {1, 4}
+
+
+def test_an_error_of_the_items_or_the_decoder_is_raised():
+    def items():
+        yield 1
+        raise OSError("the pipe broke")
+
+    def decode(number):
+        if number == 2:
+            raise OSError("the disk is gone")
+        return np.zeros((2, 2, 3), np.uint8)
+
+    with pytest.raises(OSError, match="the pipe broke"):
+        list(inference.run_batches(lambda images: images, items(), decode))
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(inference.run_batches(lambda images: images, [1, 2], decode))
 
 
 def test_nearest_is_brute_force():
@@ -164,7 +224,7 @@ def test_nearest_command(tmp_path, net, photos, capsys):
     assert len(answers) == 40 and all(len(a["nearest"]) == 3 for a in answers)
     with Image.open(picture) as image:
         assert image.size == (4 * 96 + 12, 40 * 96)
-    done = run("alexnet_jax.tools.nearest", tmp_path / "nothing.npz")
+    done = run("alexnet_jax", "nearest", tmp_path / "nothing.npz")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 

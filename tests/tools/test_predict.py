@@ -15,7 +15,7 @@ import pytest
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.tools import predict
 from alexnet_jax.weights import pretrained
-from tests.test_features import net, photos, run  # noqa: F401  (fixtures)
+from tests.tools.test_features import net, photos, run  # noqa: F401  (fixtures)
 
 
 def probabilities(path: pathlib.Path, name: str) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_text_and_bad_images(net, photos, capsys):  # noqa: F811
     good, bad = photos / "dark" / "00.png", photos / "dark" / "broken.jpg"
     assert predict.main([str(bad), str(good), f"--weights={net}"]) == 0
     said = capsys.readouterr()
-    assert f"{bad}: not a whole image" in said.err
+    assert f"{bad}: unreadable, or not a complete image" in said.err
     lines = said.out.splitlines()
     assert lines[0] == str(good) and len(lines) == 6 and " %  " in lines[1]
     with pytest.raises(UserError, match="none of the images can be read"):
@@ -62,7 +62,7 @@ def test_ten_views_are_averaged(net, photos):  # noqa: F811
 
 
 def test_paths_from_a_pipe_are_answered_as_they_come(net, photos):  # noqa: F811
-    command = [sys.executable, "-m", "alexnet_jax.tools.predict", f"--weights={net}", "--json"]
+    command = [sys.executable, "-m", "alexnet_jax", "predict", f"--weights={net}", "--json"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         for name in ("00.png", "broken.jpg", "02.png"):
             process.stdin.write(f"{photos / 'dark' / name}\n")
@@ -80,7 +80,7 @@ def test_a_file_name_that_is_not_utf8_comes_out_as_it_went_in(net, photos, tmp_p
             file.write((photos / "dark" / "00.png").read_bytes())
     except OSError:
         pytest.skip("this file system takes no such names")
-    command = [sys.executable, "-m", "alexnet_jax.tools.predict", os.fsdecode(tmp_path), f"--weights={net}"]
+    command = [sys.executable, "-m", "alexnet_jax", "predict", os.fsdecode(tmp_path), f"--weights={net}"]
     environment = {**os.environ, "PYTHONUTF8": "1"}
     done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
     assert done.returncode == 0 and done.stdout.splitlines()[0] == name
@@ -110,19 +110,19 @@ def test_standard_input_tells_images_from_paths():
 
 def test_without_a_classifier_it_says_so(tmp_path, net, photos):  # noqa: F811
     loaded = pretrained.read(net)
-    trunk = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
-    path = tmp_path / "trunk.npz"
-    pretrained.save_pretrained(path, loaded.model, {"params": trunk}, loaded.preprocess)
-    with pytest.raises(UserError, match=r"trunk.npz: no classifier, for fc6, fc7, fc8 are missing"):
+    convolutions = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
+    path = tmp_path / "convolutions.npz"
+    pretrained.save_pretrained(path, loaded.model, {"params": convolutions}, loaded.preprocess)
+    with pytest.raises(UserError, match=r"convolutions.npz: no classifier \(fc6, fc7, fc8 are missing\)"):
         predict.predictor(pretrained.read(path, partial=True), 5, 1)
-    done = run("alexnet_jax.tools.predict", photos, f"--weights={path}")
+    done = run("alexnet_jax", "predict", photos, f"--weights={path}")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "no classifier" in done.stderr
 
 
 def test_the_real_convolutions_have_no_classifier(real_data):
     weights = f"--weights={real_data}/torchvision_alexnet_features.npz"
-    with pytest.raises(UserError, match="no classifier, for fc6, fc7, fc8 are missing"):
+    with pytest.raises(UserError, match=r"no classifier \(fc6, fc7, fc8 are missing\)"):
         predict.main([f"{real_data}/imagenet_samples/val", weights])
 
 

@@ -1,4 +1,4 @@
-"""Training that starts from weights: what is taken over, what rests, what a run leaves."""
+"""Training that starts from weights: which layers are loaded, which are frozen, what a run leaves."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import image_files
+from alexnet_jax.data import inference
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.model import param_shapes
 from alexnet_jax.run import cached_features, checkpoint, logs
@@ -38,7 +38,7 @@ def weights(tiny, tmp_path):  # noqa: F811
 
 @pytest.fixture
 def finetune(tiny, weights):  # noqa: F811
-    """A config that starts from the weights with the convolutions at rest."""
+    """A config that starts from the weights with frozen convolutions."""
 
     def make(**overrides):
         base = {"init.path": str(weights), "mesh.data": 1, "optimizer.layer_rates": FROZEN, **STILL}
@@ -47,7 +47,7 @@ def finetune(tiny, weights):  # noqa: F811
     return make
 
 
-def test_layers_are_taken_over_and_the_head_is_new(finetune, weights, tmp_path):
+def test_layers_are_loaded_and_the_head_is_new(finetune, weights, tmp_path):
     run = training.build(finetune(), tmp_path / "run")
     assert set(run.start) == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"}
     np.testing.assert_array_equal(run.preprocess.std, STD)
@@ -56,13 +56,13 @@ def test_layers_are_taken_over_and_the_head_is_new(finetune, weights, tmp_path):
     state, _ = training.restore_or_init(run, checkpoints)
     checkpoints.close()
     saved = pretrained.read(weights).variables["params"]
-    for name, its in saved.items():
+    for name, layer in saved.items():
         if name != "fc8":
-            assert_same_bits(jax.device_get(state.params[name]), jax.device_get(its))
+            assert_same_bits(jax.device_get(state.params[name]), jax.device_get(layer))
     assert state.params["fc8"]["bias"].shape == (2, 5)
 
 
-def test_frozen_layers_rest_and_the_others_learn(finetune, weights, tmp_path):
+def test_frozen_layers_stay_and_the_others_learn(finetune, weights, tmp_path):
     assert training.train(finetune(), tmp_path / "run") == "done"
     before, after = pretrained.read(weights).variables["params"], final_params(tmp_path / "run")
     for name in cached_features.CONVOLUTIONS:
@@ -70,7 +70,7 @@ def test_frozen_layers_rest_and_the_others_learn(finetune, weights, tmp_path):
     assert not np.array_equal(before["fc6"]["kernel"], after["fc6"]["kernel"])
 
 
-def test_a_trunk_at_rest_is_computed_once_and_trains_the_same(finetune, tmp_path, monkeypatch):
+def test_cached_features_are_computed_once_and_train_the_same(finetune, tmp_path, monkeypatch):
     assert cached_features.is_frozen(finetune())
     for key in ("augment.crop", "augment.mirror"):
         assert not cached_features.is_frozen(finetune(**{key: True}))
@@ -92,7 +92,7 @@ def test_a_trunk_at_rest_is_computed_once_and_trains_the_same(finetune, tmp_path
             assert a[key] == pytest.approx(b[key], rel=1e-4)
 
 
-def test_maps_of_other_images_nets_weights_or_means_are_not_taken_for_these(finetune, tmp_path):
+def test_other_images_nets_weights_or_means_have_other_files(finetune, tmp_path):
     run = training.build(finetune(), tmp_path / "run")
     params = {
         **run.model.init(jax.random.key(0), np.zeros((1, 55, 55, 3), np.float32))["params"],
@@ -114,7 +114,7 @@ def test_maps_of_other_images_nets_weights_or_means_are_not_taken_for_these(fine
     assert len(names) == 5
 
 
-def test_a_trunk_at_rest_on_a_mesh(finetune, tmp_path):
+def test_cached_features_on_a_mesh(finetune, tmp_path):
     training.train(finetune(), tmp_path / "one")
     training.train(finetune(**{"mesh.data": 2, "mesh.column": 2}), tmp_path / "mesh")
     a, b = final_params(tmp_path / "one"), final_params(tmp_path / "mesh")
@@ -137,7 +137,7 @@ def test_a_run_s_weights_need_neither_its_config_nor_its_data(finetune, images, 
     assert loaded.classes == tuple(f"class{i}" for i in range(10)) and loaded.missing == ()
     np.testing.assert_array_equal(loaded.preprocess.std, STD)
     # predict is right as often as evaluation was.
-    names = image_files.find([images / "test"])
+    names = inference.find([images / "test"])
     answers = list(predict.predictions(loaded, names, topk=1))
     right = sum(a["predictions"][0]["class"] == pathlib.Path(a["file"]).parent.name for a in answers)
     assert 100 - 100 * right / len(names) == pytest.approx(status(workdir)["eval"]["top1_error"])

@@ -1,0 +1,137 @@
+"""Parses `--config` and the other flags of a run: absl's and ml_collections' flags with one-line errors."""
+
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from alexnet_jax.common.errors import UserError, did_you_mean
+
+_CONFIG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
+_HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
+
+
+def parse(define_flags: Callable[[], None], directory: pathlib.Path) -> bool:
+    """Defines the flags and parses `sys.argv`; prints the help and returns False if that was asked for.
+
+    `--config` may name a config of `directory`, whose `default.py` is taken if there is no `--config`.
+    `--config.KEY=None` sets a key of any type to None.
+
+    Args:
+      define_flags: called here, not before, because `DEFINE_config_file` reads `sys.argv`, and a mistake in a
+        flag file would end in a traceback.
+      directory: of the configs that come with the package.
+
+    Raises:
+      UserError: a flag or a config key is unknown, a value is of the wrong type, a config file is missing or
+        broken, or a word is not a flag.
+    """
+    sys.argv = _with_flag_files(sys.argv)
+    define_flags()
+    if _HELP & set(sys.argv):
+        module = define_flags.__module__
+        print(f"{sys.modules[module].__doc__}\n{flags.FLAGS.module_help(module)}")
+        return False
+    argv, path = _with_config(sys.argv, directory)
+    _parse(argv, path, sorted(file.stem for file in directory.glob("*.py")))
+    return True
+
+
+def gives_config(argv: list[str]) -> bool:
+    """Whether `argv` has a `--config`."""
+    return any(_CONFIG.fullmatch(word) for word in argv)
+
+
+def _with_flag_files(argv: list[str]) -> list[str]:
+    """`argv` with the lines of each `--flagfile` in its place."""
+    try:
+        return [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+    except (flags.Error, UnicodeError) as error:
+        raise UserError(
+            f"--flagfile: give a text file with a flag per line ({_one_line(_first(error))})"
+        ) from error
+
+
+def _with_config(argv: list[str], directory: pathlib.Path) -> tuple[list[str], str]:
+    """`argv` with one `--config=PATH`, the last that was given or the default, and that path."""
+    others, path = [], str(directory / "default.py")
+    words = iter(argv)
+    for word in words:
+        if match := _CONFIG.fullmatch(word):
+            path = next(words, "") if match[1] is None else match[1]
+        else:
+            others.append(word)
+    file = pathlib.Path(path.split(":", 1)[0])
+    if not file.is_file() and str(file.parent) in (".", "configs") and file.suffix in ("", ".py"):
+        shipped = directory / f"{file.stem}.py"
+        path = path.replace(str(file), str(shipped), 1) if shipped.is_file() else path
+    return [others[0], f"--config={path}", *others[1:]], path
+
+
+def _parse(argv: list[str], path: str, known: list[str]) -> None:
+    """Parses `argv` into `flags.FLAGS`."""
+    file = pathlib.Path(path.split(":", 1)[0])
+    if not file.is_file():
+        reason = (
+            "is a directory" if path and file.is_dir() else f"no such file; {did_you_mean(file.stem, known)}"
+        )
+        raise UserError(f"--config={path}: {reason}")
+    given = {match[1]: match[2] for word in argv if (match := _OVERRIDE.fullmatch(word))}
+    for key in given:
+        if not re.fullmatch(r"\w+\.\w+", key):
+            raise UserError(
+                f"--config.{key}: no such key; keys look like data.batch_size, see configs/default.py"
+            )
+    try:
+        # ml_collections cannot parse None, but takes it in its list of overrides.
+        rest = flags.FLAGS(
+            [word for word in argv if not (_OVERRIDE.fullmatch(word) and word.endswith("=None"))]
+        )
+        config: Any = flags.FLAGS["config"]
+        config.override_values.update({key: None for key, value in given.items() if value == "None"})
+        if not hasattr(config.value, "items"):  # raises here if the file cannot be loaded
+            raise UserError(_no_config(path))
+    except UserError:
+        raise
+    except Exception as error:
+        in_file = "whilst parsing config file" in str(error)  # then the message is a traceback
+        if isinstance(error, flags.Error) and not in_file:
+            raise UserError(_one_line(error)) from error
+        cause = _first(error) if in_file else error
+        raise UserError(_config_mistake(cause, path, list(given))) from error
+    if rest[1:]:
+        raise UserError(f"{rest[1]!r}: not a flag; flags look like --name=value")
+
+
+def _config_mistake(error: BaseException, path: str, overrides: list[str]) -> str:
+    """One line on a mistake in the config file or an override."""
+    text = _one_line(error)
+    if isinstance(error, AttributeError | KeyError) and (missing := re.search(r"'(\w+)", text)):
+        key = missing[1]
+        for override in overrides:
+            if key in override.split("."):
+                guess = re.search(r'Did you mean "(\w+)"', text)
+                hint = f"did you mean {guess[1]!r}?" if guess else "configs/default.py shows every key"
+                return f"--config.{override}: the config has no key {key!r}; {hint}"
+    if text.endswith("has no attribute 'get_config'"):
+        return f"--config={path}: has no function get_config(), which returns the config"
+    if "Attribute <class" in text:  # ml_collections' message about an override
+        return _no_config(path)
+    return f"--config={path}: the file is broken ({type(error).__name__}: {text})"
+
+
+def _no_config(path: str) -> str:
+    return f"--config={path}: its get_config() gives no config; it must return an ml_collections.ConfigDict"
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that was raised first, where others followed while it was handled."""
+    return _first(error.__context__) if error.__context__ else error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,186 @@
+"""The inference path: find and read images, decode them ahead of the net, batch, pad, run, un-pad."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.data.sources import Source
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+BATCH_SIZES = (1, 32)  # a single image, and many
+_BATCHES_AHEAD = 4  # batches that may be decoding or waiting
+
+Item = TypeVar("Item")
+Decoded = tuple[Item, np.ndarray | None]
+
+
+class Answer(NamedTuple, Generic[Item]):
+    """What the net computed for one item.
+
+    Attributes:
+      item: the file name, bytes or index that stands for the image.
+      image: uint8 `[S, S, 3]`, or None if the image is bad.
+      result: the item's row of each of the function's arrays, or None if the image is bad.
+    """
+
+    item: Item
+    image: np.ndarray | None
+    result: Any
+
+
+def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Lists files as given and the images in each folder, recursively, sorted by name.
+
+    Raises:
+      UserError: a path does not exist, or there is no image at all.
+    """
+    found: list[str] = []
+    for path in map(pathlib.Path, paths):
+        if not path.is_dir():
+            if not path.exists():
+                raise UserError(f"{path}: no such file or folder")
+            found.append(str(path))
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found += [str(p) for p in inside if not p.name.startswith(".")]
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths)) or 'no paths'}: no images there")
+    return found
+
+
+def file_decoder(preprocess: Preprocess) -> Callable[[str | bytes], np.ndarray | None]:
+    """Gives `decode(file)`: a path or an image file's bytes to uint8 `[S, S, 3]`, or None if it is bad."""
+
+    def decode(file: str | bytes) -> np.ndarray | None:
+        try:
+            return preprocess.decode(file if isinstance(file, bytes) else pathlib.Path(file).read_bytes())
+        except OSError:
+            return None
+
+    return decode
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceDecoder:
+    """Decodes a source's images by index and records their labels on the way.
+
+    Attributes:
+      labels: int32 `[N]`; the label of each index that was decoded.
+    """
+
+    source: Source
+    preprocess: Preprocess
+    labels: np.ndarray = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", np.zeros(len(self.source), np.int32))
+
+    def __call__(self, index: int) -> np.ndarray | None:
+        """uint8 `[S, S, 3]`, or None if the image is bad."""
+        (encoded,), (self.labels[index],) = self.source.read(np.array([index]))
+        return self.preprocess.decode(encoded)
+
+
+def run_batches(
+    function: Callable[[np.ndarray], Any],
+    items: Iterable[Item],
+    decode: Callable[[Item], np.ndarray | None],
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+) -> Iterator[Answer[Item]]:
+    """Runs `function` on the images of `items`; yields an answer for each item, in order.
+
+    Images are decoded by threads while earlier batches run, and a batch's results are fetched when the next
+    one is under way. A sequence is cut into full batches. Any other iterable, such as the lines of a pipe,
+    is answered as it trickles in: a batch is then whatever has arrived.
+
+    Args:
+      function: from uint8 `[B, S, S, 3]` to arrays (any pytree) whose first axis is B.
+      items: anything that stands for an image; iterating may block.
+      decode: from an item to uint8 `[S, S, 3]`, or None if the image is bad; called in threads.
+      batch_sizes: the values that B takes, ascending, so that no other shapes are compiled. A batch is padded
+        with zeros to the next of them.
+    """
+    batch_size = batch_sizes[-1]
+    pending: tuple[list[Decoded[Item]], Any] | None = None
+    with contextlib.closing(_decode_ahead(items, decode, batch_size)) as batches:
+        for batch in batches:
+            good = [image for _, image in batch if image is not None]
+            results = function(_padded(good, batch_sizes)) if good else None
+            if pending is not None:
+                yield from _answers(*pending)
+            pending = batch, results
+            if len(batch) < batch_size:  # nothing more has arrived yet: answer now
+                yield from _answers(*pending)
+                pending = None
+    if pending is not None:
+        yield from _answers(*pending)
+
+
+def _answers(batch: list[Decoded[Item]], results: Any) -> Iterator[Answer[Item]]:
+    results, row = jax.device_get(results), 0
+    for item, image in batch:
+        if image is None:
+            yield Answer(item, None, None)
+        else:
+            yield Answer(item, image, jax.tree.map(lambda values, row=row: values[row], results))
+            row += 1
+
+
+def _padded(images: list[np.ndarray], batch_sizes: Sequence[int]) -> np.ndarray:
+    size = min(size for size in batch_sizes if size >= len(images))
+    return np.pad(np.stack(images), [(0, size - len(images)), (0, 0), (0, 0), (0, 0)])
+
+
+def _decode_ahead(
+    items: Iterable[Item], decode: Callable[[Item], np.ndarray | None], batch_size: int
+) -> Generator[list[Decoded[Item]], None, None]:
+    """Batches of items with their images, decoded by threads up to `_BATCHES_AHEAD` batches ahead."""
+    waiting: queue.Queue[tuple[Item, Future[np.ndarray | None]] | None] = queue.Queue(
+        _BATCHES_AHEAD * batch_size
+    )
+    stopped = threading.Event()
+    pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+    failures: list[BaseException] = []
+
+    def feed() -> None:
+        try:
+            for item in items:
+                if stopped.is_set():
+                    break
+                waiting.put((item, pool.submit(decode, item)))
+        except BaseException as error:  # of the iterable, or of the pool after the reader has gone
+            failures.append(error)
+        finally:
+            waiting.put(None)
+
+    threading.Thread(target=feed, daemon=True).start()
+    try:
+        last = False
+        while not last:
+            ready = [waiting.get()]
+            while len(ready) < batch_size and ready[-1] is not None:
+                try:
+                    ready.append(waiting.get(block=isinstance(items, Sequence)))
+                except queue.Empty:
+                    break
+            last = ready[-1] is None
+            if batch := [(pair[0], pair[1].result()) for pair in ready if pair is not None]:
+                yield batch
+        if failures:
+            raise failures[0]
+    finally:
+        stopped.set()
+        while not waiting.empty():  # so that a feeder that waits for room sees `stopped`
+            waiting.get_nowait()
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,155 @@
+"""Trains a net, or goes on from its last checkpoint; --mode=eval tests it, --mode=summary counts it.
+
+    python -m alexnet_jax train --config=configs/default.py [--workdir=DIR] [--mode=train]
+    python -m alexnet_jax summary --config=configs/imagenet2012.py [--json]
+
+CONFIG is a file, or the name of one that comes with the package, such as imagenet2012. In a checkout,
+`python main.py` is the same.
+"""
+
+import dataclasses
+import datetime
+import importlib
+import json
+import pathlib
+import sys
+import types
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from alexnet_jax import config as configs
+from alexnet_jax.common import flag_parsing
+from alexnet_jax.common.command_line import EXIT_CODES
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.run import processes
+
+FLAGS = flags.FLAGS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `--mode` with the flags of `argv`, by default of the command line; returns the exit code."""
+    if argv is not None:
+        sys.argv = [sys.argv[0], *argv]  # where ml_collections looks for flags
+    directory = config_directory()
+    make_importable(directory)
+    if not flag_parsing.parse(define_flags, directory):
+        return 0
+    overrides = config_flags.get_override_values(FLAGS["config"])
+    config = None if FLAGS.mode == "eval" else configs.resolve(FLAGS.config, overrides)
+    if config is not None and FLAGS.mode == "summary":
+        return summarise(config)
+    place = processes.find(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+    with processes.job(place, FLAGS.start_timeout_seconds):
+        if config is None:
+            if FLAGS.workdir is None:
+                raise UserError("--workdir: missing; name the run to test")
+            config = configs.of_workdir(FLAGS.workdir, overrides)
+        refuse_other_flags(config)
+        if FLAGS.mode == "eval":
+            return test(config)
+        from alexnet_jax.train import train  # here, so that mistakes are reported sooner
+
+        workdir = FLAGS.workdir or fresh_workdir(config_flags.get_config_filename(FLAGS["config"]))
+        return EXIT_CODES[train(config, workdir)]
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file(
+        "config", None, "What to train, by default configs/default.py; --config.KEY=VALUE overrides a key."
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Directory of the run, new or to go on with; by default a fresh runs/<config>-<time>.",
+    )
+    flags.DEFINE_enum(
+        "mode",
+        "train",
+        ["train", "eval", "summary"],
+        "Train, test WORKDIR's last checkpoint, or count the net.",
+    )
+    flags.DEFINE_string("coordinator_address", None, "With several processes: host:port of process 0.")
+    flags.DEFINE_integer(
+        "num_processes", None, "How many processes; by default what the launcher says, else 1."
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "This process's number, from 0; by default what the launcher says."
+    )
+    flags.DEFINE_integer("start_timeout_seconds", 300, "How long the processes wait for each other.")
+    flags.DEFINE_bool("json", False, "With --mode=eval or --mode=summary: print JSON.")
+    flags.register_validator("workdir", lambda path: path != "", "name a directory, or leave the flag out")
+    flags.register_multi_flags_validator(
+        ["json", "mode"],
+        lambda values: not values["json"] or values["mode"] != "train",
+        "--json goes with --mode=eval or --mode=summary; training writes metrics.jsonl by itself",
+    )
+
+
+def config_directory() -> pathlib.Path:
+    """The configs that come with the package: inside it when installed, beside it in a checkout."""
+    package = pathlib.Path(__file__).parent
+    return next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
+
+
+def make_importable(directory: pathlib.Path) -> None:
+    """Lets `from configs import default` find the package's configs, after the user's own `configs`."""
+    try:
+        package = importlib.import_module("configs")
+    except ImportError:
+        package = sys.modules["configs"] = types.ModuleType("configs")
+        package.__path__ = []
+    package.__path__ = [*dict.fromkeys([*getattr(package, "__path__", []), str(directory)])]
+
+
+def fresh_workdir(config_path: str) -> pathlib.Path:
+    """`runs/<config>-<time>`, which does not exist yet."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = pathlib.Path("runs") / f"{pathlib.Path(config_path).stem}-{now}"
+    return next(
+        path
+        for n in range(1, 1000)
+        if not (path := base if n == 1 else base.with_name(f"{base.name}-{n}")).exists()
+    )
+
+
+def refuse_other_flags(config: configs.Config) -> None:
+    """Raises `UserError` in a process that was given other flags than process 0."""
+    own = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
+    first, values = json.loads(processes.from_first(json.dumps([own, json.loads(config.to_json())])))
+    different = [f"{key}: {first[key]!r} -> {own[key]!r}" for key in own if first[key] != own[key]]
+    different += configs.all_differences(configs.resolve(values), config)
+    if different:
+        raise UserError(
+            f"this process was given other flags than process 0 ({'; '.join(different)}); start all with "
+            "the same flags, apart from --process_id"
+        )
+
+
+def test(config: configs.Config) -> int:
+    """Tests the workdir's last checkpoint and prints the result."""
+    from alexnet_jax import evaluate
+
+    if flag_parsing.gives_config(sys.argv):
+        print(
+            f"note: --config is ignored: a run is tested with its own config, {FLAGS.workdir}/config.json",
+            file=sys.stderr,
+        )
+    result, step = evaluate.evaluate_workdir(config, pathlib.Path(FLAGS.workdir))
+    values = {"step": step, **dataclasses.asdict(result)}
+    if processes.is_first():
+        lines = "\n".join(f"{key:12} {value}" for key, value in values.items())
+        print(json.dumps(values) if FLAGS.json else lines)
+    return 0
+
+
+def summarise(config: configs.Config) -> int:
+    """Prints the table of the config's net."""
+    from alexnet_jax import evaluate
+    from alexnet_jax.tools import summary
+
+    num_classes = config.data.num_classes or evaluate.open_source(config, "train").num_classes
+    table = summary.summarise(configs.build_model(config, num_classes), config.data.image_size)
+    print(summary.as_json(table) if FLAGS.json else summary.as_table(table), end="")
+    return 0
