@@ -17,10 +17,9 @@ import time
 
 import jax
 
-from alexnet_jax import build
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
-from alexnet_jax.run import checkpoint
+from alexnet_jax.run import checkpoint, status
 from configs import default
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,9 +28,9 @@ SAVE_EVERY_SECONDS = 120
 
 def time_saves(workdir: pathlib.Path, runs: int) -> tuple[list[float], list[float]]:
     """Seconds that each of some saves holds the loop up, and seconds until each is written."""
-    run = build.build(configs.resolve(default.get_config()), workdir)
+    run = training.build(configs.resolve(default.get_config()), workdir)
     state = jax.block_until_ready(run.init_state())
-    checkpoints = checkpoint.Checkpoints(workdir, keep=3, about=training.about(run))
+    checkpoints = checkpoint.Checkpoints(workdir, keep=3, about=status.about(run.config, run.mesh))
     waited, whole = [], []
     for step in range(runs + 1):  # the first one compiles
         started = time.monotonic()
@@ -78,7 +77,7 @@ def main() -> None:
             fresh.append(time_first_step(root / f"run{n}", step=1))
             again.append(time_first_step(root / f"run{n}", step=2))
         print(f"first step after a fresh start: {_range(fresh[1:])}, after a restart: {_range(again[1:])}")
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {training.versions()}")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {status.versions()}")
 
 
 def _range(seconds: list[float]) -> str:

@@ -11,7 +11,7 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -19,8 +19,11 @@ from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError, closest, did_you_mean, vanished
 from alexnet_jax.data.classes import readable_names
 from alexnet_jax.data.records import Contents, RecordSource, contents_of, import_tfds, read_contents
-from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.data.statistics import ILSVRC, Statistics
 from alexnet_jax.data.tars import open_tars
+
+if TYPE_CHECKING:  # importing the config takes JAX, which readers of images do without
+    from alexnet_jax import config as configs
 
 EMBEDDED = pathlib.Path(__file__).parent / "fashion_mnist"
 KINDS = ("embedded", "tfds", "folder", "kaggle", "tars", "prepared")
@@ -380,3 +383,26 @@ def _instead_of_path(path: pathlib.Path) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# --- From a config --------------------------------------------------------------------------------
+
+
+def open_configured(data: "configs.Data", split: str) -> Source:
+    """The `train` or `test` images of a config.
+
+    Raises:
+      UserError: there is no such source, it is not whole, or it has another number of classes.
+    """
+    source = open_source(data.source, split, data_dir=data.data_dir)
+    if data.num_classes not in (None, source.num_classes):
+        raise UserError(
+            f"data.num_classes={data.num_classes}: data.source={data.source} has {source.num_classes} "
+            "classes; correct one of them"
+        )
+    return source
+
+
+def statistics_of(source: Source) -> Statistics:
+    """The source's own statistics, or the authors' of ILSVRC where it has none."""
+    return ILSVRC if source.statistics is None else source.statistics

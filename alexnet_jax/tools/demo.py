@@ -20,10 +20,9 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax import config as configs
-from alexnet_jax import evaluate
 from alexnet_jax.common import command_line, progress
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import decode, image_files
+from alexnet_jax.data import decode, image_files, sources
 from alexnet_jax.tools import features, nearest, predict
 from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
@@ -177,7 +176,7 @@ def _spread(names: list[str]) -> list[str]:
 
 
 def _test_images(workdir: pathlib.Path) -> list[tuple[str, bytes]]:
-    source = evaluate.open_source(configs.of_workdir(workdir), "test")
+    source = sources.open_configured(configs.of_workdir(workdir).data, "test")
     indices = np.linspace(0, len(source) - 1, min(len(source), GALLERY_IMAGES)).astype(int)
     encoded, labels = source.read(indices)
     return [(source.class_names[label], data) for data, label in zip(encoded, labels, strict=True)]
