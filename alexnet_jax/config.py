@@ -20,7 +20,6 @@ from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.common.typed import Bound, above, as_type, at_least, at_most, below, each, one_of
 
 FILE_NAME = "config.json"  # in a workdir
-
 MAX_EPOCHS = 1e6
 MAX_STEPS = 2**31 - 1  # steps are counted in an int32
 
@@ -166,7 +165,7 @@ def resolve(
     values = given.to_dict() if isinstance(given, ml_collections.ConfigDict) else copy.deepcopy(given)
     if not isinstance(values, dict):
         raise UserError(f"{values!r}: not a config, which has sections of keys, as in configs/default.py")
-    sections = typing.get_type_hints(Config)
+    sections: dict[str, Any] = {**typing.get_type_hints(Config), "model": dict}
     _check_keys(values, sections, "")
     for name in sections:
         if not isinstance(values[name], dict):
@@ -219,11 +218,7 @@ def steps_of(epochs: float, num_examples: int, batch_size: int) -> int:
 
 
 def in_steps(run: Run, name: str, num_examples: int, batch_size: int) -> int:
-    """`<name>_steps`, or `<name>_epochs` turned into steps (at least one).
-
-    Raises:
-      UserError: the epochs are more steps than can be counted.
-    """
+    """`<name>_steps`, or `<name>_epochs` in steps, at least one; raises `UserError` at `MAX_STEPS`."""
     steps = getattr(run, f"{name}_steps")
     if steps is None:
         epochs = getattr(run, f"{name}_epochs")
@@ -260,22 +255,18 @@ def _override(values: dict[str, Any], overrides: dict[str, Any]) -> None:
 def _section(kind: type, values: dict[str, Any], name: str) -> Any:
     hints = _hints(name)
     _check_keys(values, hints, f"{name}.")
-    typed = {key: as_type(values[key], hint, f"{name}.{key}") for key, hint in hints.items()}
-    return typed if name == "model" else kind(**typed)
+    return kind(**{key: as_type(values[key], hint, f"{name}.{key}") for key, hint in hints.items()})
 
 
 def _check_together(config: Config) -> None:
     """Raises `UserError` for values that do not fit each other."""
     data, run, rates = config.data, config.run, config.optimizer.layer_rates
-    if data.batch_size % data.micro_batches:
-        raise UserError(
-            f"data.micro_batches={data.micro_batches}: must divide data.batch_size={data.batch_size}"
-        )
-    if data.resize_size < data.image_size:
-        raise UserError(
-            f"data.resize_size={data.resize_size}: must be at least data.image_size={data.image_size}, the "
-            "side of the crops"
-        )
+    batch, parts = data.batch_size, data.micro_batches
+    if batch % parts:
+        raise UserError(f"data.micro_batches={parts}: must divide data.batch_size={batch}")
+    stored, side = data.resize_size, data.image_size
+    if stored < side:
+        raise UserError(f"data.resize_size={stored}: must be at least data.image_size={side}")
     net = build_model(config, num_classes=2)
     left_out = {*net.removed_layers, *(() if net.conv6 else ("conv6",))}
     layers = [layer for layer in model.LAYERS if layer not in left_out]

@@ -91,14 +91,10 @@ def check_columns(model: AlexNet, mesh: Mesh) -> None:
 
 
 def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, train: bool) -> Callable:
-    """The net over the mesh, from stored images to logits.
+    """The net over the mesh: `forward(params, images, key, example_ids)` gives logits `[B, num_classes]`.
 
-    Args:
-      view: turns this device's uint8 images into float32 inputs: `view(images, key, example_ids)`.
-
-    Returns:
-      `forward(params, images, key, example_ids)`: logits `[B, num_classes]`, split over the data axis;
-      random numbers are keyed by `key` and `example_ids` `[B]`.
+    `view(images, key, example_ids)` turns a device's uint8 images into float32 inputs; random numbers are
+    keyed by `key` and `example_ids` `[B]`.
     """
     check_columns(model, mesh)
     shards = mesh.shape[columns.COLUMN]
@@ -172,7 +168,7 @@ def make_train_step(
         if micro_batches == 1:
             gradients, sums = gradient(batch)
         else:
-            gradients, sums = _sum_over_parts(gradient, batch, micro_batches, mesh)
+            gradients, sums = columns.sum_over_parts(gradient, batch, micro_batches, mesh)
         examples = jnp.maximum(sums["examples"], 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / examples, gradients)
         updates, opt_state = optimizer.update(
@@ -212,23 +208,3 @@ def _with_metrics(
     total = state.bad_images + bad_images.astype(jnp.int32)
     metrics = {key: sums[key] / sums["steps"] for key in means}
     return state.replace(bad_images=total, sums=sums), {**metrics, "bad_images": total}
-
-
-def _sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
-    """The sum of `function` over so many parts of the batch, computed one after another.
-
-    Each device cuts its own examples, so none moves to another device.
-    """
-    devices = mesh.shape[columns.DATA]
-
-    def cut(x: Array) -> Array:
-        x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, columns.PART))
-
-    def add(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, function(part)), None
-
-    cut_batch = jax.tree.map(cut, batch)
-    result = jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut_batch))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
-    return jax.lax.scan(add, zeros, cut_batch)[0]

@@ -115,9 +115,9 @@ def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Ba
         records = cached_features.pooled_maps(path, run.model, params, run.preprocess, run.source)
         return cached_features.batches(records, data.batch_size, seed, start_step)
     part, parts = columns.process_slice(run.mesh)
-    sizes = {"batch_size": data.batch_size, "image_size": data.resize_size}
+    share = {"batch_size": data.batch_size, "host_index": part, "host_count": parts}
     return pipeline.train_batches(
-        run.source, **sizes, seed=seed, start_step=start_step, host_index=part, host_count=parts
+        run.source, image_size=data.resize_size, seed=seed, start_step=start_step, **share
     )
 
 
@@ -135,8 +135,7 @@ class Session:
 
     def save(self, step: int, *, last: bool = False) -> None:
         """Saves a checkpoint, as in `record.save`."""
-        run, log, record = self.run, self.log, self.record
-        save(self.checkpoints, log, run.workdir, step, self.state, record, last=last)
+        save(self.checkpoints, self.log, self.run.workdir, step, self.state, self.record, last=last)
 
     def write_status(self, name: str, step: int | None, message: str | None = None) -> None:
         """Writes `status.json`."""
@@ -148,8 +147,7 @@ class Session:
         """Writes the last status, and says how the run went and how to go on."""
         self.write_status(name, step, message)
         self.log.say(f"{name}{f': {message}' if message else ''}")
-        record = self.record
-        for line in status.farewell(self.run.workdir, name, record.evaluation, record.best_top1_error):
+        for line in status.farewell(self.run.workdir, name, self.record):
             self.log.say(line)
         return name
 
@@ -195,10 +193,13 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
             say=say,
         )
         stack.enter_context(contextlib.closing(checkpoints))
-        profile = profiler.Profile(run.workdir, config.run.profile_steps if first else 0, say)
-        stack.enter_context(contextlib.closing(profile))
+        profiled = config.run.profile_steps if first else 0
+        profile = stack.enter_context(contextlib.closing(profiler.Profile(run.workdir, profiled, say)))
         state, record = restore_or_init(run, checkpoints)
-        log = stack.enter_context(contextlib.closing(open_log(run, record, int(state.step))))
+        left, params = range(int(state.step), run.total_steps), run.abstract_state.params
+        log = stack.enter_context(contextlib.closing(status.open_log(run.workdir, record, left)))
+        for line in status.greeting(config, run.source, run.mesh, params, run.start, left):
+            log.say(line)
         yield Session(run, state, record, checkpoints, log, profile, stop)
 
 
@@ -220,23 +221,9 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[step
     if record.images != len(run.source) and not run.config.run.allow_changes:
         raise UserError(
             f"data.source={run.config.data.source}: {len(run.source):,} training images, but the run in "
-            f"{run.workdir} was begun with {record.images:,}; bring them back, or add "
-            "--config.run.allow_changes"
+            f"{run.workdir} was begun with {record.images:,}; bring them back, or set run.allow_changes"
         )
     return state, record
-
-
-def open_log(run: Run, record: Record, step: int) -> logs.Log:
-    """The log from a step on, with a greeting; lines written after that step are dropped."""
-    if not processes.is_first():
-        return logs.NoLog(processes.label())
-    logs.drop_metrics_after(run.workdir, step, evaluated=record.evaluated_step == step)
-    log = logs.RunLog(run.workdir, first_step=step, total_steps=run.total_steps)
-    log.say(f"workdir    {run.workdir}")
-    steps_left, params = range(step, run.total_steps), run.abstract_state.params
-    for line in status.greeting(run.config, run.source, run.mesh, params, run.start, steps_left):
-        log.say(line)
-    return log
 
 
 def loop(session: Session) -> str:
@@ -246,8 +233,8 @@ def loop(session: Session) -> str:
     if run.evaluates_at(step) and record.evaluated_step != step:  # was interrupted before this evaluation
         evaluate_and_log(session, step)
     in_flight = InFlight(run.mesh)
-    host_batches = open_batches(run, session.state.params, step)
-    batches = TrainingBatches(host_batches, run.mesh, run.source, log, in_flight)
+    images = open_batches(run, session.state.params, step)
+    batches = TrainingBatches(images, run.mesh, run.source, log, in_flight)
     meter = Meter(run.config, run.source, log, batches, step, run.total_steps)
     while step < run.total_steps and not record.plateau.finished:
         batch = next(batches)

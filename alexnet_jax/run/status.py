@@ -17,6 +17,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.common import faults
 from alexnet_jax.data.sources import Source
 from alexnet_jax.run import logs, processes
+from alexnet_jax.run.record import Record
 
 
 @contextlib.contextmanager
@@ -59,6 +60,16 @@ def about(config: configs.Config, mesh: Mesh) -> dict[str, Any]:
     return {"config": json.loads(config.to_json()), "versions": versions(), "device": device}
 
 
+def open_log(workdir: pathlib.Path, record: Record, steps: range) -> logs.Log:
+    """The log of the steps that are left; lines written after the first of them are dropped."""
+    if not processes.is_first():
+        return logs.NoLog(processes.label())
+    logs.drop_metrics_after(workdir, steps.start, evaluated=record.evaluated_step == steps.start)
+    log = logs.RunLog(workdir, first_step=steps.start, total_steps=steps.stop)
+    log.say(f"workdir    {workdir}")
+    return log
+
+
 def greeting(
     config: configs.Config, source: Source, mesh: Mesh, params: Any, start: Iterable[str], steps: range
 ) -> list[str]:
@@ -87,22 +98,15 @@ def greeting(
     return lines
 
 
-def farewell(
-    workdir: pathlib.Path, status: str, evaluation: dict[str, Any] | None, best: float | None
-) -> list[str]:
-    """Lines on the result of a run and what to do with it.
-
-    Args:
-      evaluation: the last one, as in `evaluate.Result`.
-      best: the lowest top-1 error in %.
-    """
+def farewell(workdir: pathlib.Path, status: str, record: Record) -> list[str]:
+    """Lines on the result of a run and what to do with it."""
     lines = []
-    if evaluation is not None:
+    if (evaluation := record.evaluation) is not None:
         views = evaluation["views"]
         lines.append(
             f"top-1 error {evaluation['top1_error']:.2f} %, top-5 error {evaluation['top5_error']:.2f} % "
             f"on {evaluation['examples']:,} images ({views} view{'s' if views > 1 else ''}); "
-            f"best top-1 error {best:.2f} %"
+            f"best top-1 error {record.best_top1_error:.2f} %"
         )
     lines.append(f"files      {workdir}: {logs.METRICS}, {logs.STATUS}, checkpoints/, net.json")
     lines.append(f"curves     tensorboard --logdir={workdir}")
