@@ -1,19 +1,20 @@
 """Augmentation on the device: random crop, mirror, PCA colour, mean subtraction, ten views.
 
 Images come as uint8 `[B, S, S, 3]` (256 x 256 in the paper) and leave as float32 in grey levels, 0-255 minus
-the mean. Each random choice is drawn by the example's place in the global batch, so that it is the same on
-any number of devices.
+the mean. Each random choice is keyed by the example's place in the global batch, so it is the same on any
+number of devices.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from alexnet_jax import config as configs
 
-COLOURS = ("none", "paper", "original")
+Array = jax.Array
 
 
 def _by_example(key: Array, example_ids: Array, draw: Callable[[Array], Array]) -> Array:
@@ -49,11 +50,10 @@ def colour_shift(
 ) -> Array:
     """Draws what section 4.1 adds to every pixel of an image: `[B, 3]`, in grey levels.
 
-    The shift is the sum over components i of `p_i * alpha_i * s_i` with alpha_i ~ N(0, 0.1), drawn once an
-    image. The paper has the eigenvalue itself for s_i. In grey levels that would drown the picture (0.1 *
-    14,830), so `paper` reads it with pixels in [0, 1]: s_i = 255 * (sqrt_eigenvalue / 255) ** 2. The code
-    that made the paper's numbers (`original`) has its square root: s_i = sqrt_eigenvalue, 2 to 13 times
-    as much.
+    The shift is the sum over components i of `p_i * alpha_i * s_i` with alpha_i ~ N(0, 0.1), drawn once per
+    image. In the paper s_i is the eigenvalue itself. In grey levels that would drown the picture (0.1 *
+    14,830), so `paper` takes pixels in [0, 1]: s_i = 255 * (sqrt_eigenvalue / 255) ** 2. The code behind the
+    paper's numbers (`original`) takes its square root: s_i = sqrt_eigenvalue, 2 to 13 times as much.
 
     Args:
       sqrt_eigenvalues: `[3]`, in grey levels.
@@ -64,48 +64,56 @@ def colour_shift(
     return (alphas * scale) @ eigenvectors.T
 
 
-def training_views(
-    images: Array,
-    key: Array,
-    example_ids: Array,
-    *,
-    mean: Array,
-    std: Array | float = 1.0,
-    size: int,
-    sqrt_eigenvalues: Array,
-    eigenvectors: Array,
-    crop: bool = True,
-    mirror: bool = True,
-    run_length: int = 1,
-    colour: str = "original",
-    colour_on: Array | bool = True,
-) -> Array:
-    """One random view of each image, as section 4.1 has it: `[B, size, size, 3]` float32.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Augment:
+    """Draws one random view of each training image, as section 4.1 describes.
 
-    Args:
-      images: `[B, S, S, 3]` uint8.
-      example_ids: `[B]`, places in the global batch.
+    Attributes:
+      config: what is drawn. With `colour="original"` the image is also divided by 1.1 in training, as in the
+        2012 code, "so that the scale stays as at test time".
+      size: side in pixels of the crops.
       mean: `[S, S, 3]` mean image or `[3]` mean colour, in grey levels; the mean image is cropped and
         mirrored with the picture, as in the 2012 code, which subtracts before it crops.
-      std: `[3]`, by which the result is divided in the end; 1 in the paper.
-      run_length: how many images in a row share a crop and a flip: 32 in the 2012 code, 1 in the paper.
-      colour: `none`, `paper` or `original`; the last also divides the image by 1.1 in training, "so that the
-        scale stays as at test time".
-      colour_on: whether the colour shift applies at this step (the 2012 run switched it off at epoch 68).
+      sqrt_eigenvalues, eigenvectors: of the colours, as in `colour_shift`.
+      std: `[3]`, by which the result is divided at the end; 1 in the paper.
+      colour_until_step: from this step on there is no colour shift (2012: epoch 68); None for never.
     """
-    view_key, colour_key = jax.random.split(key)
-    margin = images.shape[1] - size
-    offsets, flips = random_views(view_key, example_ids // run_length, margin, crop=crop, mirror=mirror)
-    view = functools.partial(_crop_and_mirror, size=size)
-    x = jax.vmap(view)(images, offsets, flips).astype(jnp.float32)
-    x -= jax.vmap(view, in_axes=(None, 0, 0))(mean, offsets, flips) if mean.ndim == 3 else mean
-    if colour == "none":
-        return x / std
-    shift = colour_shift(colour_key, example_ids, sqrt_eigenvalues, eigenvectors, formula=colour)
-    shifted = x + shift[:, None, None, :]
-    if colour == "original":
-        shifted /= 1.1
-    return jnp.where(colour_on, shifted, x) / std
+
+    config: configs.Augment
+    size: int
+    mean: Array
+    sqrt_eigenvalues: Array
+    eigenvectors: Array
+    std: Array | float = 1.0
+    colour_until_step: int | None = None
+
+    def __call__(self, images: Array, key: Array, example_ids: Array, step: Array) -> Array:
+        """The views, `[B, size, size, 3]` float32.
+
+        Args:
+          images: `[B, S, S, 3]` uint8.
+          example_ids: `[B]`, places in the global batch.
+          step: the number of steps done.
+        """
+        view_key, colour_key = jax.random.split(key)
+        margin, runs = images.shape[1] - self.size, example_ids // self.config.run_length
+        crop, mirror = self.config.crop, self.config.mirror
+        offsets, flips = random_views(view_key, runs, margin, crop=crop, mirror=mirror)
+        view = functools.partial(_crop_and_mirror, size=self.size)
+        x = jax.vmap(view)(images, offsets, flips).astype(jnp.float32)
+        mean = self.mean
+        x -= jax.vmap(view, in_axes=(None, 0, 0))(mean, offsets, flips) if mean.ndim == 3 else mean
+        formula = self.config.colour
+        if formula == "none":
+            return x / self.std
+        shift = colour_shift(
+            colour_key, example_ids, self.sqrt_eigenvalues, self.eigenvectors, formula=formula
+        )
+        shifted = x + shift[:, None, None, :]
+        if formula == "original":
+            shifted /= 1.1
+        colour_on = self.colour_until_step is None or step < self.colour_until_step
+        return jnp.where(colour_on, shifted, x) / self.std
 
 
 def centre_view(images: Array, *, mean: Array, std: Array | float = 1.0, size: int) -> Array:

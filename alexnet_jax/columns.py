@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.common.errors import UserError
@@ -95,3 +95,25 @@ def exchange(xs: Sequence[jax.Array], axis_name: str | None = None) -> list[jax.
     if axis_name is not None:
         whole = jax.lax.all_gather(whole, axis_name, axis=whole.ndim - 1, tiled=True)
     return [whole] * len(xs)
+
+
+def sum_over_parts(
+    function: Callable[[dict[str, jax.Array]], Any], batch: dict[str, jax.Array], parts: int, mesh: Mesh
+) -> Any:
+    """The sum of `function` over so many parts of a batch, computed one after another.
+
+    Each device cuts its own examples, so none moves to another device.
+    """
+    devices = mesh.shape[DATA]
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PART))
+
+    def add(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    cut_batch = jax.tree.map(cut, batch)
+    result = jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut_batch))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
+    return jax.lax.scan(add, zeros, cut_batch)[0]

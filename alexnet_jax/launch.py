@@ -119,7 +119,7 @@ def refuse_other_flags(config: configs.Config) -> None:
     own = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
     first, values = json.loads(processes.from_first(json.dumps([own, json.loads(config.to_json())])))
     different = [f"{key}: {first[key]!r} -> {own[key]!r}" for key in own if first[key] != own[key]]
-    different += configs.all_differences(configs.resolve(values), config)
+    different += configs.differences(configs.resolve(values), config, ignore_free=False)
     if different:
         raise UserError(
             f"this process was given other flags than process 0 ({'; '.join(different)}); start all with "
@@ -146,10 +146,10 @@ def test(config: configs.Config) -> int:
 
 def summarise(config: configs.Config) -> int:
     """Prints the table of the config's net."""
-    from alexnet_jax import evaluate
+    from alexnet_jax.data import sources
     from alexnet_jax.tools import summary
 
-    num_classes = config.data.num_classes or evaluate.open_source(config, "train").num_classes
+    num_classes = config.data.num_classes or sources.open_configured(config.data, "train").num_classes
     table = summary.summarise(configs.build_model(config, num_classes), config.data.image_size)
     print(summary.as_json(table) if FLAGS.json else summary.as_table(table), end="")
     return 0

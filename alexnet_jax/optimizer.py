@@ -3,8 +3,8 @@
     v = 0.9 v - 0.0005 * rate * w - rate * gradient
     w = w + v
 
-Section 5 of the paper; in the code of run 145 weight decay is on the weights alone and the biases have twice
-the rate of the weights.
+Section 5 of the paper; in the code of run 145 weight decay applies to the weights alone and the biases have
+twice the rate of the weights.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from alexnet_jax import config as configs
+
 Array = jax.Array
 
-SCHEDULES = ("plateau", "epochs", "exponential", "constant")
-
-# (step, drops so far) -> learning rate; drops is the state of the plateau rule, which others ignore.
+# (step, drops so far) -> learning rate; only the plateau rule counts drops.
 Schedule = Callable[[Array, Array], Array]
 
 
@@ -42,11 +42,6 @@ def step_decay(rate: float, factor: float, drop_steps: tuple[int, ...]) -> Sched
     return schedule
 
 
-def exponential(rate: float, factor: float, total_steps: int) -> Schedule:
-    """Decays evenly on a log scale to `factor` times the first rate at the last step (much like run 170)."""
-    return lambda step, drops: rate * jnp.float32(factor) ** (step / total_steps)
-
-
 def piecewise(schedule: Schedule, events: tuple[tuple[int, float], ...]) -> Schedule:
     """`schedule` until the first event, then each event's own rate from its step on."""
 
@@ -67,7 +62,7 @@ class Rates:
       weights: of the weights.
       biases: of the biases.
       events: by layer name, `(step, rate)` in the order of steps: from that step on all parameters of the
-        layer, weights and biases, have this rate. Before the first they are as those of other layers.
+        layer, weights and biases, have this rate; before the first, the rate of other layers.
     """
 
     weights: Schedule
@@ -92,28 +87,18 @@ def _is_weight(params: Any) -> Any:
 def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransformationExtraArgs:
     """`v = momentum * v - rate * gradient`, each parameter at its own rate; the update is v.
 
-    The rate multiplies before the momentum accumulates, so that a drop of the rate leaves v as it is, as in
-    2012; most libraries multiply after. A rate of 0 freezes: v rests and the parameter does not move, where
-    the rule alone would let it run on for some steps (so in the 2012 code, which skips such updates).
+    The gradient is scaled before the momentum accumulates it, as in 2012, so a drop of the rate leaves v as
+    it is; most libraries scale after. A rate of 0 freezes: v stays and the parameter does not move, where
+    the rule alone would let it coast for some steps (the 2012 code skips such updates, too).
 
-    Needs `step=` and `drops=` in `update`, and takes `rate_scale=`, by which every rate is multiplied; the
-    state holds v.
+    `update` needs `step=` and `drops=`; the state holds v.
     """
 
-    def update(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        step: Array,
-        drops: Array,
-        rate_scale: Array | float = 1.0,
-        **_: Any,
-    ) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, *, step: Array, drops: Array, **_: Any) -> Any:
         del params
 
         def move(path: Any, gradient: Array, v: Array) -> tuple[Array, Array]:
-            rate = (rate_scale * rates.of(_names(path))(step, drops)).astype(gradient.dtype)
+            rate = rates.of(_names(path))(step, drops).astype(gradient.dtype)
             new = momentum * v - rate * gradient
             return jnp.where(rate > 0, new, v), jnp.where(rate > 0, new, jnp.zeros_like(new))
 
@@ -137,25 +122,17 @@ def sgd_2012(
 
 
 @dataclasses.dataclass(frozen=True)
-class PlateauRule:
+class PlateauState:
     """ "Divide the learning rate by 10 when the validation error rate stopped improving" (section 5).
 
     The paper did it by hand, three times, then stopped; here it is a rule.
 
     Attributes:
-      patience_evals: evaluations without a new best error before the rate drops.
-      max_drops: drops before the end of training.
-      min_gain: what counts as better, in points of %.
+      best_error: lowest top-1 error so far, in %.
+      evals_since_best: evaluations since then.
+      drops: of the rate, so far.
+      finished: whether training is over.
     """
-
-    patience_evals: int
-    max_drops: int
-    min_gain: float
-
-
-@dataclasses.dataclass(frozen=True)
-class PlateauState:
-    """Best error in % and evaluations without a better one since; drops so far; whether training is over."""
 
     best_error: float = float("inf")
     evals_since_best: int = 0
@@ -163,13 +140,42 @@ class PlateauState:
     finished: bool = False
 
 
-def after_evaluation(rule: PlateauRule, state: PlateauState, error: float) -> PlateauState:
+def after_evaluation(config: configs.Optimizer, state: PlateauState, error: float) -> PlateauState:
     """The state after an evaluation with top-1 error `error` in %."""
-    if error < state.best_error - rule.min_gain:
+    if error < state.best_error:
         return dataclasses.replace(state, best_error=error, evals_since_best=0)
     waited = state.evals_since_best + 1
-    if waited < rule.patience_evals:
+    if waited < config.patience_evals:
         return dataclasses.replace(state, evals_since_best=waited)
-    if state.drops >= rule.max_drops:
+    if state.drops >= config.max_drops:
         return dataclasses.replace(state, evals_since_best=waited, finished=True)
     return dataclasses.replace(state, evals_since_best=0, drops=state.drops + 1)
+
+
+def make(
+    config: configs.Optimizer, steps_at: Callable[[float], int]
+) -> optax.GradientTransformationExtraArgs:
+    """The update rule with the config's schedules of weights, biases and single layers.
+
+    Args:
+      steps_at: the step at which so many epochs are complete.
+    """
+
+    def schedule(rate: float) -> Schedule:
+        match config.schedule:
+            case "plateau":
+                return plateau(rate, config.drop_factor)
+            case "epochs":
+                return step_decay(rate, config.drop_factor, tuple(map(steps_at, config.drop_epochs)))
+        return constant(rate)
+
+    bias_rate = config.bias_rate_factor * config.learning_rate
+    events: dict[str, tuple[tuple[int, float], ...]] = {}
+    for layer, epoch, rate in sorted(config.layer_rates, key=lambda event: event[1]):
+        events[layer] = (*events.get(layer, ()), (steps_at(epoch), rate))
+    rates = Rates(
+        weights=schedule(config.learning_rate),
+        biases=schedule(bias_rate) if config.bias_rate_drops else constant(bias_rate),
+        events=events,
+    )
+    return sgd_2012(rates, momentum=config.momentum, weight_decay=config.weight_decay)

@@ -16,10 +16,9 @@ import time
 
 import jax
 
-from alexnet_jax import build
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
-from alexnet_jax.run import checkpoint
+from alexnet_jax.run import checkpoint, status
 from benchmarks import tables
 from configs import default
 
@@ -28,9 +27,9 @@ SAVE_EVERY_SECONDS = 120
 
 def time_saves(workdir: pathlib.Path, runs: int) -> tuple[list[float], list[float]]:
     """For each save, the seconds that it blocks the loop and the seconds until it is written."""
-    run = build.build(configs.resolve(default.get_config()), workdir)
+    run = training.build(configs.resolve(default.get_config()), workdir)
     state = jax.block_until_ready(run.init_state())
-    checkpoints = checkpoint.Checkpoints(workdir, keep=3, metadata=training.about(run))
+    checkpoints = checkpoint.Checkpoints(workdir, keep=3, metadata=status.about(run.config, run.mesh))
     blocked, written = [], []
     for step in range(runs + 1):  # the first one compiles
         started = time.monotonic()
@@ -77,7 +76,7 @@ def main() -> None:
             fresh.append(time_first_step(root / f"run{n}", step=1))
             again.append(time_first_step(root / f"run{n}", step=2))
         print(f"first step after a fresh start: {_range(fresh[1:])}, after a restart: {_range(again[1:])}")
-    print(f"{tables.cores()} cores, load {os.getloadavg()[0]:.1f}; {training.versions()}")
+    print(f"{tables.cores()} cores, load {os.getloadavg()[0]:.1f}; {status.versions()}")
 
 
 def _range(seconds: list[float]) -> str:

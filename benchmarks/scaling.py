@@ -18,12 +18,14 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax import build, columns, evaluate, steps
+from alexnet_jax import columns, optimizer, steps
 from alexnet_jax import config as configs
 from alexnet_jax.common import command_line, flag_parsing
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import batches, sources
 from alexnet_jax.data.statistics import ILSVRC
 from alexnet_jax.model import AlexNet
+from alexnet_jax.run import inputs
 from alexnet_jax.tools import summary
 from benchmarks import collectives, scaling_text
 from benchmarks.collectives import Collective
@@ -73,9 +75,13 @@ class Step:
         size = config.data.resize_size
         statistics = dataclasses.replace(ILSVRC, mean_image=np.zeros((size, size, 3), np.float32))
         self.model: AlexNet = configs.build_model(config, num_classes)
-        preprocess = build.build_preprocess(config, pathlib.Path(), statistics, None)
-        self._optimizer = build.build_optimizer(config, _EXAMPLES, total_steps=1)
-        self._view = build.build_view(config, statistics, preprocess, _EXAMPLES)
+
+        def steps_at(epochs: float) -> int:
+            return configs.steps_of(epochs, _EXAMPLES, config.data.batch_size)
+
+        preprocess = inputs.new_preprocess(config, statistics)
+        self._optimizer = optimizer.make(config.optimizer, steps_at)
+        self._view = inputs.training_view(config.augment, preprocess, statistics, steps_at)
         self.operations_an_image = summary.operations(self.model, config.data.image_size, train=True)
 
     def arguments(self, batch_size: int) -> tuple[Any, Any]:
@@ -153,7 +159,7 @@ def report(config: configs.Config, num_classes: int, data: int, column: int, at:
     step, batch_size = Step(config, num_classes), config.data.batch_size
     mesh = columns.make_mesh(data, column)
     data, column = mesh.shape[columns.DATA], mesh.shape[columns.COLUMN]
-    evaluate.check_batch_size(batch_size, mesh)
+    batches.check_batch_size(batch_size, mesh)
     steps.check_columns(step.model, mesh)
     found, memory = step.compiled(mesh, batch_size)
     total, own = parameter_bytes(step.arguments(batch_size)[0], column)
@@ -233,7 +239,7 @@ def main() -> int:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     config = configs.resolve(FLAGS.config, config_flags.get_override_values(FLAGS["config"]))
-    num_classes = config.data.num_classes or evaluate.open_source(config, "train").num_classes
+    num_classes = config.data.num_classes or sources.open_configured(config.data, "train").num_classes
     machine = Machine(FLAGS.device_tflops, FLAGS.column_gbytes, FLAGS.data_gbytes, FLAGS.latency_us)
     values = report(config, num_classes, FLAGS.data, FLAGS.column, machine)
     print(

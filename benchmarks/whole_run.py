@@ -218,19 +218,20 @@ def bare(workdir: pathlib.Path, number: int) -> dict[str, Any]:
     host.keep_compiled()
     import jax
 
-    from alexnet_jax import build, evaluate, steps
     from alexnet_jax import config as configs
     from alexnet_jax import train as training
+    from alexnet_jax.data.batches import on_device
+    from alexnet_jax.run import meter, status
 
-    run = build.build(configs.of_workdir(workdir), workdir)
+    run = training.build(configs.of_workdir(workdir), workdir)
     state = run.init_state()
-    batches = build.open_batches(run, state.params, 0)
-    _, batch = next(evaluate.on_device(batches, run.mesh))
+    batches = training.open_batches(run, state.params, 0)
+    _, batch = next(on_device(batches, run.mesh))
     del batches  # ends the pipeline's threads
     for _ in range(2):
         state, metrics = run.train_step(state, batch)
     jax.block_until_ready(metrics)
-    in_flight, began = steps.InFlight(run.mesh), time.perf_counter()
+    in_flight, began = meter.InFlight(run.mesh), time.perf_counter()
     for _ in range(number):
         in_flight.make_room()
         state, metrics = run.train_step(state, batch)
@@ -244,7 +245,7 @@ def bare(workdir: pathlib.Path, number: int) -> dict[str, Any]:
             "device": jax.devices()[0].device_kind,
             "batch": data.batch_size,
             "image_size": data.image_size,
-            **training.versions(),
+            **status.versions(),
         },
     }
 

@@ -10,6 +10,8 @@ the peak, 15.35 % top-1 error (mean of seeds 0 to 2; 15.10 to 15.75).
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from alexnet_jax.config import model_placeholders
+
 
 def get_config() -> ml_collections.ConfigDict:
     """Every key there is, with its unit or reason; `placeholder(type)` is None until set to that type."""
@@ -27,34 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.model = {
         "variant": "original",  # run 145; or paper (its words), caffe, caffenet, torchvision
-        # Switches, None for the variant's own; `AlexNet` in alexnet_jax/model.py has the whole story.
-        "columns": placeholder(int),  # 2 in the paper; 1 makes every layer see everything
-        "cross_column_layers": placeholder(
-            tuple
-        ),  # layers before which the columns exchange their activities
-        "widths": placeholder(tuple),  # filters of conv1 to conv6, over all columns
-        "fc_widths": placeholder(tuple),  # units of fc6 and fc7, over all columns
-        "layer1": placeholder(str),  # what follows conv1: activation, lrn, map_norm, pool, in order
-        "layer2": placeholder(str),  # the same for conv2
-        "layer5": placeholder(str),  # the same for conv5
-        "activation": placeholder(str),  # relu or tanh
-        "norm": placeholder(bool),  # False leaves out every norm
-        "lrn_k": placeholder(float),  # section 3.3, as the next three
-        "lrn_alpha": placeholder(float),  # of each term of the sum
-        "lrn_beta": placeholder(float),
-        "lrn_size": placeholder(int),  # channels
-        "lrn_across_columns": placeholder(bool),  # True in Caffe's nets
-        "overlapping_pooling": placeholder(bool),  # False: 2 x 2, as in run 147 (72 pixels at least)
-        "padding": placeholder(tuple),  # of conv1 to conv5, in places
-        "rounding": placeholder(str),  # how outputs are rounded: 2012, caffe, torch
-        "removed_layers": placeholder(tuple),  # section 7: middle layers left out, as ("conv3",)
-        "conv6": placeholder(bool),  # section 7.2: a sixth convolution
-        "dropout": placeholder(float),  # share dropped of fc6's and fc7's outputs
-        "dropout_before": placeholder(bool),  # of their inputs instead
-        "dropout_scaled": placeholder(bool),  # scaled in training instead of at test time
-        "init_scheme": placeholder(str),  # paper (0.01 everywhere: slow at first), original, caffe, he, torch
-        "hidden_bias": placeholder(float),  # first bias of conv2, 4, 5, 6, fc6 and fc7; 1 in the paper
-        "compute_dtype": placeholder(str),  # float32, or bfloat16 with float32 parameters
+        # All other switches, such as norm or columns, are fields of `AlexNet` (alexnet_jax/model.py).
+        **model_placeholders(),
     }
     config.augment = {
         "crop": True,  # section 4.1
@@ -70,13 +46,11 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 0.0005,  # section 5
         "bias_rate_factor": 2.0,  # layer-params-145.cfg
         "bias_rate_drops": True,  # False: stays where it began, as for most of run 145
-        "schedule": "epochs",  # or plateau (section 5, by rule), exponential (much like run 170), constant
+        "schedule": "epochs",  # or plateau (section 5, as a rule), constant
         "drop_factor": 0.1,  # section 5
         "drop_epochs": (4.0,),  # the only drop there is time for
         "patience_evals": 3,  # for schedule=plateau
         "max_drops": 3,  # section 5: "reduced three times prior to termination"
-        "min_gain": 0.1,  # points of %
-        "final_factor": 0.001,  # for schedule=exponential
         "layer_rates": (),  # ("conv1", 68.0, 0.00001): from epoch 68 on conv1 has this rate of its own
     }
     config.mesh = {
@@ -101,7 +75,6 @@ def get_config() -> ml_collections.ConfigDict:
         "keep_checkpoints": 3,  # the newest; the best by validation error stays, too
         "keep_every_epochs": placeholder(float),  # one each so many stays for good
         "max_seconds": placeholder(float),  # for jobs with a time limit: saves and stops before
-        "max_step_backs": 0,  # on divergence: back to the last checkpoint at half the rate, so often
         "allow_changes": False,  # goes on in a workdir of another config
     }
     return config

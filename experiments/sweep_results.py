@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax import evaluate
+from alexnet_jax.data import sources
 from alexnet_jax.run import checkpoint, logs
 from alexnet_jax.tools import predictions
 from alexnet_jax.weights import pretrained
@@ -80,7 +80,7 @@ def _predictions(run: Run, views: int) -> predictions.Predictions:
     """A run's predictions for the test images, which are kept in its workdir."""
     path = run.workdir / f"predictions-{views}.npz"
     if not path.exists():
-        source = evaluate.open_source(run.config, "test")
+        source = sources.open_configured(run.config.data, "test")
         predictions.save(path, predictions.predict(pretrained.read(run.workdir), source, views=views))
     return predictions.load(path)
 

@@ -1,5 +1,6 @@
 """What the device does to an image, against NumPy given the same draws, and the statistics of the draws."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 from alexnet_jax import augment
+from alexnet_jax import config as configs
 from alexnet_jax.data.statistics import ILSVRC
+from configs import default
 
 STORED, SIZE = 40, 33  # a margin of 7, odd, so that the centre is not symmetric
 MEAN_IMAGE = np.random.default_rng(9).uniform(90, 130, (STORED, STORED, 3)).astype(np.float32)
@@ -19,15 +22,20 @@ def images_of(count, size=STORED):
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
+def augment_of(*, mean=MEAN_IMAGE, std=1.0, until=None, **keys):
+    """The default config's `Augment` with these keys of its section."""
+    section = dataclasses.replace(configs.resolve(default.get_config()).augment, **keys)
+    return augment.Augment(section, SIZE, jnp.asarray(mean), std=std, colour_until_step=until, **COLOURS)
+
+
 @functools.cache
-def views_of(**options):
-    defaults = {"size": SIZE, "mean": MEAN_IMAGE, **COLOURS}
-    named = {"colour_mean": {"mean": ILSVRC.mean_colour}, "image_mean": {}}[options.pop("mean", "image_mean")]
-    return jax.jit(functools.partial(augment.training_views, **{**defaults, **named, **options}))
+def views_of(mean="image_mean", **options):
+    means = {"colour_mean": ILSVRC.mean_colour, "image_mean": MEAN_IMAGE}
+    return jax.jit(functools.partial(augment_of(mean=means[mean], **options), step=jnp.int32(7)))
 
 
 def drawn(key, ids, run_length=1, **options):
-    """Offsets and flips that `training_views` draws from `key`."""
+    """Offsets and flips that `Augment` draws from `key`."""
     view_key, _ = jax.random.split(key)
     offsets, flips = augment.random_views(
         view_key, jnp.asarray(ids) // run_length, STORED - SIZE, **{"crop": True, "mirror": True, **options}
@@ -132,10 +140,10 @@ def test_colour_in_the_view():
     _, colour_key = jax.random.split(key)
     for formula, divisor in (("paper", 1.0), ("original", 1.1)):
         shift = np.asarray(augment.colour_shift(colour_key, jnp.asarray(ids), formula=formula, **COLOURS))
-        views = views_of(colour=formula)
-        on = views(images, key, ids, colour_on=jnp.asarray(True))
-        np.testing.assert_allclose(on, (plain + shift[:, None, None, :]) / divisor, atol=1e-3)
-        np.testing.assert_array_equal(views(images, key, ids, colour_on=jnp.asarray(False)), plain)
+        for until in (None, 8):  # the step is 7
+            on = views_of(colour=formula, until=until)(images, key, ids)
+            np.testing.assert_allclose(on, (plain + shift[:, None, None, :]) / divisor, atol=1e-3)
+        np.testing.assert_array_equal(views_of(colour=formula, until=7)(images, key, ids), plain)
 
 
 @pytest.mark.parametrize("run_length", [1, 3])
@@ -188,26 +196,18 @@ def test_std_divides_in_the_end():
     )
     for colour in ("none", "original"):
         plain = views_of(colour=colour)(images, key, ids)
-        divided = jax.jit(functools.partial(views_of(colour=colour), std=std))(images, key, ids)
+        divided = jax.jit(augment_of(colour=colour, std=std))(images, key, ids, 7)
         np.testing.assert_allclose(divided, plain / std, rtol=1e-5, atol=1e-6)
     for view in (augment.centre_view, augment.ten_views):
         plain = np.asarray(view(images, mean=MEAN_IMAGE, size=SIZE))
         np.testing.assert_allclose(view(images, mean=MEAN_IMAGE, size=SIZE, std=std), plain / std, rtol=1e-6)
 
 
-def test_stored_size_is_the_crop_size():
+def test_resize_size_is_the_crop_size():
     """No margin: the whole picture, and all five patches of the ten views are the same."""
     images = images_of(3, SIZE)
-    view = augment.training_views(
-        images,
-        jax.random.key(0),
-        jnp.arange(3),
-        mean=jnp.zeros(3),
-        size=SIZE,
-        mirror=False,
-        colour="none",
-        **COLOURS,
-    )
+    draw = augment_of(mean=jnp.zeros(3), mirror=False, colour="none")
+    view = draw(images, jax.random.key(0), jnp.arange(3), jnp.int32(0))
     np.testing.assert_array_equal(view, images)
     views = augment.ten_views(images, mean=jnp.zeros(3), size=SIZE)
     for i in range(5):

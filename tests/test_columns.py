@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from alexnet_jax import augment, columns, create_model, optimizer, steps
+from alexnet_jax import columns, create_model, optimizer, steps
+from alexnet_jax import config as configs
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.statistics import ILSVRC
+from alexnet_jax.run import inputs
+from configs import default
 from tests.reference import random_params, relative_error
 
 STORED, SIZE, BATCH, CLASSES = 80, 67, 8, 10
@@ -27,17 +31,14 @@ NETS = {
 }
 
 
+PREPROCESS = Preprocess(STORED, SIZE, mean=ILSVRC.mean_colour)
+VIEW = inputs.training_view(
+    configs.resolve(default.get_config()).augment, PREPROCESS, ILSVRC, steps_at=lambda epochs: 0
+)
+
+
 def view(images, key, example_ids, step=0):
-    del step
-    return augment.training_views(
-        images,
-        key,
-        example_ids,
-        mean=jnp.asarray(ILSVRC.mean_colour),
-        size=SIZE,
-        sqrt_eigenvalues=jnp.asarray(ILSVRC.pca_sqrt_eigenvalues),
-        eigenvectors=jnp.asarray(ILSVRC.pca_eigenvectors),
-    )
+    return VIEW(images, key, example_ids, step)
 
 
 def batch_of(seed):

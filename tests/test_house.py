@@ -23,16 +23,15 @@ BELOW = {
     "optimizer": ("config",),
     "steps": ("config", "optimizer"),
     "data": ("augment", "columns"),
-    "run": ("data",),
+    "run": ("data", "optimizer"),
     "weights": ("run", "variants"),
     "evaluate": ("steps", "weights"),
-    "build": ("evaluate",),
-    "train": ("build",),
+    "train": ("evaluate",),
     "tools": ("evaluate",),
     "launch": ("train", "tools"),
 }
 # What does not keep to it yet.
-DEBTS = {("config", "augment"), ("config", "optimizer")}
+DEBTS = set()
 
 
 def modules() -> dict[str, pathlib.Path]:

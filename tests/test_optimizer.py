@@ -1,6 +1,6 @@
 """The update rule against a loop in float64 NumPy; schedules as tables; the plateau rule by hand."""
 
-import math
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from alexnet_jax import config as configs
 from alexnet_jax import optimizer
-from alexnet_jax.optimizer import PlateauRule, PlateauState, Rates
+from alexnet_jax.optimizer import PlateauState, Rates
+from configs import default, run170
 
 SHAPES = {"conv1": {"kernel": (2, 3, 4), "bias": (2, 4)}, "fc8": {"kernel": (2, 5, 3), "bias": (2, 3)}}
 
@@ -131,13 +133,18 @@ def test_schedule_of_run_145(step, rates):
         assert schedule(jnp.int32(step), jnp.int32(0)) == pytest.approx(rate, rel=1e-6)
 
 
-@pytest.mark.parametrize(("step", "rate"), [(0, 0.02), (250, 0.02 / 10**0.5), (500, 0.002), (1000, 0.0002)])
-def test_exponential_schedule(step, rate):
-    """Run 170: the same factor at every step."""
-    schedule = optimizer.exponential(0.02, 0.01, 1000)
-    assert schedule(jnp.int32(step), jnp.int32(0)) == pytest.approx(rate, rel=1e-5)
-    ahead = schedule(jnp.int32(step + 1), jnp.int32(0)) / schedule(jnp.int32(step), jnp.int32(0))
-    assert ahead == pytest.approx(math.exp(math.log(0.01) / 1000), rel=1e-6)
+@pytest.mark.parametrize(
+    ("epoch", "rate"), [(0, 0.01), (23.7, 0.01), (23.8, 0.00158740), (47.5, 0.000251984), (71.25, 0.00004)]
+)
+def test_schedule_of_run_170(epoch, rate):
+    """Four steps by equal factors, to a 250th."""
+    config = configs.resolve(run170.get_config()).optimizer
+    rule = optimizer.make(config, lambda epoch: round(1000 * epoch))
+    params = {"conv2": {"kernel": jnp.zeros(())}}
+    gradients = jax.tree.map(jnp.ones_like, params)
+    step = jnp.int32(1000 * epoch)
+    updates, _ = rule.update(gradients, rule.init(params), params, step=step, drops=jnp.int32(0))
+    assert -updates["conv2"]["kernel"] == pytest.approx(rate, rel=1e-5)
 
 
 def test_constant_and_plateau_schedules():
@@ -147,6 +154,10 @@ def test_constant_and_plateau_schedules():
             assert optimizer.constant(0.01)(*at) == pytest.approx(0.01)
             assert optimizer.step_decay(0.01, 0.1, ())(*at) == pytest.approx(0.01)
             assert optimizer.plateau(0.01, 0.1)(*at) == pytest.approx(0.01 / 10**drops, rel=1e-6)
+
+
+def plateau_rule(**keys):
+    return dataclasses.replace(configs.resolve(default.get_config()).optimizer, schedule="plateau", **keys)
 
 
 def follow(rule, errors):
@@ -165,39 +176,32 @@ GOING, NAN = False, float("nan")
     ("rule", "errors", "expected"),
     [
         pytest.param(
-            PlateauRule(patience_evals=2, max_drops=3, min_gain=0.0),
+            plateau_rule(patience_evals=2, max_drops=3),
             [90, 80, 80, 81, 79, 85, 79.5, 79, 79, 79, 78, 79, 78, 77],
             # Two evaluations no better than 80 drop the rate, 79 is a gain, then pairs without one.
             [(0, GOING)] * 3 + [(1, GOING)] * 3 + [(2, GOING)] * 2 + [(3, GOING)] * 4 + [(3, True)] * 2,
             id="the paper: three drops, then the end, from which nothing returns",
         ),
         pytest.param(
-            PlateauRule(patience_evals=1, max_drops=1, min_gain=0.0),
+            plateau_rule(patience_evals=1, max_drops=1),
             [50, 50, 50],
             [(0, GOING), (1, GOING), (1, True)],
             id="the same error is no gain",
         ),
         pytest.param(
-            PlateauRule(patience_evals=1, max_drops=5, min_gain=1.0),
-            [50, 49.5, 48.9, 48.0, 47.0],
-            # 49.5 gains too little over 50, 48.9 enough; 48.0 too little over 48.9, 47.0 enough.
-            [(0, GOING), (1, GOING), (1, GOING), (2, GOING), (2, GOING)],
-            id="a gain below min_gain is none, and small gains add up over the best",
-        ),
-        pytest.param(
-            PlateauRule(patience_evals=3, max_drops=1, min_gain=0.0),
+            plateau_rule(patience_evals=3, max_drops=1),
             [50, 51, 51, 49, 50, 50, 50],
             [(0, GOING)] * 6 + [(1, GOING)],
             id="a gain starts the patience anew",
         ),
         pytest.param(
-            PlateauRule(patience_evals=1, max_drops=0, min_gain=0.0),
+            plateau_rule(patience_evals=1, max_drops=0),
             [50, 49, 49],
             [(0, GOING), (0, GOING), (0, True)],
             id="without drops it only stops early",
         ),
         pytest.param(
-            PlateauRule(patience_evals=1, max_drops=2, min_gain=0.0),
+            plateau_rule(patience_evals=1, max_drops=2),
             [NAN, 90, NAN],
             [(1, GOING), (1, GOING), (2, GOING)],
             id="NaN is no gain",

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from alexnet_jax import augment, columns, create_model, evaluate, optimizer, steps
+from alexnet_jax import config as configs
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.statistics import ILSVRC
+from alexnet_jax.run import inputs, meter
+from configs import default
 from tests.reference import random_params, relative_error, softmax
 
 SIZE, STORED, CLASSES = 67, 73, 12
@@ -68,7 +71,7 @@ class Result:
 @pytest.mark.parametrize(("platform", "most"), [("cpu", 0), ("gpu", 2), ("tpu", 2)])
 def test_the_host_runs_so_many_steps_ahead(platform, most):
     device = type("Device", (), {"platform": platform})
-    in_flight = steps.InFlight(type("Mesh", (), {"devices": np.array([device])}))
+    in_flight = meter.InFlight(type("Mesh", (), {"devices": np.array([device])}))
     assert in_flight.is_idle()
     results = [Result() for _ in range(5)]
     for number, result in enumerate(results, 1):
@@ -196,17 +199,14 @@ def test_ten_view_loss_where_probabilities_underflow(params):
     assert sums["top5_errors"] == 2  # the third place is shared by ten classes; class 2 is second
 
 
+VIEW = inputs.training_view(
+    configs.resolve(default.get_config()).augment, PREPROCESS, ILSVRC, steps_at=lambda epochs: 0
+)
+
+
 def random_view(images, key, example_ids, step):
     assert step.dtype == jnp.int32
-    return augment.training_views(
-        images,
-        key,
-        example_ids,
-        mean=jnp.asarray(MEAN),
-        size=SIZE,
-        sqrt_eigenvalues=jnp.asarray(ILSVRC.pca_sqrt_eigenvalues),
-        eigenvectors=jnp.asarray(ILSVRC.pca_eigenvectors),
-    )
+    return VIEW(images, key, example_ids, step)
 
 
 FROZEN = optimizer.sgd_2012(optimizer.Rates(optimizer.constant(0.0), optimizer.constant(0.0)))

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from alexnet_jax import build, evaluate
 from alexnet_jax import config as configs
+from alexnet_jax import optimizer as optimizers
 from alexnet_jax import train as training
+from alexnet_jax.data.batches import on_device
 from alexnet_jax.tools import summary
 from tests import tiny as narrow
 
@@ -111,10 +112,10 @@ def test_parameters_by_the_layer_file(name):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_each_trains(name, images, tmp_path):
     """Two steps, by which each layer moves whose rate is not 0."""
-    run = build.build(config_of(name, **narrowed(config_of(name), images)), tmp_path)
+    run = training.build(config_of(name, **narrowed(config_of(name), images)), tmp_path)
     state = run.init_state()
     before = jax.device_get(state.params)
-    batches = evaluate.on_device(build.open_batches(run, state.params, 0), run.mesh)
+    batches = on_device(training.open_batches(run, state.params, 0), run.mesh)
     for _ in range(2):
         state, metrics = run.train_step(state, next(batches)[1])
         assert math.isfinite(metrics["loss"])
@@ -140,7 +141,7 @@ def test_cnn_star_nearly_freezes_conv1():
         by_layer.setdefault(layer, []).append((epoch, rate))
     assert by_layer["conv1"] == [(0.0, 1e-4), (5.0, 1e-5), (7.0, 0.0)]
     examples = 1_281_167
-    optimizer = build.build_optimizer(config, examples, total_steps=540_000)
+    optimizer = optimizers.make(config.optimizer, lambda epoch: configs.steps_of(epoch, examples, 128))
     params = {name: {"kernel": jnp.ones(()), "bias": jnp.ones(())} for name in ("conv1", "conv2", "fc8")}
     state = optimizer.init(params)
     gradients = jax.tree.map(jnp.ones_like, params)

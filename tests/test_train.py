@@ -1,5 +1,6 @@
 """The loop on real images and a narrow net: resume, evaluation, schedules, bad images, divergence."""
 
+import functools
 import gzip
 import json
 import pathlib
@@ -13,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import build as building
 from alexnet_jax import columns, evaluate, steps
 from alexnet_jax import config as configs
+from alexnet_jax import optimizer as optimizers
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import prepare
+from alexnet_jax.data import prepare, sources
+from alexnet_jax.data.batches import on_device
 from alexnet_jax.data.preprocess import Preprocess
-from alexnet_jax.run import checkpoint, logs
+from alexnet_jax.run import checkpoint, inputs, logs
+from alexnet_jax.run import meter as meter_module
 from configs import default
 from tests import tiny as narrow
 
@@ -95,13 +98,12 @@ def test_trains_evaluates_saves_and_says_so(tiny, tmp_path):
 def test_rates_are_of_the_steps_that_are_done(tiny, monkeypatch):
     """A run goes on from step 10; a step takes a second, a test of the net a hundred."""
     config, now, lines = tiny(**{"mesh.data": 1, "run.log_every_steps": 4}), [0.0], {}
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
-    run = types.SimpleNamespace(config=config, total_steps=100, epoch=float, source=Images(range(60)))
+    monkeypatch.setattr(meter_module.time, "monotonic", lambda: now[0])
     log = types.SimpleNamespace(
         metrics=lambda step, epoch, values: lines.update({step: values}), restart_clock=lambda step: None
     )
     batches = types.SimpleNamespace(wait_seconds=0.0)
-    meter = training.Meter(run, log, batches, 10)
+    meter = meter_module.Meter(config, Images(range(60)), log, batches, 10, total_steps=100)
     metrics = {"loss": jnp.float32(1), "top1_error": jnp.float32(90), "bad_images": jnp.int32(0)}
     for step in range(11, 23):
         if step not in (11, 12, 15):  # else the step before has been waited for
@@ -264,7 +266,7 @@ def test_the_plateau_rule_lowers_the_rate_and_then_ends_the_run(tiny, tmp_path):
     )
     assert training.train(config, tmp_path) == "done"
     assert status(tmp_path)["step"] == 6
-    _, record = checkpoint.Checkpoints(tmp_path).restore(building.build(config, tmp_path).abstract_state)
+    _, record = checkpoint.Checkpoints(tmp_path).restore(training.build(config, tmp_path).abstract_state)
     assert (record["plateau"]["drops"], record["plateau"]["finished"]) == (1, True)
 
 
@@ -388,7 +390,7 @@ def test_the_2012_schedule_by_epoch(tiny):
     config = configs.resolve(original.get_config())
     examples = 1_261_406  # ILSVRC-2010
     per_epoch = examples / config.data.batch_size
-    optimizer = building.build_optimizer(config, examples, total_steps=round(93 * per_epoch))
+    optimizer = optimizers.make(config.optimizer, lambda epoch: configs.steps_of(epoch, examples, 128))
     params = {name: {"kernel": jnp.zeros(()), "bias": jnp.zeros(())} for name in ("conv1", "conv2")}
     ones = jax.tree.map(jnp.ones_like, params)
 
@@ -422,9 +424,10 @@ def test_the_2012_schedule_by_epoch(tiny):
 
 def test_colour_noise_ends_at_its_epoch(tiny):
     config = tiny(**{"augment.colour_until_epochs": 1.0, "augment.crop": False, "augment.mirror": False})
-    source = evaluate.open_source(config, "train")
+    source = sources.open_configured(config.data, "train")
     preprocess = Preprocess(60, 60, mean=np.zeros(3, np.float32))
-    view = building.build_view(config, evaluate.statistics_of(source), preprocess, len(source))
+    steps_at = functools.partial(configs.steps_of, num_examples=len(source), batch_size=8)
+    view = inputs.training_view(config.augment, preprocess, sources.statistics_of(source), steps_at)
     images = jnp.full((8, 60, 60, 3), 100, jnp.uint8)
     until = configs.steps_of(1.0, len(source), 8)
     before, after = (view(images, jax.random.key(0), jnp.arange(8), step=step) for step in (until - 1, until))
@@ -433,9 +436,9 @@ def test_colour_noise_ends_at_its_epoch(tiny):
 
 
 def test_state_is_donated(tiny, tmp_path):
-    run = building.build(tiny(**{"mesh.data": 1}), tmp_path)
+    run = training.build(tiny(**{"mesh.data": 1}), tmp_path)
     state = run.init_state()
-    batch = next(evaluate.on_device([_batch()], run.mesh))[1]
+    batch = next(on_device([_batch()], run.mesh))[1]
     kernel = state.params["fc6"]["kernel"]
     run.train_step(state, batch)
     assert kernel.is_deleted()
@@ -451,7 +454,7 @@ def _batch():
 
 
 def test_shardings_are_as_stated(tiny, tmp_path):
-    run = building.build(tiny(**{"mesh.data": 2, "mesh.column": 2}), tmp_path)
+    run = training.build(tiny(**{"mesh.data": 2, "mesh.column": 2}), tmp_path)
     state = run.init_state()
     for leaf in jax.tree.leaves(state.params):
         assert leaf.sharding.spec == columns.PARAMETERS

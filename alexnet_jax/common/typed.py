@@ -1,30 +1,80 @@
-"""Values as the types that they should have, or a line that names the one that is not."""
+"""Converts config values to their declared types and checks their bounds."""
 
+import dataclasses
 import math
 import numbers
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from alexnet_jax.common.errors import UserError
 
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string", tuple: "a tuple"}
-_ABSTRACT = {int: numbers.Integral, float: numbers.Real}  # of which NumPy's numbers are, too
+_ABSTRACT = {int: numbers.Integral, float: numbers.Real}  # NumPy's numbers are these, too
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A condition on a value besides its type, for `Annotated[type, bound]`; None always passes.
+
+    Attributes:
+      holds: whether a value meets it.
+      words: what the message says, such as "must be above 0".
+    """
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def at_least(low: float) -> Bound:
+    return Bound(lambda value: value >= low, f"must be {low} or more")
+
+
+def above(low: float) -> Bound:
+    return Bound(lambda value: value > low, f"must be above {low}")
+
+
+def below(high: float) -> Bound:
+    return Bound(lambda value: value < high, f"must be below {high:,}")
+
+
+def at_most(high: float) -> Bound:
+    return Bound(lambda value: value <= high, f"must be at most {high:,.0f}")
+
+
+def one_of(*choices: Any) -> Bound:
+    return Bound(lambda value: value in choices, f"choose one of {', '.join(map(str, choices))}")
+
+
+def each(low: float, high: float) -> Bound:
+    """The bound of all numbers of a tuple."""
+    words = f"each must be at least {low} and at most {high:,.0f}"
+    return Bound(lambda values: all(low <= value <= high for value in values), words)
 
 
 def as_type(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type that `hint` says.
+    """`value` as the type that `hint` declares.
 
-    Whole numbers count as floats, NumPy's numbers as Python's, and lists as tuples; True and False are no
+    Integers count as floats, NumPy's numbers as Python's, and lists as tuples; True and False are not
     numbers, and floats are finite.
 
     Args:
-      hint: `bool`, `int`, `float`, `str`, a `tuple[...]` of these or of such tuples, or one of them `| None`.
-      key: what the value is called in a complaint.
+      hint: `bool`, `int`, `float`, `str`, a `tuple[...]` of these or of such tuples, one of them `| None`, or
+        one of all these within `Annotated` with its `Bound`s.
+      key: the name of the value in error messages.
 
     Raises:
-      UserError: it is not of that type, nor all that is in it.
+      UserError: the value, or one inside a tuple, has another type or is out of bounds.
     """
+    if typing.get_origin(hint) is typing.Annotated:
+        kind, *notes = typing.get_args(hint)
+        value = as_type(value, kind, key)
+        for bound in (note for note in notes if isinstance(note, Bound)):
+            if value is not None and not bound.holds(value):
+                or_none = ", or None" if isinstance(kind, types.UnionType) else ""
+                raise UserError(f"{key}={value!r}: {bound.words}{or_none}")
+        return value
     if isinstance(hint, types.UnionType):
         option = next(option for option in hint.__args__ if option is not types.NoneType)
         return None if value is None else as_type(value, option, key)
@@ -36,7 +86,7 @@ def as_type(value: Any, hint: Any, key: str) -> Any:
     if kind is float:
         try:
             value = float(value)
-        except OverflowError:  # a whole number of hundreds of digits
+        except OverflowError:  # an integer of hundreds of digits
             value = math.inf
         if not math.isfinite(value):
             raise UserError(f"{key}={value!r}: must be finite")

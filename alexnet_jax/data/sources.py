@@ -4,7 +4,7 @@ A source gives encoded bytes and labels by index and knows its classes; decoding
 """
 
 import pathlib
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -12,8 +12,11 @@ from alexnet_jax.common.errors import UserError, closest, did_you_mean
 from alexnet_jax.data.folders import open_folder
 from alexnet_jax.data.kaggle import open_kaggle
 from alexnet_jax.data.records import open_prepared, open_tfds
-from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.data.statistics import ILSVRC, Statistics
 from alexnet_jax.data.tars import open_tars
+
+if TYPE_CHECKING:  # importing the config takes JAX, which readers of images do without
+    from alexnet_jax import config as configs
 
 EMBEDDED = pathlib.Path(__file__).parent / "fashion_mnist"
 _OPEN_PATH = {"folder": open_folder, "kaggle": open_kaggle, "tars": open_tars, "prepared": open_prepared}
@@ -94,3 +97,26 @@ def _suggest_path(path: pathlib.Path) -> str:
     parent = next(p for p in path.absolute().parents if p.exists())
     close = closest(path.name, [other.name for other in parent.iterdir()])
     return f"did you mean {parent / close}?" if close else f"the nearest existing folder is {parent}"
+
+
+# --- From a config --------------------------------------------------------------------------------
+
+
+def open_configured(data: "configs.Data", split: str) -> Source:
+    """The `train` or `test` images of a config.
+
+    Raises:
+      UserError: there is no such source, it is not whole, or it has another number of classes.
+    """
+    source = open_source(data.source, split, data_dir=data.data_dir)
+    if data.num_classes not in (None, source.num_classes):
+        raise UserError(
+            f"data.num_classes={data.num_classes}: data.source={data.source} has {source.num_classes} "
+            "classes; correct one of them"
+        )
+    return source
+
+
+def statistics_of(source: Source) -> Statistics:
+    """The source's own statistics, or the authors' of ILSVRC where it has none."""
+    return ILSVRC if source.statistics is None else source.statistics

@@ -1,4 +1,4 @@
-"""What a run says: metrics as JSON lines, TensorBoard, status, progress on the terminal."""
+"""The log of a run: metrics as JSON lines, TensorBoard events, status, progress on the terminal."""
 
 import json
 import os
@@ -27,9 +27,9 @@ def write_failure(workdir: pathlib.Path, message: str) -> None:
 
 
 def drop_metrics_after(workdir: pathlib.Path, step: int, *, evaluated: bool = True) -> None:
-    """Forgets the metrics beyond a restored `step`, and a line that a crash left unfinished.
+    """Drops the metrics after a restored `step`, and a line that a crash left unfinished.
 
-    Without `evaluated` an evaluation at `step` itself goes, too: it came after the checkpoint.
+    Without `evaluated`, also an evaluation at `step` itself: it came after the checkpoint.
     """
     path = workdir / METRICS
     if not path.exists():
@@ -47,7 +47,7 @@ def drop_metrics_after(workdir: pathlib.Path, step: int, *, evaluated: bool = Tr
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, oldest first; one that is not finished yet is left out."""
+    """The lines of a run's `metrics.jsonl`, oldest first, without an unfinished one."""
     lines = (pathlib.Path(workdir) / METRICS).read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -55,8 +55,8 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
 class RunLog:
     """Writes metrics to `metrics.jsonl` and TensorBoard, and shows progress on standard error.
 
-    On a terminal the progress is a bar; elsewhere (a pipe, a notebook, a batch job) it is a plain line each
-    time metrics are written.
+    Progress is a bar on a terminal, and elsewhere (a pipe, a notebook, a batch job) a plain line each time
+    metrics are written.
     """
 
     def __init__(self, workdir: pathlib.Path, *, first_step: int, total_steps: int):
@@ -65,11 +65,11 @@ class RunLog:
 
         self._path = workdir / METRICS
         self._metrics = open(self._path, "a", buffering=1)  # noqa: SIM115  (closed in close)
-        # TensorBoard's own writer has a thread, which would print a traceback where the disk is full.
+        # TensorBoard's own writer has a thread, which prints a traceback when the disk is full.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._events = RecordWriter(open(workdir / name, "wb"))  # noqa: SIM115
         self._event(first_step, file_version="brain.Event:2")
-        # TensorBoard then forgets what an interrupted run drew beyond its last checkpoint.
+        # TensorBoard then drops the points of an interrupted run after its last checkpoint.
         self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._total = total_steps
         self._start = (time.monotonic(), first_step)
@@ -83,12 +83,12 @@ class RunLog:
         )
 
     def restart_clock(self, step: int) -> None:
-        """Reckons the time left by the steps after this one."""
+        """Estimates the time left from the steps after this one."""
         self._start = (time.monotonic(), step)
         self._bar.unpause()
 
     def advance(self) -> None:
-        """One step more on the bar."""
+        """Moves the bar by one step."""
         self._bar.update()
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
@@ -97,7 +97,7 @@ class RunLog:
         Raises:
           OSError: the file cannot be written, or is no longer there.
         """
-        os.stat(self._path)  # writing to a file that was removed would fail in silence
+        os.stat(self._path)  # writing to a removed file would fail silently
         self._metrics.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
         for name, value in values.items():
             self._value(step, tag=name, simple_value=value)
@@ -116,7 +116,7 @@ class RunLog:
         self._value(step, tag=name, image=png)
 
     def sync(self) -> None:
-        """Returns when the metrics are on disk: a checkpoint must not outlive the lines before it."""
+        """Waits until the metrics are on disk: a checkpoint must not outlive the lines before it."""
         os.fsync(self._metrics.fileno())
 
     def say(self, line: str) -> None:
@@ -125,7 +125,7 @@ class RunLog:
         sys.stderr.flush()
 
     def say_own(self, line: str) -> None:
-        """Prints a line on what other processes do not know of."""
+        """Prints a line that concerns this process only."""
         self.say(line)
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class RunLog:
 
 
 class NoLog:
-    """The log of a process that has none, for process 0 writes for all; it says only what it alone knows."""
+    """Stands in for the log where process 0 writes for all; prints only what concerns this process."""
 
     def __init__(self, label: str):
         self._label = label
@@ -175,11 +175,13 @@ class NoLog:
         del line
 
     def say_own(self, line: str) -> None:
-        """Prints a line, and whose it is."""
+        """Prints a line with the name of this process."""
         print(f"{self._label}{line}", file=sys.stderr, flush=True)
 
     def close(self) -> None: ...
 
+
+Log = RunLog | NoLog
 
 _LABELS = {
     "train/loss": ("loss", "{:.3f}"),
@@ -207,10 +209,10 @@ def as_png(pixels: np.ndarray) -> bytes:
 
 
 def filters_image(kernel: np.ndarray, *, across: int = 16, zoom: int = 3) -> np.ndarray:
-    """conv1's filters as in Figure 3: `[columns, h, w, 3, O]` to one picture `[H, W, 3]` uint8.
+    """Draws conv1's filters as in Figure 3: `[columns, h, w, 3, O]` to one picture `[H, W, 3]` uint8.
 
-    The filters of the first column stand above those of the second, each stretched to the full range about
-    its mid-grey.
+    The filters of the first column are above those of the second, each scaled to the full range around
+    mid-grey.
     """
     rows = []
     for column in np.asarray(kernel, np.float32):

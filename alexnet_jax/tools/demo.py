@@ -19,10 +19,9 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax import config as configs
-from alexnet_jax import evaluate
 from alexnet_jax.common import command_line, progress
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import decode, inference
+from alexnet_jax.data import decode, inference, sources
 from alexnet_jax.tools import features, nearest, predict
 from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
@@ -163,7 +162,7 @@ def _spread(values: Sequence[Any]) -> list[Any]:
 
 def _test_images(workdir: pathlib.Path) -> list[tuple[str, str | bytes]]:
     """Class names and encoded images."""
-    source = evaluate.open_source(configs.of_workdir(workdir), "test")
+    source = sources.open_configured(configs.of_workdir(workdir).data, "test")
     encoded, labels = source.read(np.array(_spread(range(len(source)))))
     return [(source.class_names[label], data) for data, label in zip(encoded, labels, strict=True)]
 

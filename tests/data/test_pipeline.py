@@ -8,18 +8,18 @@ import subprocess
 import sys
 import threading
 import time
-import types
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import columns, evaluate, steps, train
+from alexnet_jax import columns
 from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import decode, pipeline, record_files, records, sources, tfds_metadata
-from alexnet_jax.run import logs
+from alexnet_jax.data.batches import on_device
+from alexnet_jax.run import logs, meter
 from tests import peak
 
 
@@ -308,10 +308,9 @@ class Step:
 def test_a_slow_source_shows_in_the_wait_for_input(read_seconds, step_seconds, least, most):
     mesh, source = columns.make_mesh(1, 1), Disk(100, read_seconds)
     host = pipeline.train_batches(source, batch_size=8, resize_size=4, seed=0)
-    in_flight = steps.InFlight(mesh)
-    run, log = types.SimpleNamespace(mesh=mesh, source=source), logs.NoLog("here")
-    batches = train.TrainingBatches(run, log, host, in_flight)
-    for step in range(5):  # as in train.py, except for the step
+    in_flight = meter.InFlight(mesh)
+    batches = meter.TrainingBatches(host, mesh, source, logs.NoLog("here"), in_flight)
+    for step in range(5):  # as the loop of train.py, except for the step
         next(batches)
         in_flight.make_room()
         in_flight.add(Step(step_seconds))
@@ -335,7 +334,7 @@ def test_the_next_batch_is_on_the_devices_ahead_of_time(monkeypatch):
             yield batch
 
     monkeypatch.setattr(jax, "make_array_from_process_local_data", recorded)
-    ahead, arrays = evaluate.on_device(batches(), mesh), len(("image", "label", "weight"))
+    ahead, arrays = on_device(batches(), mesh), len(("image", "label", "weight"))
     assert not taken
     for n in range(4):
         host, batch = next(ahead)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from alexnet_jax import build
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.run import checkpoint, logs
@@ -55,7 +54,7 @@ class Outcome:
 
 @pytest.fixture(scope="session")
 def abstract_state(config, tmp_path_factory):
-    return build.build(config(), tmp_path_factory.mktemp("unused")).abstract_state
+    return training.build(config(), tmp_path_factory.mktemp("unused")).abstract_state
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,10 @@ from typing import Any
 
 import jax
 
-from alexnet_jax import build
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.common import files
-from alexnet_jax.run import checkpoint, logs
+from alexnet_jax.run import checkpoint, logs, status
 from tests.faults import runs
 
 # What is killed, one process after another.
@@ -128,7 +127,7 @@ class Harness:
     def _outcome(self, workdir: pathlib.Path) -> dict[str, Any]:
         """What must be the same, whatever happened: read back from the last checkpoint and the metrics."""
         config = configs.of_workdir(workdir)
-        restored = checkpoint.Checkpoints(workdir).restore(build.build(config, workdir).abstract_state)
+        restored = checkpoint.Checkpoints(workdir).restore(training.build(config, workdir).abstract_state)
         assert restored is not None
         state, record = restored
         return {
@@ -197,7 +196,7 @@ def report(results: list[dict[str, Any]], seed: int) -> int:
     for phase, its in by_phase.items():
         print(f"{phase:12} {len(its):5} {sum(its):10}")
     same = sum(result["identical"] for result in results)
-    versions = ", ".join(f"{k} {v}" for k, v in training.versions().items())
+    versions = ", ".join(f"{k} {v}" for k, v in status.versions().items())
     kills = sum(len(result["killed"]) for result in results)
     print(f"\n{same} of {len(results)} identical ({kills} kills, seed {seed})")
     print(f"{sum(r['set_aside'] for r in results)} checkpoints were set aside as damaged")

@@ -7,8 +7,7 @@ import types
 
 import pytest
 
-from alexnet_jax import build as building
-from alexnet_jax import steps
+from alexnet_jax import optimizer, steps
 from alexnet_jax import train as training
 from alexnet_jax.common import command_line
 from alexnet_jax.data import pipeline
@@ -34,7 +33,7 @@ def send(number):
 
 
 MOMENTS = {
-    "build": lambda patch, send: during(patch, building, "build_optimizer", send),
+    "build": lambda patch, send: during(patch, optimizer, "make", send),
     "compile": lambda patch, send: during(patch, steps, "summed_cross_entropy", send),
     "prefetch": lambda patch, send: during(patch, pipeline, "_decode_into", send, calls=3),
     "step": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=7),

@@ -1,0 +1,55 @@
+"""Places batches on the mesh and names images that cannot be read."""
+
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from alexnet_jax import columns
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data.sources import Source
+
+HostBatch = dict[str, np.ndarray]
+DeviceBatch = dict[str, jax.Array]
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
+    """Raises `UserError` if a batch does not divide over the devices, or their parts into micro-batches."""
+    parts = mesh.shape[columns.DATA]
+    if batch_size % parts:
+        raise UserError(
+            f"data.batch_size={batch_size}: does not divide over the {parts} devices of mesh.data; "
+            f"use a multiple, such as {-(-batch_size // parts) * parts}"
+        )
+    if batch_size // parts % micro_batches:
+        raise UserError(
+            f"data.micro_batches={micro_batches}: does not divide the {batch_size // parts} images of a "
+            "batch on each device of mesh.data"
+        )
+
+
+def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBatch, DeviceBatch]]:
+    """Each host batch with its arrays on the mesh; the transfer of the next one has already begun."""
+    sharding, (_, slices) = NamedSharding(mesh, columns.BATCH), columns.process_slice(mesh)
+    ahead = None
+    for batch in batches:
+        placed = {
+            key: jax.make_array_from_process_local_data(
+                sharding, batch[key], (len(batch[key]) * slices, *batch[key].shape[1:])
+            )
+            for key in ("image", "label", "weight")
+        }
+        if ahead is not None:
+            yield ahead
+        ahead = batch, placed
+    if ahead is not None:
+        yield ahead
+
+
+def bad_images(batch: HostBatch, source: Source, named: set[int]) -> Iterator[str]:
+    """A line for each unreadable image of a host batch that is not yet in `named`; adds it there."""
+    for index in batch["index"][batch["weight"] == 0].tolist():
+        if index >= 0 and index not in named:  # -1 marks the padding of the last batch of a test
+            named.add(index)
+            yield f"bad image, left out: {source.name(index)}"

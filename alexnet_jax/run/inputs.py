@@ -1,0 +1,59 @@
+"""The images of a run: opened alike by all processes, and what the net sees of them."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax import augment
+from alexnet_jax import config as configs
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import sources
+from alexnet_jax.data.preprocess import TORCHVISION, Preprocess
+from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.run import processes
+
+
+def open_source(data: configs.Data, split: str) -> sources.Source:
+    """The `train` or `test` images of a config.
+
+    Raises:
+      UserError: as in `sources.open_configured`, or the processes of the run do not find the same images.
+    """
+    source = sources.open_configured(data, split)
+    found = f"{len(source):,} {split} images of {source.num_classes} classes"
+    if (first := processes.from_first(found)) != found:
+        raise UserError(
+            f"data.source={data.source}: has {found} here, but {first} for process 0; give all processes "
+            "the same images"
+        )
+    return source
+
+
+def new_preprocess(config: configs.Config, statistics: Statistics) -> Preprocess:
+    """The preprocessing of a net that starts from random weights."""
+    data = config.data
+    mean = statistics.mean(config.augment.mean, data.resize_size)
+    # torchvision's net reads numbers of about 1, all others grey levels.
+    std = TORCHVISION.std if config.model["variant"] == "torchvision" else np.ones(3, np.float32)
+    return Preprocess(data.resize_size, data.image_size, mean=mean, std=std)
+
+
+def training_view(
+    config: configs.Augment, preprocess: Preprocess, statistics: Statistics, steps_at: Callable[[float], int]
+) -> augment.Augment:
+    """What a net with this preprocessing sees of training images with these statistics.
+
+    Args:
+      steps_at: the step at which so many epochs are complete.
+    """
+    until = config.colour_until_epochs
+    return augment.Augment(
+        config,
+        size=preprocess.crop_size,
+        mean=jnp.asarray(preprocess.mean),
+        std=jnp.asarray(preprocess.std),
+        sqrt_eigenvalues=jnp.asarray(statistics.pca_sqrt_eigenvalues),
+        eigenvectors=jnp.asarray(statistics.pca_eigenvectors),
+        colour_until_step=None if until is None else steps_at(until),
+    )

@@ -1,0 +1,118 @@
+"""The status of a run: how failures are reported, what a run prints first and last, versions."""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import math
+import pathlib
+import platform
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from alexnet_jax import config as configs
+from alexnet_jax.common import faults
+from alexnet_jax.data.sources import Source
+from alexnet_jax.run import logs, processes
+from alexnet_jax.run.record import Record
+
+
+@contextlib.contextmanager
+def explained_faults(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns errors that are not the program's into a `Fault` or `UserError` of one line."""
+    try:
+        yield
+    except BaseException as error:
+        known = faults.explain(error, workdir)
+        if known is None or known is error:
+            raise
+        raise known from error
+
+
+@contextlib.contextmanager
+def reported_failures(workdir: pathlib.Path) -> Iterator[None]:
+    """Writes the status `running`, and `failed` with the reason if anything raises or the process dies."""
+    if processes.is_first():
+        logs.write_status(workdir, "running")
+        processes.on_death(functools.partial(logs.write_failure, workdir))
+    try:
+        yield
+    except BaseException as error:
+        reason = faults.explain(error, workdir) or f"{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            if processes.is_first():
+                logs.write_failure(workdir, str(reason))
+        raise
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that the result of a run depends on."""
+    names = ("jax", "flax", "optax", "orbax-checkpoint")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def about(config: configs.Config, mesh: Mesh) -> dict[str, Any]:
+    """What a checkpoint's metadata says of its origin: config, versions, device."""
+    device = mesh.devices.flat[0].device_kind
+    return {"config": json.loads(config.to_json()), "versions": versions(), "device": device}
+
+
+def open_log(workdir: pathlib.Path, record: Record, steps: range) -> logs.Log:
+    """The log of the steps that are left; lines written after the first of them are dropped."""
+    if not processes.is_first():
+        return logs.NoLog(processes.label())
+    logs.drop_metrics_after(workdir, steps.start, evaluated=record.evaluated_step == steps.start)
+    log = logs.RunLog(workdir, first_step=steps.start, total_steps=steps.stop)
+    log.say(f"workdir    {workdir}")
+    return log
+
+
+def greeting(
+    config: configs.Config, source: Source, mesh: Mesh, params: Any, start: Iterable[str], steps: range
+) -> list[str]:
+    """Lines on the images, the net and the devices of a run.
+
+    Args:
+      params: the net's parameters, or their shapes.
+      start: layers that begin with trained weights.
+      steps: from the first one to do, to the last one.
+    """
+    number = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    data, column = mesh.devices.shape
+    device = mesh.devices.flat[0].device_kind
+    lines = [
+        f"images     {source.description}",
+        f"net        {config.model['variant']}, {number:,} parameters, {source.num_classes} classes",
+        f"devices    {data} x {column} (data x column), {device}; jax {jax.__version__}",
+    ]
+    if taken := list(start):
+        new = ", ".join(name for name in params if name not in taken)
+        lines.append(f"init       {', '.join(taken)} of {config.init.path}; new: {new or 'nothing'}")
+    if steps:
+        lines.append(f"steps      {steps.start} to {steps.stop}, {config.data.batch_size} images each")
+    else:
+        lines.append(f"steps      {steps.start} done, of {steps.stop}: nothing is left to train")
+    return lines
+
+
+def farewell(workdir: pathlib.Path, status: str, record: Record) -> list[str]:
+    """Lines on the result of a run and what to do with it."""
+    lines = []
+    if (evaluation := record.evaluation) is not None:
+        views = evaluation["views"]
+        lines.append(
+            f"top-1 error {evaluation['top1_error']:.2f} %, top-5 error {evaluation['top5_error']:.2f} % "
+            f"on {evaluation['examples']:,} images ({views} view{'s' if views > 1 else ''}); "
+            f"best top-1 error {record.best_top1_error:.2f} %"
+        )
+    lines.append(f"files      {workdir}: {logs.METRICS}, {logs.STATUS}, checkpoints/, net.json")
+    lines.append(f"curves     tensorboard --logdir={workdir}")
+    if status == "done":
+        lines.append(f"use it     python -m alexnet_jax.tools.predict IMAGE --weights={workdir}")
+        lines.append(f"train on   the same command with --workdir={workdir} and a larger run.total_epochs")
+    if status == "interrupted":
+        lines.append(f"go on      the same command with --workdir={workdir}")
+    return lines
