@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_collections
 
-from alexnet_jax import augment, model, optimizer
+from alexnet_jax import augment, model, optimizer, variants
 from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.common.typed import as_type
 
@@ -245,7 +245,7 @@ def _override(values: dict[str, Any], overrides: dict[str, Any]) -> None:
 def build_model(config: Config, num_classes: int) -> model.AlexNet:
     """The net that a config asks for."""
     switches = {k: v for k, v in config.model.items() if k != "variant" and v is not None}
-    return model.create_model(config.model["variant"], num_classes, **switches)
+    return variants.create_model(config.model["variant"], num_classes, **switches)
 
 
 def differences(old: Config, new: Config) -> list[str]:

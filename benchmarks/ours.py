@@ -88,7 +88,7 @@ def net(given: argparse.Namespace) -> dict[str, Any]:
     from alexnet_jax import optimizer as optimizers
     from alexnet_jax.common import host
     from alexnet_jax.data.preprocess import Preprocess
-    from alexnet_jax.model import create_model
+    from alexnet_jax.variants import create_model
     from alexnet_jax.tools import summary
 
     mesh = columns.make_mesh(devices=jax.devices()[: given.devices])

@@ -24,8 +24,9 @@ import safetensors.numpy
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing, write_npz, write_text
 from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
-from alexnet_jax.model import VARIANTS, AlexNet, create_model, param_shapes
+from alexnet_jax.model import AlexNet, param_shapes
 from alexnet_jax.run import checkpoint
+from alexnet_jax.variants import VARIANTS, create_model
 from alexnet_jax.weights import caffe_files, published, torch_files
 
 # torchvision's names of the layers: their places in its two `Sequential`s.
