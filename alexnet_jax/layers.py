@@ -1,4 +1,4 @@
-"""The operations of the net as the paper defines them, and its two kinds of layers with weights.
+"""The operations of the net as the paper defines them; its layers with weights, and their initial values.
 
 Maps are `[B, H, W, C]`. Their sizes follow the 2012 code, where a window that hangs over the lower or right
 edge still counts ("ceil"): 224 x 224 images give 55 x 55 maps after 11 x 11 windows at stride 4.
@@ -6,6 +6,7 @@ How CPUs compute the same numbers faster is in `kernels/cpu.py`; skip that at a 
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from alexnet_jax.kernels import cpu
 
 Array = jax.Array
 Initialisers = Callable[[int], tuple[Callable, Callable]]  # fan-in -> initialisers of kernel and bias
+
+BIASED = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")  # section 5: "the early stages of learning"
 
 
 class TooSmall(UserError):
@@ -97,7 +100,8 @@ def within_map_norm(x: Array, *, k: float, alpha: float, beta: float, size: int)
 
 def _normalise(x: Array, norm: cpu.Norm) -> Array:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # sums of squares need the digits
-    return cpu.normalise(wide, norm).astype(x.dtype)
+    y: Any = cpu.normalise(wide, norm)
+    return y.astype(x.dtype)
 
 
 def max_pool(x: Array, window: int, stride: int, ceil: bool = True, name: str = "pool") -> Array:
@@ -112,6 +116,20 @@ def max_pool(x: Array, window: int, stride: int, ceil: bool = True, name: str = 
       TooSmall: no window fits; the message begins with `name`.
     """
     return cpu.max_pool(x, window, stride, _edges(x.shape[1:3], window, stride, 0, ceil, name))
+
+
+def dropout(x: Array, key: Array, example_ids: Array, *, rate: float, scaled: bool) -> Array:
+    """Sets a share `rate` of `x` `[B, ...]` to 0 (section 4.2); with `scaled`, divides the rest by 1 - rate.
+
+    Each example's mask is drawn by its place `example_ids` `[B]` in the global batch: the same on any number
+    of devices.
+    """
+    kept = 1.0 - rate
+
+    def draw(example_id: Array) -> Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, example_id), kept, x.shape[1:])
+
+    return jnp.where(jax.vmap(draw)(example_ids), x / kept if scaled else x, jnp.zeros((), x.dtype))
 
 
 class Convolution(nn.Module):
@@ -166,5 +184,27 @@ class Dense(nn.Module):
             ]
         dtype = self.out_dtype or xs[0].dtype
         # One product batched over the columns: slicing the kernel by column would copy it.
-        ys = cpu.connect(jnp.stack(xs), kernel.astype(xs[0].dtype), dtype)
+        kernel = kernel.astype(xs[0].dtype)
+        ys: Any = cpu.connect(jnp.stack(xs), kernel, dtype)
         return [y + b.astype(dtype) for y, b in zip(ys, biases, strict=True)]
+
+
+def initialisers(scheme: str, hidden_bias: float | None, name: str, fan_in: int) -> tuple[Callable, Callable]:
+    """The initialisers of the kernel and the bias of layer `name`, whose units have `fan_in` inputs."""
+    bias = hidden_bias if name in BIASED else None
+    if scheme == "torch":  # PyTorch's default for its convolutions and linear layers
+        bound = 1.0 / math.sqrt(fan_in)
+
+        def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        return uniform, uniform if bias is None else nn.initializers.constant(bias)
+    std = {
+        "paper": 0.01,  # section 5
+        "original": 0.03 if name in ("conv3", "conv4", "conv5", "conv6") else 0.01,  # layers-145.cfg, run 146
+        "caffe": 0.005 if name in ("fc6", "fc7") else 0.01,  # bvlc_alexnet train_val.prototxt
+        "he": math.sqrt(2.0 / fan_in),
+    }[scheme]
+    if bias is None:
+        bias = {"paper": 1.0, "original": 1.0, "caffe": 0.1, "he": 0.0}[scheme] if name in BIASED else 0.0
+    return nn.initializers.normal(std), nn.initializers.constant(bias)

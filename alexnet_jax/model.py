@@ -1,15 +1,14 @@
 """AlexNet as the paper's table: five convolutions, three fully connected layers, two columns.
 
-Every parameter has a leading axis of columns (one column per GPU in 2012). A device computes the columns it
-holds side by side; `exchange` gives each the other's channels before conv3, fc6, fc7 and fc8.
-Where the paper and the code behind its numbers differ, `variants.py` has both.
+Every parameter has a leading axis of columns, one per GPU in 2012; `exchange` gives each column the other's
+channels before conv3, fc6, fc7 and fc8. Where the 2012 code differs from the paper, see `variants.py`.
 """
 
 import bisect
 import contextlib
 import functools
 import itertools
-import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,32 +17,29 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax import layers
-from alexnet_jax.columns import exchange
+from alexnet_jax.columns import add, exchange
 from alexnet_jax.common.errors import UserError
 
 Array = jax.Array
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh}
-PLAIN_POOLING_PADDING = (1, 0)  # of conv2 and conv5 in layers-147.cfg
-BIASED = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")  # section 5: "the early stages of learning"
+PLAIN_POOLING_PADDING = {"conv2": 1, "conv5": 0}  # layers-147.cfg
 
 
 class AlexNet(nn.Module):
     """The net: `[B, S, S, 3]` float32 images to `[B, num_classes]` logits. Defaults are the paper's words.
 
-    Widths count all columns. `create_model` checks the fields.
+    Widths are those of all columns together. `create_model` checks the fields.
     """
 
     num_classes: int = 1000
     columns: int = 2  # 1 lets every layer see everything
-    # The layers before which the columns exchange their activations; () for independent columns (run 150).
-    # Without fc8, the partial logits of the columns are added.
+    # Exchanges of activations come before these; without fc8, partial logits are added. (): run 150.
     cross_column_layers: tuple[str, ...] = ("conv3", "conv6", "fc6", "fc7", "fc8")
     widths: tuple[int, ...] = (96, 256, 384, 384, 256, 256)  # filters of conv1 to conv6
     fc_widths: tuple[int, int] = (4096, 4096)  # units of fc6 and fc7
-    # What follows the convolution, in order: activation, lrn, map_norm, pool.
-    layer1: str = "activation lrn pool"
+    layer1: str = "activation lrn pool"  # what follows conv1, in order; also map_norm
     layer2: str = "activation lrn pool"
     layer5: str = "activation pool"
     activation: str = "relu"  # or tanh
@@ -53,29 +49,26 @@ class AlexNet(nn.Module):
     lrn_beta: float = 0.75
     lrn_size: int = 5  # channels
     lrn_across_columns: bool = False  # sums over the channels of all columns (Caffe), not only its own
-    # 3 x 3 windows at stride 2 (section 3.4), or 2 x 2 with run 147's paddings of conv2 and conv5, 1 and 0.
-    overlapping_pooling: bool = True
+    overlapping_pooling: bool = True  # 3 x 3 windows at stride 2 (3.4); False: 2 x 2, run 147's paddings
     padding: tuple[int, ...] = (0, 2, 1, 1, 1)  # of conv1 to conv5
     rounding: str = "2012"  # of output sizes: 2012, up; caffe, up for pooling only; torch, down
-    # Middle layers to leave out (section 7: "the depth really is important"). Of what follows such a layer only
-    # the pooling stays, and an exchange before it moves to the next layer.
+    # Section 7: "the depth really is important". Of what follows such a layer only the pooling stays; an
+    # exchange before it moves to the next layer.
     removed_layers: tuple[str, ...] = ()
     conv6: bool = False  # a sixth convolution on the pooled maps, across columns (section 7.2, run 146)
     dropout: float = 0.5  # share of fc6's and fc7's outputs dropped in training
     dropout_before: bool = False  # drops the inputs of fc6 and fc7 instead (torchvision)
     dropout_scaled: bool = False  # divides by the share kept in training; False halves at test time (4.2)
     init_scheme: str = "paper"  # std 0.01 everywhere; original, 0.03 for conv3 to conv5; caffe, he, torch
-    hidden_bias: float | None = None  # initial bias of `BIASED`; None for that of init_scheme
-    # bfloat16 for activations and the factors of products; parameters, their gradients, norms and logits stay
-    # float32.
-    compute_dtype: str = "float32"
+    hidden_bias: float | None = None  # initial bias of `layers.BIASED`; None for that of init_scheme
+    compute_dtype: str = "float32"  # bfloat16: activations and products; all else stays float32
     reads: str = "images"  # or pool5: the net gets the convolutions' output, channels of all columns in order
     column_axis: str | None = None  # inside `shard_map`: the mesh axis of the columns
     column_shards: int = 1  # devices along it; each holds `columns / column_shards`
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False, example_ids: Array | None = None) -> Array:
-        """Computes logits.
+        """Computes logits `[B, num_classes]` float32.
 
         Args:
           images: `[B, S, S, 3]` float32 in the variant's input range; for all but `torchvision` this is
@@ -83,9 +76,6 @@ class AlexNet(nn.Module):
           train: drops units at random, which needs `rngs={"dropout": key}`.
           example_ids: `[B]` int32, each example's place in the global batch, from which its dropout masks are
             drawn, so that they do not depend on the layout; by default 0 to B-1.
-
-        Returns:
-          `[B, num_classes]` float32.
 
         Raises:
           UserError: the images do not have that shape and type, or are too small for the net.
@@ -134,8 +124,8 @@ class AlexNet(nn.Module):
             `dropout6`, `fc7`, ..., `fc8`. Layers after them are dead code for XLA.
 
         Returns:
-          Logits; or logits and a dictionary of the named activations `[B, ...]` float32, the channels of the
-          columns held here side by side.
+          Logits, or `(logits, activations)`; activations are `[B, ...]` float32 by name, with the channels of
+          the columns held here side by side.
 
         Raises:
           UserError: as `__call__`, or a captured name does not exist.
@@ -145,10 +135,10 @@ class AlexNet(nn.Module):
             if not names:
                 return super().apply(variables, images, **kwargs)
             logits, state = super().apply(variables, images, mutable="intermediates", **kwargs)
-        activations = state["intermediates"]["activations"]
+        activations: dict[str, Any] = dict(state["intermediates"]["activations"])
         if unknown := sorted(set(names) - set(activations)):
             raise UserError(f"this net has no activation {unknown[0]!r}; it has {', '.join(activations)}")
-        return logits, {name: _side_by_side(activations[name]).astype(jnp.float32) for name in names}
+        return logits, {name: exchange(activations[name])[0].astype(jnp.float32) for name in names}
 
     @nn.nowrap
     def init(self, rngs: Any, images: Any, **kwargs: Any) -> Any:
@@ -156,55 +146,44 @@ class AlexNet(nn.Module):
         with self._explained_sizes(images):
             return super().init(rngs, images, **kwargs)
 
+    @nn.nowrap
     @contextlib.contextmanager
     def _explained_sizes(self, images: Any) -> Iterator[None]:
         """Where a layer has no room for its windows, says how large the images have to be."""
         try:
             yield
         except layers.TooSmall as error:
-            height, width = images.shape[1:3]
             least = 1 + bisect.bisect_left(range(1, 2048), True, key=self._has_room)
             raise UserError(
-                f"the images of {height} x {width} are too small for the net: {error}; "
+                f"the images of {images.shape[1]} x {images.shape[2]} are too small for the net: {error}; "
                 f"use larger images (data.image_size), of at least {least} x {least}"
             ) from None
 
     @nn.nowrap
     def _has_room(self, side: int) -> bool:
         net = self.clone(column_axis=None, column_shards=1)
-        try:
-            _shapes(functools.partial(nn.Module.init, net), side)
-        except layers.TooSmall:
-            return False
-        return True
+        with contextlib.suppress(layers.TooSmall):
+            return bool(_shapes(functools.partial(nn.Module.init, net), side))
+        return False
 
     def _conv(self, name: str, xs: list[Array], window: int, stride: int = 1) -> list[Array]:
         if name in self.removed_layers:
             return xs
         number = int(name[-1])
+        padding = (*self.padding, 1)[number - 1]
+        if not self.overlapping_pooling:
+            padding = PLAIN_POOLING_PADDING.get(name, padding)
+        features, ceil = self.widths[number - 1] // self.columns, self.rounding == "2012"
         layer = layers.Convolution(
-            features=self.widths[number - 1] // self.columns,
-            window=window,
-            stride=stride,
-            padding=self._paddings()[number - 1],
-            ceil=self.rounding == "2012",
-            initialisers=self._initialisers(name),
-            name=name,
+            features, window, stride, padding, ceil, initialisers=self._initialisers(name), name=name
         )
         return self._record(name, layer(self._exchange_before(name, xs)))
-
-    def _paddings(self) -> tuple[int, ...]:
-        """Of conv1 to conv6."""
-        conv1, conv2, conv3, conv4, conv5 = self.padding
-        if not self.overlapping_pooling:
-            conv2, conv5 = PLAIN_POOLING_PADDING
-        return conv1, conv2, conv3, conv4, conv5, 1
 
     def _dense(self, name: str, xs: list[Array]) -> list[Array]:
         if name in self.removed_layers:
             return xs
-        units = dict(zip(("fc6", "fc7"), self.fc_widths, strict=True))[name]
-        layer = layers.Dense(units // self.columns, self._initialisers(name), name=name)
+        units = self.fc_widths[int(name[-1]) - 6] // self.columns
+        layer = layers.Dense(units, self._initialisers(name), name=name)
         return self._record(name, layer(self._exchange_before(name, xs)))
 
     def _post_ops(self, number: int, order: str, xs: list[Array]) -> list[Array]:
@@ -225,13 +204,8 @@ class AlexNet(nn.Module):
             return xs
         if op == "map_norm":  # layers-145.cfg: scale 0.001 over the 25 places of the window, power 0.75
             return [layers.within_map_norm(x, k=1.0, alpha=0.001 / 25, beta=0.75, size=5) for x in xs]
-        lrn = functools.partial(
-            layers.local_response_norm,
-            k=self.lrn_k,
-            alpha=self.lrn_alpha,
-            beta=self.lrn_beta,
-            size=self.lrn_size,
-        )
+        constants = {"k": self.lrn_k, "alpha": self.lrn_alpha, "beta": self.lrn_beta, "size": self.lrn_size}
+        lrn = functools.partial(layers.local_response_norm, **constants)
         if not self.lrn_across_columns:
             return [lrn(x) for x in xs]
         joined = lrn(self._exchange(name.replace("lrn", "norm"), xs)[0])
@@ -240,23 +214,14 @@ class AlexNet(nn.Module):
     def _dropout(self, number: int, xs: list[Array], train: bool, example_ids: Array) -> list[Array]:
         if f"fc{number}" in self.removed_layers:
             return xs
-        kept = 1.0 - self.dropout
         if self.dropout > 0 and train:
             key = self.make_rng("dropout")
-            xs = [
-                self._drop(x, jax.random.fold_in(key, self._column(i)), example_ids) for i, x in enumerate(xs)
-            ]
+            drop = functools.partial(layers.dropout, rate=self.dropout, scaled=self.dropout_scaled)
+            keys = (jax.random.fold_in(key, self._column(i)) for i in range(len(xs)))
+            xs = [drop(x, own, example_ids) for x, own in zip(xs, keys, strict=True)]
         elif self.dropout > 0 and not self.dropout_scaled:
-            xs = [x * kept for x in xs]
+            xs = [x * (1.0 - self.dropout) for x in xs]
         return self._record(f"dropout{number}", xs)
-
-    def _drop(self, x: Array, key: Array, example_ids: Array) -> Array:
-        """Draws one mask per example, by its place in the global batch: the same on any number of devices."""
-        kept = 1.0 - self.dropout
-        mask = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i), kept, x.shape[1:]))(
-            example_ids
-        )
-        return jnp.where(mask, x / kept if self.dropout_scaled else x, jnp.zeros((), x.dtype))
 
     def _classify(self, xs: list[Array]) -> Array:
         """fc8: each column has its share of the classes, or independent columns add their partial logits.
@@ -273,18 +238,13 @@ class AlexNet(nn.Module):
         else:
             places = [self._column(i) * share for i in range(len(xs))]
             ys = layer(share * self.columns, bias_features=share)(xs, bias_places=places)
-            logits = sum(ys[1:], ys[0])
-            if self.column_axis is not None:
-                with jax.named_scope("exchange_logits"):
-                    logits = jax.lax.psum(logits, self.column_axis)
-        (logits,) = self._record("fc8", [logits[:, : self.num_classes]])
-        return logits
+            with jax.named_scope("exchange_logits"):
+                logits = add(ys, self.column_axis)
+        return self._record("fc8", [logits[:, : self.num_classes]])[0]
 
     def _record(self, name: str, xs: list[Array]) -> list[Array]:
         """Sows activations, for `apply` to return; without `capture` this does nothing."""
-        self.sow(
-            "intermediates", "activations", {name: xs}, init_fn=dict, reduce_fn=lambda old, new: old | new
-        )
+        self.sow("intermediates", "activations", {name: xs}, init_fn=dict, reduce_fn=operator.or_)
         return xs
 
     def is_cross_column(self, name: str) -> bool:
@@ -315,7 +275,7 @@ class AlexNet(nn.Module):
         return jax.lax.axis_index(self.column_axis) * (self.columns // self.column_shards) + index
 
     def _initialisers(self, name: str) -> layers.Initialisers:
-        return functools.partial(_initialisers, self.init_scheme, self.hidden_bias, name)
+        return functools.partial(layers.initialisers, self.init_scheme, self.hidden_bias, name)
 
 
 def _check_images(images: Any) -> None:
@@ -323,31 +283,6 @@ def _check_images(images: Any) -> None:
     if len(shape) != 4 or shape[0] == 0 or shape[3] != 3 or not jnp.issubdtype(dtype, jnp.floating):
         what = f"{dtype}{list(shape)}" if hasattr(images, "shape") else type(images).__name__
         raise UserError(f"images: the net reads a batch [B, S, S, 3] of floats, not {what}")
-
-
-def _side_by_side(xs: Sequence[Array]) -> Array:
-    return jnp.concatenate(xs, axis=-1) if len(xs) > 1 else xs[0]
-
-
-def _initialisers(init: str, hidden_bias: float | None, name: str, fan_in: int) -> tuple[Callable, Callable]:
-    """The initialisers of the kernel and the bias of layer `name`, whose units have `fan_in` inputs."""
-    constant = hidden_bias if name in BIASED else None
-    if init == "torch":  # PyTorch's default for its convolutions and linear layers
-        uniform = _uniform(1.0 / math.sqrt(fan_in))
-        return uniform, uniform if constant is None else nn.initializers.constant(constant)
-    std = {
-        "paper": 0.01,  # section 5
-        "original": 0.03 if name in ("conv3", "conv4", "conv5", "conv6") else 0.01,  # layers-145.cfg, run 146
-        "caffe": 0.005 if name in ("fc6", "fc7") else 0.01,  # bvlc_alexnet train_val.prototxt
-        "he": math.sqrt(2.0 / fan_in),
-    }[init]
-    if constant is None:
-        constant = {"paper": 1.0, "original": 1.0, "caffe": 0.1, "he": 0.0}[init] if name in BIASED else 0.0
-    return nn.initializers.normal(std), nn.initializers.constant(constant)
-
-
-def _uniform(bound: float) -> Callable:
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:

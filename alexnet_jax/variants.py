@@ -1,4 +1,4 @@
-"""What people mean by "AlexNet": the variants, as differences from the paper's words, and the bounds of switches."""
+"""What people mean by "AlexNet", as differences from the paper's words, and the bounds of all switches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,6 +63,7 @@ def _distinct_post_ops(order: str) -> bool:
     return set(ops) <= set(POST_OPS) and len(ops) == len(set(ops))
 
 
+_PLAIN_PADDINGS = (AlexNet.padding[1::3], tuple(PLAIN_POOLING_PADDING.values()))
 _MULTIPLE = "each must be a positive multiple of the {m.columns} columns"
 _ORDER = f"list each of {', '.join(POST_OPS)} at most once, separated by spaces"
 
@@ -82,7 +83,7 @@ BOUNDS: tuple[tuple[str, Callable[[AlexNet], bool], str], ...] = (
     ("padding", lambda m: len(m.padding) == 5 and min(m.padding) >= 0, "give five paddings of 0 or more"),
     (
         "padding",
-        lambda m: m.overlapping_pooling or m.padding[1::3] in (AlexNet.padding[1::3], PLAIN_POOLING_PADDING),
+        lambda m: m.overlapping_pooling or m.padding[1::3] in _PLAIN_PADDINGS,
         "overlapping_pooling=False has its own paddings of conv2 and conv5, 1 and 0; leave one out",
     ),
     (

@@ -1,4 +1,4 @@
-"""Each operation of `alexnet_jax/layers.py` (with `kernels/cpu.py`) and its plain-XLA reference, in turns in one process.
+"""Each operation of `alexnet_jax/layers.py` and its plain-XLA reference, in turns in one process.
 
     python -m benchmarks.kernels [--batch=128] [--rounds=7] [--out=DIR] [--only=REGEX]
 

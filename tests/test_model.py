@@ -353,7 +353,7 @@ def by_column(f, x):
     ],
 )
 def test_order_of_layer_2(layer2, chain):
-    """Runs 166 (norms below the ReLU) and 167 (none at conv2): each operation reads the output of the one before."""
+    """Runs 166 (norms below the ReLU) and 167 (none at conv2): each reads the output of the one before."""
     model = create_model("original", layer2=layer2, **SMALL)
     _, seen = outputs_of(model, random_params(model, 90), random_images(2, 90), chain)
     parts = {
@@ -406,7 +406,7 @@ def test_conv6():
     ],
 )
 def test_a_removed_middle_layer(removed, after, before, both):
-    """Section 7: the next layer reads the output of the previous one; of what followed only the pooling stays."""
+    """Section 7: the next layer reads what the previous one gave; of what followed only the pooling stays."""
     model = create_model("paper", removed_layers=(removed,), **SMALL)
     shapes, complete = shapes_of(model, 90), shapes_of(create_model("paper", **SMALL), 90)
     assert set(shapes) == set(complete) - {removed}

@@ -12,9 +12,9 @@ from alexnet_jax.variants import VARIANTS
 @pytest.mark.parametrize(
     ("switches", "words"),
     [
-        ({"variant": "papr"}, ["model.variant='papr'", "did you mean 'paper'"]),
+        ({"variant": "papr"}, ["model.variant='papr'", "did you mean paper"]),
         ({"variant": "x"}, ["model.variant='x'", "torchvision"]),
-        ({"dropuot": 0.1}, ["model.dropuot", "did you mean 'dropout'"]),
+        ({"dropuot": 0.1}, ["model.dropuot", "did you mean dropout"]),
         ({"num_classes": 0}, ["model.num_classes=0"]),
         ({"columns": 0}, ["model.columns=0"]),
         ({"columns": 3, "column_shards": 2}, ["model.columns=3"]),

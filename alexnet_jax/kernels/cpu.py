@@ -1,7 +1,7 @@
-"""Faster gradients and convolutions on CPUs. Skip this at a first reading: the definitions are in `layers.py`.
+"""Faster gradients and convolutions on CPUs. Skip this at a first reading.
 
-XLA's own programs for these operations, or for their gradients, are up to several times slower on a CPU; `python
--m benchmarks.kernels` measures each. Maps are `[B, H, W, C]`. Other devices use XLA's convolutions.
+The definitions are in `layers.py`. XLA's own programs are slower on CPUs, some of them several times
+(`python -m benchmarks.kernels`). Maps are `[B, H, W, C]`. Other devices use XLA's convolutions.
 """
 
 import functools
@@ -18,51 +18,39 @@ FEW_OUTPUTS = 128  # below, YNNPACK's convolutions are slower than Eigen's (two 
 CACHED_BYTES = 4 * 2**20  # of maps that stay in the cache from one product to the next
 
 
-# --- Convolution ---
-
-
-def _xla_convolution(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
-    return _strided_convolution(x, kernel, (stride, stride), edges)
-
-
-def _strided_convolution(x: Array, kernel: Array, strides: tuple[int, int], edges: Edges) -> Array:
+def _xla_convolution(x: Array, kernel: Array, *, strides: tuple[int, int], edges: Edges) -> Array:
     return lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def convolve_forward(x: Array, kernel: Array, stride: int, edges: Edges) -> tuple[Array, tuple[Array, Array]]:
     """A convolution inside a training step, and what its gradients need."""
-    size = {"stride": stride, "edges": edges}
-    y = lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_convolution_on_cpu, **size),
-        default=functools.partial(_xla_convolution, **size),
-    )
-    return y, (x, kernel)
+    plain = functools.partial(_xla_convolution, strides=(stride, stride), edges=edges)
+    on_cpu = functools.partial(_convolution_on_cpu, stride=stride, edges=edges)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain), (x, kernel)
 
 
 def convolve_backward(
     stride: int, edges: Edges, inputs: tuple[Array, Array], g: Array
 ) -> tuple[Array, Array]:
     """The gradients of a convolution's `(x, kernel)`, from the gradient `g` of its outputs."""
-    size = {"stride": stride, "edges": edges}
+    plain = functools.partial(_xla_convolution, strides=(stride, stride), edges=edges)
     return lax.platform_dependent(
         *inputs,
         g,
-        cpu=functools.partial(_gradients_on_cpu, **size),
-        default=lambda x, kernel, g: jax.vjp(functools.partial(_xla_convolution, **size), x, kernel)[1](g),
+        cpu=functools.partial(_gradients_on_cpu, stride=stride, edges=edges),
+        default=lambda x, kernel, g: jax.vjp(plain, x, kernel)[1](g),
     )
 
 
 def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
     """Gives a convolution of few outputs to Eigen instead of YNNPACK.
 
-    XLA prefers YNNPACK, which is the faster one next to other work, but with few outputs it leaves much of the
-    second core idle (conv1, and the gradient of conv2's inputs). YNNPACK takes no convolution whose outputs are
-    higher than its inputs, or with at most 16 channels (`IsConvolutionOpSupportedByYnn` in XLA's
-    `ynn_support.cc`). So this computes a few rows too many and drops them. At stride s, s rows first become
-    channels (space-to-depth), or else the inputs would be s times as high as the outputs. An XLA without
-    YNNPACK wastes 2 to 5 % of these two convolutions on the extra rows. Programs that only run the net forward
+    XLA prefers YNNPACK, which is faster next to other work, but leaves much of the second core idle where
+    there are few outputs (conv1, and the gradient of conv2's inputs). YNNPACK takes no convolution whose
+    outputs are higher than its inputs, or with at most 16 channels (`IsConvolutionOpSupportedByYnn` in XLA's
+    `ynn_support.cc`), so this computes a few rows too many and drops them. At stride s, s rows first become
+    channels (space-to-depth); otherwise the inputs would be s times as high as the outputs. Where XLA has no
+    YNNPACK, the extra rows cost 2 to 5 % of these two convolutions. Programs that only run the net forward
     set an option of XLA instead (`host.forward_options`).
     """
     (batch, _, width, inputs), (window_height, window_width, _, outputs) = x.shape, kernel.shape
@@ -72,7 +60,7 @@ def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -
     height = x.shape[1] if stride == 1 else rows - 1 + blocks
     extra = max(height + 1 - rows, 0)
     if outputs >= FEW_OUTPUTS or max(inputs, outputs) <= 16 or extra > rows // 8:
-        return _xla_convolution(x, kernel, stride=stride, edges=edges)
+        return _xla_convolution(x, kernel, strides=(stride, stride), edges=edges)
     if stride > 1:
         x = _pad(x, (0, 0), (above, height * stride - above - x.shape[1]))
         x = x.reshape(batch, height, stride, width, inputs).transpose(0, 1, 3, 2, 4)
@@ -81,8 +69,8 @@ def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -
         kernel = kernel.reshape(blocks, stride, window_width, inputs, outputs).transpose(0, 2, 1, 3, 4)
         kernel = kernel.reshape(blocks, window_width, stride * inputs, outputs)
         above = below = 0
-    y = _strided_convolution(x, kernel, (1, stride), ((above, below + extra), sides))
-    return y[:, :rows]
+    edges = (above, below + extra), sides
+    return _xla_convolution(x, kernel, strides=(1, stride), edges=edges)[:, :rows]
 
 
 def _gradients_on_cpu(x: Array, kernel: Array, g: Array, *, stride: int, edges: Edges) -> tuple[Array, Array]:
@@ -96,8 +84,8 @@ def _gradients_on_cpu(x: Array, kernel: Array, g: Array, *, stride: int, edges: 
         )
         x_gradient = _convolution_on_cpu(g, flipped, stride=1, edges=outer)
     else:
-        convolve = functools.partial(_xla_convolution, kernel=kernel, stride=stride, edges=edges)
-        (x_gradient,) = jax.vjp(convolve, x)[1](g)
+        plain = functools.partial(_xla_convolution, kernel=kernel, strides=(stride, stride), edges=edges)
+        (x_gradient,) = jax.vjp(plain, x)[1](g)
     return x_gradient, _kernel_gradient(x, g, window=window, stride=stride, edges=edges)
 
 
@@ -113,10 +101,10 @@ def images_at_once(batch: int, image_bytes: int) -> int:
 def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int, edges: Edges) -> Array:
     """The gradient of a convolution's kernel: one matrix product for each place in the window.
 
-    XLA has a convolution whose windows are as large as the maps. Space-to-depth: a stride-s window is a stride-1
-    window over s x s blocks (conv1: 9 products instead of 121 thin ones). A few images at a time, so that the
-    next product finds them in the cache. `g`, which all products share, comes first, because the left side of
-    a product has to be transposed.
+    XLA's is a convolution whose windows are as large as the maps. Space-to-depth: a stride-s window is a
+    stride-1 window over s x s blocks (conv1: 9 products instead of 121 thin ones). A few images at a time
+    stay in the cache from one product to the next. `g`, which all products share, comes first, because the
+    left side of a product has to be transposed.
 
     Args:
       x: the inputs `[B, H, W, I]`; g: the gradient of the outputs `[B, H', W', O]`.
@@ -167,21 +155,14 @@ def _pad(x: Array, *ends: tuple[int, int]) -> Array:
     return lax.pad(x, jnp.zeros((), x.dtype), [(before, after, 0) for before, after in (*ends, *more)])
 
 
-# --- Fully connected layers ---
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def connect(x: Array, kernel: Array, dtype: Any) -> Array:
     """The products of all columns, `[columns, B, I]` by `[columns, I, O]`: `[columns, B, O]` of `dtype`.
 
-    The gradient of the kernel has the kernel's own axis order. JAX's has the other one, and with one column XLA
-    then updates fc6's 38 million weights against their order in memory: 0.5 s of a step of 2 s on two cores.
+    The gradient of the kernel keeps the kernel's axis order. JAX's does not, and with one column XLA then
+    updates fc6's 38 million weights against their order in memory: 0.5 s of a step of 2 s on two cores.
     """
     return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
-
-
-def _connect_forward(x, kernel, dtype):
-    return connect(x, kernel, dtype), (x, kernel)
 
 
 def _connect_backward(dtype, inputs, g):
@@ -191,10 +172,7 @@ def _connect_backward(dtype, inputs, g):
     return x_gradient, kernel_gradient
 
 
-connect.defvjp(_connect_forward, _connect_backward)
-
-
-# --- Normalisation ---
+connect.defvjp(lambda x, kernel, dtype: (connect(x, kernel, dtype), (x, kernel)), _connect_backward)
 
 
 class Norm(NamedTuple):
@@ -234,11 +212,6 @@ def normalise(x: Array, norm: Norm) -> Array:
     return x * norm.inverse_power(norm.denominator(x))
 
 
-def _normalise_forward(x, norm):
-    # Keeps only x: computing the denominator again is cheaper than holding it in memory.
-    return normalise(x, norm), x
-
-
 def _normalise_backward(norm, x, g):
     # y_i = x_i d_i^-b,  d_i = k + a sum_{j near i} x_j^2, and "near" is symmetric (size is odd), so
     # dL/dx_i = g_i d_i^-b - 2 a b x_i sum_{j near i} g_j x_j d_j^-b / d_j.
@@ -248,10 +221,8 @@ def _normalise_backward(norm, x, g):
     return (scaled - (2 * norm.alpha * norm.beta) * x * shared,)
 
 
-normalise.defvjp(_normalise_forward, _normalise_backward)
-
-
-# --- Pooling ---
+# Keeps only x: computing the denominator again is cheaper than holding it in memory.
+normalise.defvjp(lambda x, norm: (normalise(x, norm), x), _normalise_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
