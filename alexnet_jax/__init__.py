@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from alexnet_jax import evaluate, train
     from alexnet_jax.common.errors import UserError
     from alexnet_jax.data.preprocess import Preprocess
-    from alexnet_jax.model import AlexNet, create_model
+    from alexnet_jax.model import AlexNet
+    from alexnet_jax.variants import create_model
     from alexnet_jax.weights.pretrained import load_pretrained, save_pretrained
 
 __version__ = "0.1.0"
@@ -29,7 +30,7 @@ _MODULES = {
     "AlexNet": "model",
     "Preprocess": "data.preprocess",
     "UserError": "common.errors",
-    "create_model": "model",
+    "create_model": "variants",
     "load_pretrained": "weights.pretrained",
     "save_pretrained": "weights.pretrained",
 }

@@ -1,7 +1,7 @@
-"""The two-GPU layout of section 3.5: a mesh of devices, what lies where, and the exchange between columns.
+"""The two-GPU layout of section 3.5: the mesh of devices, the shardings, and the exchange between columns.
 
 Every parameter has a leading axis of columns. On a mesh `(data, column)` the batch is split over `data`
-and, where `column` is 2, each device holds one column of the net, as each GPU did in 2012.
+and, with `column` = 2, each device holds one column of the net, like each GPU in 2012.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,26 +17,28 @@ from alexnet_jax.common.errors import UserError
 
 DATA, COLUMN = "data", "column"
 
-BATCH = P(DATA)  # examples lie along the data axis, the same for both columns
-PART = P(None, DATA)  # the same of a batch cut into parts, `[parts, B / parts, ...]`
+BATCH = P(DATA)  # split over the data axis, replicated over the columns
+PART = P(None, DATA)  # the same for micro-batches `[parts, B / parts, ...]`
 PARAMETERS = P(COLUMN)  # the leading axis of every parameter
 REPLICATED = P()
 
 
 def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with axes `(data, column)`; -1 for one of them means what is left of the devices.
+    """A mesh with axes `(data, column)`; -1 for one of them means all remaining devices.
 
     Raises:
-      UserError: the sizes do not multiply to at most the number of devices.
+      UserError: a size is impossible, needs more devices than there are, or leaves a process without any.
     """
     devices = list(jax.devices() if devices is None else devices)
-    devices.sort(key=lambda device: (device.process_index, device.id))  # a process's lie side by side
+    devices.sort(
+        key=lambda device: (device.process_index, device.id)
+    )  # the devices of a process stay together
     sizes = {"mesh.data": data, "mesh.column": column}
     for key, size in sizes.items():
         if size != -1 and size < 1:
-            raise UserError(f"{key}={size}: must be a positive number of devices, or -1 for what is left")
+            raise UserError(f"{key}={size}: must be a positive number of devices, or -1 for all that remain")
     if data == -1 and column == -1:
-        raise UserError("mesh.data and mesh.column are both -1: at most one of them can be what is left")
+        raise UserError("mesh.data and mesh.column are both -1: only one of them can be")
     if data == -1:
         data = max(len(devices) // column, 1)
     if column == -1:
@@ -56,10 +58,12 @@ def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = N
 
 
 def process_slice(mesh: Mesh) -> tuple[int, int]:
-    """This process's slice of each batch: its number and of how many; processes of one row share theirs.
+    """The slice of each batch that this process reads: its index and the number of slices.
+
+    Processes that hold devices of the same row (the columns of one data shard) read the same slice.
 
     Raises:
-      UserError: a row of the mesh, the devices of all columns, lies partly in a process.
+      UserError: the columns and the devices of a process do not divide evenly.
     """
     owners = np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
     here = owners == jax.process_index()
@@ -67,34 +71,40 @@ def process_slice(mesh: Mesh) -> tuple[int, int]:
     own, total = len(rows), mesh.shape[DATA]
     if total % own or rows[0] % own or here.any(axis=0).sum() * own != here.sum():
         raise UserError(
-            f"mesh.column={mesh.shape[COLUMN]}: does not fit the {here.sum()} devices of a process; let "
-            "one be a multiple of the other"
+            f"mesh.column={mesh.shape[COLUMN]}: does not fit the {here.sum()} devices of a process; "
+            "one must be a multiple of the other"
         )
     return int(rows[0]) // own, total // own
 
 
 def on_mesh(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
-    """Runs `function` on each device's own part of its arguments.
+    """Runs `function` on each device's shard of the arguments.
 
-    Replication is not tracked (`check_vma=False`): what a function returns without a mesh axis in its
-    spec must be equal along that axis, as logits are after the last exchange.
+    Replication is not checked (`check_vma=False`): outputs without a mesh axis in their spec must be equal
+    along that axis, as logits are after the last exchange.
     """
-    if mesh.size == 1:  # the device's part is the whole; an all-reduce with itself would copy all gradients
+    if mesh.size == 1:  # nothing to split; an all-reduce of one device would copy all gradients
         return function
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def exchange(xs: Sequence[jax.Array], axis_name: str | None = None) -> list[jax.Array]:
-    """The columns talk: each gets the channels of both, `[B, ..., C]` a column to `[B, ..., columns * C]`.
+    """Gives each column the channels of all: `[B, ..., C]` per column to `[B, ..., columns * C]`.
 
     Args:
       xs: the columns held on this device, in order.
-      axis_name: mesh axis over which the other columns lie, or None where all are held here.
+      axis_name: mesh axis of the other columns, or None where all are held here.
     """
-    whole = jnp.concatenate(xs, axis=-1) if len(xs) > 1 else xs[0]
+    joined = jnp.concatenate(xs, axis=-1) if len(xs) > 1 else xs[0]
     if axis_name is not None:
-        whole = jax.lax.all_gather(whole, axis_name, axis=whole.ndim - 1, tiled=True)
-    return [whole] * len(xs)
+        joined = jax.lax.all_gather(joined, axis_name, axis=joined.ndim - 1, tiled=True)
+    return [joined] * len(xs)
+
+
+def add(xs: Sequence[jax.Array], axis_name: str | None = None) -> jax.Array:
+    """The sum over all columns, here and along `axis_name`: partial logits of independent columns."""
+    total = sum(xs[1:], xs[0])
+    return total if axis_name is None else jax.lax.psum(total, axis_name)
 
 
 def sum_over_parts(

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from alexnet_jax import model
+from alexnet_jax import model, variants
 from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.common.typed import Bound, above, as_type, at_least, at_most, below, each, one_of
 
@@ -198,7 +198,7 @@ def of_workdir(workdir: str | pathlib.Path, overrides: dict[str, Any] | None = N
 def build_model(config: Config, num_classes: int) -> model.AlexNet:
     """The net of a config."""
     switches = {k: v for k, v in config.model.items() if k != "variant" and v is not None}
-    return model.create_model(config.model["variant"], num_classes, **switches)
+    return variants.create_model(config.model["variant"], num_classes, **switches)
 
 
 def differences(old: Config, new: Config, *, ignore_free: bool = True) -> list[str]:

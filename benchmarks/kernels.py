@@ -1,4 +1,4 @@
-"""Each kernel of `alexnet_jax/layers.py` against its plain-XLA reference, in turns in one process.
+"""Each operation of `alexnet_jax/layers.py` against its plain-XLA reference, in turns in one process.
 
     python -m benchmarks.kernels [--batch=128] [--rounds=7] [--out=DIR] [--only=REGEX]
 
@@ -22,6 +22,7 @@ from jax import lax
 
 from alexnet_jax import layers
 from alexnet_jax.common import host
+from alexnet_jax.kernels import cpu
 from benchmarks import tables
 
 Array = jax.Array
@@ -129,8 +130,8 @@ def _convolve(x: Array, kernel: Array, *, stride: int, padding: int) -> Array:
 
 
 def _together(xs: Array, kernel: Array) -> Array:
-    """Both columns in one product, as `model.Dense` computes them."""
-    return layers.connect(xs, kernel, "float32")
+    """Both columns as in `layers.Dense`."""
+    return cpu.connect(xs, kernel, "float32")
 
 
 def _one_by_one(xs: Array, kernel: Array) -> Array:

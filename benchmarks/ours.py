@@ -80,8 +80,8 @@ def net(given: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     from alexnet_jax import columns
-    from alexnet_jax.model import create_model
     from alexnet_jax.tools import summary
+    from alexnet_jax.variants import create_model
 
     mesh = columns.make_mesh(devices=jax.devices()[: given.devices])
     switches = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(given.net).items()}

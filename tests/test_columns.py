@@ -25,7 +25,7 @@ SMALL = {"num_classes": CLASSES, "widths": (16, 24, 24, 24, 16, 16), "fc_widths"
 NETS = {
     "paper": create_model("paper", **SMALL),
     "original": create_model("original", **SMALL),
-    "columns that never talk": create_model("paper", cross_column_layers=(), **SMALL),
+    "independent columns": create_model("paper", cross_column_layers=(), **SMALL),
     "norm across columns": create_model("caffe", **SMALL),
     "conv6, odd classes": create_model("paper", conv6=True, **{**SMALL, "num_classes": 9}),
 }
@@ -53,7 +53,7 @@ def batch_of(seed):
 def params_of(model):
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
     params = random_params(jax.tree.map(lambda leaf: leaf.shape, shapes), seed=0)
-    params["fc8"]["kernel"] /= 10  # so that no softmax is all at one class
+    params["fc8"]["kernel"] /= 10  # keeps the softmax from saturating
     return params
 
 
@@ -67,7 +67,7 @@ def loss_and_gradients(forward, params):
     return jax.jit(jax.value_and_grad(loss_of))(params)
 
 
-def bare(model):
+def single_device(model):
     """The module by itself: no `shard_map`, no exchange over devices."""
 
     def forward(params, images, key, example_ids):
@@ -83,7 +83,7 @@ def bare(model):
     [
         ("paper", MESHES),
         ("original", MESHES),
-        ("columns that never talk", MESHES[1:]),
+        ("independent columns", MESHES[1:]),
         ("norm across columns", MESHES[1:]),
         ("conv6, odd classes", MESHES[1:2]),
     ],
@@ -91,7 +91,7 @@ def bare(model):
 def test_loss_and_every_gradient_agree(name, meshes):
     """Dropout, crops, mirrors and colour noise included."""
     model, params = NETS[name], params_of(NETS[name])
-    expected_loss, expected = jax.device_get(loss_and_gradients(bare(model), params))
+    expected_loss, expected = jax.device_get(loss_and_gradients(single_device(model), params))
     assert 0.5 < expected_loss < 100
     for mesh in meshes:
         forward = steps.forward_on_mesh(model, columns.make_mesh(*mesh), view, train=True)
@@ -211,7 +211,7 @@ def test_columns_that_do_not_fit_the_mesh():
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
-def test_micro_batches_give_the_step_of_the_whole_batch(mesh):
+def test_micro_batches_give_the_step_of_the_full_batch(mesh):
     expected_metrics, expected = train("paper", columns.make_mesh(1, 1), 3)
     metrics, state = train("paper", columns.make_mesh(*mesh), 3, micro_batches=2)
     np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""A table of the net: what each layer sees and gives, its parameters, multiply-accumulates and neurons."""
+"""A table of the net: inputs, output shape, parameters, multiply-accumulates and neurons of each layer."""
 
 import json
 import math
@@ -11,12 +11,12 @@ from alexnet_jax.model import AlexNet, param_shapes
 
 
 def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
-    """Counts a net for images of `image_size` x `image_size`, without computing any.
+    """Counts a net for images of `image_size` x `image_size`, without running it.
 
     Returns:
       `layers`, a list of dictionaries with `name`, `window` (of a convolution), `sees` (which columns),
-      `gives` (shape over all columns, `[H, W, C]` or `[units]`), `parameters`, `multiply_accumulates` (an
-      image) and `neurons`; and `total` with the sums of the last three.
+      `gives` (output shape over all columns, `[H, W, C]` or `[units]`), `parameters`,
+      `multiply_accumulates` (per image) and `neurons`; and `total` with the sums of the last three.
 
     Raises:
       UserError: the images are too small for the net.
@@ -29,9 +29,9 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
     layers = []
     for name, layer in params.items():
         kernel, shape = layer["kernel"].shape, gives[name].shape[1:]
-        inputs = math.prod(kernel[1:-1])  # of a unit
+        inputs = math.prod(kernel[1:-1])  # per unit
         if name == "fc8" and not model.is_cross_column("fc8"):
-            inputs *= kernel[0]  # each column adds its vote
+            inputs *= kernel[0]  # independent columns: each has a weight per class
         weights = inputs * shape[-1]
         layers.append(
             {
@@ -70,7 +70,7 @@ def _seen(model: AlexNet, name: str, kernel: tuple[int, ...]) -> str:
 
 
 def as_table(summary: dict[str, Any]) -> str:
-    """The summary for people: a Markdown table."""
+    """The summary as a Markdown table."""
     rows: list[tuple[str, ...]] = [
         ("layer", "sees", "gives", "parameters", "multiply-accumulates", "neurons")
     ]
@@ -103,5 +103,5 @@ def as_table(summary: dict[str, Any]) -> str:
 
 
 def as_json(summary: dict[str, Any]) -> str:
-    """The summary for programs."""
+    """The summary as JSON."""
     return json.dumps(summary, indent=2) + "\n"

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing, write_npz
-from alexnet_jax.model import create_model
+from alexnet_jax.variants import create_model
 from alexnet_jax.weights import caffe_files, torch_files
 from alexnet_jax.weights.layouts import CONVOLUTIONS, DENSE, LAYERS, TORCH_NAMES, Layers, swap_colours
 

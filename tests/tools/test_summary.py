@@ -44,12 +44,12 @@ def test_operations_of_an_image_are_counted_without_conv1_s_input_gradient():
     assert forward + weights + inputs == 4_135_610_496
 
 
-def test_an_unused_output_is_no_part_of_the_net():
+def test_an_unused_output_is_not_counted():
     fc8 = summary.summarise(create_model("paper", num_classes=37), 224)["layers"][-1]
     assert (fc8["gives"], fc8["parameters"], fc8["multiply_accumulates"]) == ([37], 37 * 4097, 37 * 4096)
 
 
-def test_columns_that_never_talk_add_their_votes():
+def test_independent_columns_add_their_partial_logits():
     # Run 150: conv2 160 and fc 4096 wide in each column.
     model = create_model(
         "paper", cross_column_layers=(), widths=(96, 320, 384, 384, 256, 256), fc_widths=(8192, 8192)
@@ -63,7 +63,7 @@ def test_columns_that_never_talk_add_their_votes():
 def test_as_a_table_and_as_json():
     counted = summary.summarise(create_model("torchvision"), 224)
     lines = summary.as_table(counted).splitlines()
-    assert len({len(line) for line in lines}) == 1  # a straight right edge
+    assert len({len(line) for line in lines}) == 1  # the columns are aligned
     assert len(lines) == 2 + 8 + 1
     assert "61,100,840" in lines[-1]
     assert json.loads(summary.as_json(counted)) == counted

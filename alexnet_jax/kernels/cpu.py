@@ -1,0 +1,275 @@
+"""Faster gradients and convolutions on CPUs. Skip this at a first reading.
+
+The definitions are in `layers.py`. XLA's own programs are slower on CPUs, some of them several times
+(`python -m benchmarks.kernels`). Maps are `[B, H, W, C]`. Other devices use XLA's convolutions.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Edges = tuple[tuple[int, int], ...]  # padding before and after the rows and the columns of the maps
+
+FEW_OUTPUTS = 128  # below, YNNPACK's convolutions are slower than Eigen's (two cores, batch 128)
+CACHED_BYTES = 4 * 2**20  # of maps that stay in the cache from one product to the next
+
+
+def _xla_convolution(x: Array, kernel: Array, *, strides: tuple[int, int], edges: Edges) -> Array:
+    return lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def convolve_forward(x: Array, kernel: Array, stride: int, edges: Edges) -> tuple[Array, tuple[Array, Array]]:
+    """A convolution inside a training step, and what its gradients need."""
+    plain = functools.partial(_xla_convolution, strides=(stride, stride), edges=edges)
+    on_cpu = functools.partial(_convolution_on_cpu, stride=stride, edges=edges)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain), (x, kernel)
+
+
+def convolve_backward(
+    stride: int, edges: Edges, inputs: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
+    """The gradients of a convolution's `(x, kernel)`, from the gradient `g` of its outputs."""
+    plain = functools.partial(_xla_convolution, strides=(stride, stride), edges=edges)
+    return lax.platform_dependent(
+        *inputs,
+        g,
+        cpu=functools.partial(_gradients_on_cpu, stride=stride, edges=edges),
+        default=lambda x, kernel, g: jax.vjp(plain, x, kernel)[1](g),
+    )
+
+
+def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
+    """Gives a convolution of few outputs to Eigen instead of YNNPACK.
+
+    XLA prefers YNNPACK, which is faster next to other work, but leaves much of the second core idle where
+    there are few outputs (conv1, and the gradient of conv2's inputs). YNNPACK takes no convolution whose
+    outputs are higher than its inputs, or with at most 16 channels (`IsConvolutionOpSupportedByYnn` in XLA's
+    `ynn_support.cc`), so this computes a few rows too many and drops them. At stride s, s rows first become
+    channels (space-to-depth); otherwise the inputs would be s times as high as the outputs. Where XLA has no
+    YNNPACK, the extra rows cost 2 to 5 % of these two convolutions. Programs that only run the net forward
+    set an option of XLA instead (`host.forward_options`).
+    """
+    (batch, _, width, inputs), (window_height, window_width, _, outputs) = x.shape, kernel.shape
+    (above, below), sides = edges
+    rows = (x.shape[1] + above + below - window_height) // stride + 1
+    blocks = -(-window_height // stride)  # the window's height in blocks of `stride` rows
+    height = x.shape[1] if stride == 1 else rows - 1 + blocks
+    extra = max(height + 1 - rows, 0)
+    if outputs >= FEW_OUTPUTS or max(inputs, outputs) <= 16 or extra > rows // 8:
+        return _xla_convolution(x, kernel, strides=(stride, stride), edges=edges)
+    if stride > 1:
+        x = _pad(x, (0, 0), (above, height * stride - above - x.shape[1]))
+        x = x.reshape(batch, height, stride, width, inputs).transpose(0, 1, 3, 2, 4)
+        x = x.reshape(batch, height, width, stride * inputs)
+        kernel = _pad(kernel, (0, blocks * stride - window_height))
+        kernel = kernel.reshape(blocks, stride, window_width, inputs, outputs).transpose(0, 2, 1, 3, 4)
+        kernel = kernel.reshape(blocks, window_width, stride * inputs, outputs)
+        above = below = 0
+    edges = (above, below + extra), sides
+    return _xla_convolution(x, kernel, strides=(1, stride), edges=edges)[:, :rows]
+
+
+def _gradients_on_cpu(x: Array, kernel: Array, g: Array, *, stride: int, edges: Edges) -> tuple[Array, Array]:
+    window = kernel.shape[:2]
+    if stride == 1:
+        # As in XLA, a convolution with the flipped kernel. The barrier keeps XLA from folding the transpose
+        # into it inside a loop, which would make it five times slower.
+        flipped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+        outer = tuple(
+            (size - 1 - before, size - 1 - after) for size, (before, after) in zip(window, edges, strict=True)
+        )
+        x_gradient = _convolution_on_cpu(g, flipped, stride=1, edges=outer)
+    else:
+        plain = functools.partial(_xla_convolution, kernel=kernel, strides=(stride, stride), edges=edges)
+        (x_gradient,) = jax.vjp(plain, x)[1](g)
+    return x_gradient, _kernel_gradient(x, g, window=window, stride=stride, edges=edges)
+
+
+def images_at_once(batch: int, image_bytes: int) -> int:
+    """Images per group, so that a group fits `CACHED_BYTES` and, if possible, all groups are full."""
+    most = min(max(CACHED_BYTES // image_bytes, 1), batch)
+    images = max(n for n in range(1, most + 1) if batch % n == 0)
+    if 2 * images < most:  # such as a prime batch: the last group is padded
+        images = -(-batch // -(-batch // most))
+    return images
+
+
+def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int, edges: Edges) -> Array:
+    """The gradient of a convolution's kernel: one matrix product for each place in the window.
+
+    XLA's is a convolution whose windows are as large as the maps. Space-to-depth: a stride-s window is a
+    stride-1 window over s x s blocks (conv1: 9 products instead of 121 thin ones). A few images at a time
+    stay in the cache from one product to the next. `g`, which all products share, comes first, because the
+    left side of a product has to be transposed.
+
+    Args:
+      x: the inputs `[B, H, W, I]`; g: the gradient of the outputs `[B, H', W', O]`.
+
+    Returns:
+      `[h, w, I, O]`.
+    """
+    (batch, rows, columns, outputs), inputs = g.shape, x.shape[3]
+    blocks = [-(-size // stride) for size in window]  # height and width of the window in blocks
+    depth = stride * stride * inputs
+    wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # sums of bfloat16 are float32
+
+    # Pad to full blocks and full groups of images; zeros add nothing.
+    images = images_at_once(batch, (x.nbytes + g.nbytes) // batch)
+    groups = -(-batch // images)
+    padding = [(0, groups * images - batch)]
+    x_padding = [
+        (before, (count - 1 + block) * stride - size - before)
+        for count, block, size, (before, _) in zip((rows, columns), blocks, x.shape[1:3], edges, strict=True)
+    ]
+    x, g = _pad(x, *padding, *x_padding), _pad(g, *padding)
+
+    def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
+        x, g = group
+        images, height, width, _ = x.shape
+        x = x.reshape(images, height // stride, stride, width // stride, stride, inputs)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(images, height // stride, width // stride, depth)
+        g = lax.optimization_barrier(g.reshape(-1, outputs).T)  # or XLA would transpose each x instead
+        products = [
+            jnp.matmul(g, x[:, i : i + rows, j : j + columns].reshape(-1, depth), preferred_element_type=wide)
+            for i in range(blocks[0])
+            for j in range(blocks[1])
+        ]
+        return total + jnp.stack(products), None
+
+    total = jnp.zeros((blocks[0] * blocks[1], outputs, depth), wide)
+    x, g = (a.reshape(groups, -1, *a.shape[1:]) for a in (x, g))
+    total, _ = lax.scan(add, total, (x, g))
+
+    total = total.reshape(*blocks, outputs, stride, stride, inputs).transpose(0, 3, 1, 4, 5, 2)
+    total = total.reshape(blocks[0] * stride, blocks[1] * stride, inputs, outputs)
+    return total[: window[0], : window[1]].astype(g.dtype)
+
+
+def _pad(x: Array, *ends: tuple[int, int]) -> Array:
+    """Adds zeros before and after the first axes (negative: crops)."""
+    more = [(0, 0)] * (x.ndim - len(ends))
+    return lax.pad(x, jnp.zeros((), x.dtype), [(before, after, 0) for before, after in (*ends, *more)])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def connect(x: Array, kernel: Array, dtype: Any) -> Array:
+    """The products of all columns, `[columns, B, I]` by `[columns, I, O]`: `[columns, B, O]` of `dtype`.
+
+    The gradient of the kernel keeps the kernel's axis order. JAX's does not, and with one column XLA then
+    updates fc6's 38 million weights against their order in memory: 0.5 s of a step of 2 s on two cores.
+    """
+    return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
+
+
+def _connect_backward(dtype, inputs, g):
+    x, kernel = inputs
+    x_gradient = lax.dot_general(g, kernel, (((2,), (2,)), ((0,), (0,))), preferred_element_type=x.dtype)
+    kernel_gradient = lax.dot_general(x, g, (((1,), (1,)), ((0,), (0,))), preferred_element_type=kernel.dtype)
+    return x_gradient, kernel_gradient
+
+
+connect.defvjp(lambda x, kernel, dtype: (connect(x, kernel, dtype), (x, kernel)), _connect_backward)
+
+
+class Norm(NamedTuple):
+    """`x / (k + alpha * sum x^2) ** beta`, summed over `size` neighbours along each of `axes`."""
+
+    k: float
+    alpha: float
+    beta: float
+    size: int
+    axes: tuple[int, ...]
+
+    def window_sum(self, x: Array) -> Array:
+        """Sum over the neighbours centred on each place; places beyond the ends count 0."""
+        before, after = self.size // 2, self.size - 1 - self.size // 2
+        for axis in self.axes:
+            ends = [(before, after, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)]
+            padded = lax.pad(x, jnp.zeros((), x.dtype), ends)
+            slices = [lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(self.size)]
+            x = functools.reduce(jnp.add, slices)
+        return x
+
+    def denominator(self, x: Array) -> Array:
+        """Before the power."""
+        return self.k + self.alpha * self.window_sum(jnp.square(x))
+
+    def inverse_power(self, d: Array) -> Array:
+        """`d ** -beta` for positive `d`; the paper's 0.75 without a power function."""
+        if self.beta == 0.75:
+            r = lax.rsqrt(d)
+            return r * lax.sqrt(r)
+        return d**-self.beta
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def normalise(x: Array, norm: Norm) -> Array:
+    """`x` over its denominator."""
+    return x * norm.inverse_power(norm.denominator(x))
+
+
+def _normalise_backward(norm, x, g):
+    # y_i = x_i d_i^-b,  d_i = k + a sum_{j near i} x_j^2, and "near" is symmetric (size is odd), so
+    # dL/dx_i = g_i d_i^-b - 2 a b x_i sum_{j near i} g_j x_j d_j^-b / d_j.
+    d = norm.denominator(x)
+    scaled = g * norm.inverse_power(d)
+    shared = norm.window_sum(scaled * x / d)
+    return (scaled - (2 * norm.alpha * norm.beta) * x * shared,)
+
+
+# Keeps only x: computing the denominator again is cheaper than holding it in memory.
+normalise.defvjp(lambda x, norm: (normalise(x, norm), x), _normalise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def max_pool(x: Array, window: int, stride: int, edges: Edges) -> Array:
+    """Maximum of each window."""
+    return functools.reduce(jnp.maximum, _shifted_maps(x, window, stride, edges))
+
+
+def _shifted_maps(x: Array, window: int, stride: int, edges: Edges) -> list[Array]:
+    """What all windows see at each of their places, in row-major order, each `[B, H', W', C]`.
+
+    Slices instead of XLA's windows, which are several times slower on a CPU, their gradient
+    (`select_and_scatter`) even more.
+    """
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    x = lax.pad(x, lowest, [(0, 0, 0), *((*edge, 0) for edge in edges), (0, 0, 0)])
+    batch, height, width, channels = x.shape
+    reach = height - window + 1, width - window + 1
+    return [
+        lax.slice(x, (0, i, j, 0), (batch, i + reach[0], j + reach[1], channels), (1, stride, stride, 1))
+        for i in range(window)
+        for j in range(window)
+    ]
+
+
+def _max_pool_forward(x, window, stride, edges):
+    # Keeps one byte for each window: the place of its first maximum.
+    first, *others = _shifted_maps(x, window, stride, edges)
+    y, found = first, jnp.zeros(first.shape, jnp.uint8)
+    for place, values in enumerate(others, 1):
+        found = jnp.where(values > y, jnp.uint8(place), found)
+        y = jnp.maximum(values, y)
+    return y, found
+
+
+def _max_pool_backward(window, stride, edges, found, g):
+    # `lax.pad` with `stride - 1` zeros in between moves each part back to its place; the negative padding
+    # crops what hung over the edge.
+    zero = jnp.zeros((), g.dtype)
+    total = None
+    for place in range(window * window):
+        ends = []
+        for offset, (_, beyond) in zip(divmod(place, window), edges, strict=True):
+            ends.append((offset, window - 1 - offset - beyond, stride - 1))
+        part = lax.pad(jnp.where(found == place, g, zero), zero, [(0, 0, 0), *ends, (0, 0, 0)])
+        total = part if total is None else total + part
+    return (total,)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
