@@ -18,10 +18,11 @@ CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The convolutions rest and images are not changed, so what they make of each image is computed once.
+    """Frozen convolutions and no augmentation: the features of each image are computed once and cached.
 
-    `--config.augment.mirror=True` or other `optimizer.layer_rates`, such as `(("conv1", 0.0, 0.0),)`, end
-    that: each step then takes as long as in any training. `--config.init.path=` starts from random weights.
+    With `--config.augment.mirror=True` or other `optimizer.layer_rates`, such as `(("conv1", 0.0, 0.0),)`,
+    they are not, and a step takes as long as in any training. `--config.init.path=` starts from random
+    weights.
     """
     config = default.get_config()
 
@@ -31,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = 224
 
     config.model.variant = "torchvision"
-    config.model.init_scheme = "torch"  # of the layers that are new
+    config.model.init_scheme = "torch"  # of the new layers
 
     config.augment.crop = False
     config.augment.mirror = False

@@ -28,12 +28,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = 224  # section 4.1
 
     config.model.variant = "paper"
-    # With the paper's 0.01 in conv3 to conv5 the loss rests at chance for long: the default config with
-    # variant=paper does so for an epoch.
+    # With the paper's 0.01 in conv3 to conv5 the loss stays at chance for long: for an epoch of the default
+    # config with variant=paper.
     config.model.init_scheme = "original"
 
     config.augment.colour = "paper"
-    config.augment.mean = "colour"  # section 2 has the mean image, which prepared records bring along
+    config.augment.mean = "colour"  # section 2 has the mean image, which prepared records have
 
     config.optimizer.schedule = "plateau"  # section 5, by rule instead of by hand
     config.optimizer.patience_evals = 5

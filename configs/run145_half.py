@@ -2,8 +2,8 @@
 
     python main.py --config=configs/run145_half.py --config.data.source=tars:PATH --workdir=DIR
 
-conv5 and the fully connected layers are as wide as in both columns, for otherwise the net would have half as
-many parameters. The figures are the authors', on the test images (layer-params-145-half.cfg); not run at full
+conv5 and the fully connected layers are as wide as in both columns; otherwise the net would have half as many
+parameters. The figures are the authors', on the test images (layer-params-145-half.cfg); not run at full
 scale by us.
 """
 

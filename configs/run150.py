@@ -1,4 +1,4 @@
-"""Run 150, run 145 with columns that never talk: 41.83 % top-1, 19.33 % top-5 error in ten views.
+"""Run 150, run 145 with independent columns: 41.83 % top-1, 19.33 % top-5 error in ten views.
 
     python main.py --config=configs/run150.py --workdir=DIR
 
@@ -13,7 +13,7 @@ from configs import run145
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """conv2 of 160 filters a column, fc6 of 4096 and fc7 of 2048 units a column; only their votes meet."""
+    """conv2 with 160 filters a column, fc6 with 4096 and fc7 with 2048 units; only the logits are added."""
     config = run145.get_config()
     config.model.cross_column_layers = ()
     config.model.widths = (96, 320, 384, 384, 256, 256)

@@ -206,7 +206,7 @@ def test_impossible_meshes(data, column, words):
 
 
 def test_columns_that_do_not_fit_the_mesh():
-    with pytest.raises(UserError, match=r"mesh.column=2: the 1 column"):
+    with pytest.raises(UserError, match=r"mesh.column=2: does not divide the 1 column"):
         steps.forward_on_mesh(create_model("torchvision"), columns.make_mesh(1, 2), view, train=True)
 
 

@@ -210,3 +210,21 @@ GOING, NAN = False, float("nan")
 )
 def test_plateau_rule(rule, errors, expected):
     assert follow(rule, errors) == expected
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("constant", (0.01, 0.02)), ("epochs", (0.001, 0.002)), ("plateau", (0.0001, 0.0002))],
+)
+def test_each_schedule_that_a_config_may_name(schedule, rates):
+    """At epoch 5, one epoch after the only drop by epochs, with two drops by the plateau rule."""
+    section = configs.resolve(default.get_config(), {"optimizer.schedule": schedule}).optimizer
+    params = {"conv2": {"kernel": jnp.zeros(()), "bias": jnp.zeros(())}}
+    gradients = jax.tree.map(jnp.ones_like, params)
+    for follows in (True, False):
+        section = dataclasses.replace(section, bias_rate_drops=follows)
+        rule = optimizer.make(section, lambda epoch: round(100 * epoch))
+        at = {"step": jnp.int32(500), "drops": jnp.int32(2)}
+        updates = rule.update(gradients, rule.init(params), params, **at)[0]["conv2"]
+        expected = rates if follows else (rates[0], 0.02)
+        assert (-updates["kernel"], -updates["bias"]) == pytest.approx(expected, rel=1e-5)
