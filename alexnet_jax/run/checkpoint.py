@@ -116,9 +116,9 @@ class Checkpoints:
         self._best.step = best_step
         prints = fingerprints.of_state(state)
         metadata = {"record": record, "fingerprints": prints, "shapes": shapes(state), **self._metadata}
-        signed = fingerprints.signed(metadata)
+        metadata = fingerprints.signed(metadata)
         with self._save_errors():
-            self._orbax().save_async(step, state, force=True, overwrite=True, custom_metadata=signed)
+            self._orbax().save_async(step, state, force=True, overwrite=True, custom_metadata=metadata)
             self.saved_step = step
 
     def wait(self) -> None:
@@ -304,13 +304,12 @@ def _steps_for_all(directory: pathlib.Path) -> list[int]:
 @contextlib.contextmanager
 def _by_itself() -> Iterator[None]:
     """Lets orbax read without waiting for other processes, which may have failed, and without logging."""
-    context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    context: Any = contextlib.nullcontext()
     if jax.process_count() > 1:
         me = jax.process_index()
-        options = ocp.options.MultiprocessingOptions(
-            primary_host=None, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
-        )
-        context = ocp.Context(multiprocessing_options=options)
+        prefix = f"process{me}"
+        options = {"primary_host": None, "active_processes": {me}, "barrier_sync_key_prefix": prefix}
+        context = ocp.Context(multiprocessing_options=ocp.options.MultiprocessingOptions(**options))
     with quiet.reads(), context:
         yield
 
