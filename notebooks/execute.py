@@ -3,7 +3,8 @@
     python -m notebooks.execute [--out=EXECUTED.ipynb]
     WEIGHTS=FILE python -m notebooks.execute --pictures
 
-The second runs it in full and keeps its pictures, but no other output, in the notebook, for readers on GitHub.
+The second runs it in full and keeps its pictures, and no other output, in the notebook, for readers on
+GitHub.
 
 The form fields can be set in the environment (EPOCHS, WEIGHTS, ...). Trained weights cannot be downloaded
 everywhere, so random convolutions take their place. Needs nbclient and ipykernel.

@@ -34,7 +34,8 @@ def parse(define_flags: Callable[[], None], directory: pathlib.Path) -> bool:
     define_flags()
     if _HELP & set(sys.argv):
         module = define_flags.__module__
-        print(f"{sys.modules[module].__doc__}\n{flags.FLAGS.module_help(module)}")
+        own = flags.FLAGS.main_module_help() if module == "__main__" else flags.FLAGS.module_help(module)
+        print(f"{sys.modules[module].__doc__}\n{own.strip()}")
         return False
     argv, path = _with_config(sys.argv, directory)
     _parse(argv, path, sorted(file.stem for file in directory.glob("*.py")))
