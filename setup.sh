@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes .venv with what the project needs: JAX with CUDA where there is an NVIDIA GPU, the CPU set elsewhere.
+# Makes .venv with the project's requirements: JAX with CUDA if there is an NVIDIA GPU, else the CPU set.
 #
 #   bash setup.sh        to train
-#   bash setup.sh dev    with the tools for tests, too
+#   bash setup.sh dev    and the tools for tests
 #
-# PYTHON names another interpreter than python3, VENV another directory than .venv.
+# PYTHON: the interpreter (python3). VENV: the directory to make (.venv).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 python=${PYTHON:-python3}
@@ -15,7 +15,7 @@ if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (
   exit 2
 fi
 set -- "${1:-train}"
-case $1 in train | dev) ;; *) echo "setup.sh: unknown word '$1'; say nothing, or dev" >&2; exit 2 ;; esac
+case $1 in train | dev) ;; *) echo "setup.sh: unknown argument '$1'; give none, or dev" >&2; exit 2 ;; esac
 
 requirements=requirements-cpu.txt
 if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; then requirements=requirements.txt; fi

@@ -1,13 +1,13 @@
-"""Runs the notebook from top to bottom, small, and says how long it took; CI does this on the CPU.
+"""Runs the notebook from top to bottom with small settings and prints the time; CI does this on the CPU.
 
     python -m notebooks.execute [--out=EXECUTED.ipynb]
     WEIGHTS=FILE python -m notebooks.execute --pictures
 
-The second runs it in full, and keeps its pictures in the notebook, for those who look at it on GitHub; no
-other output is kept.
+The second runs it in full and keeps its pictures, and no other output, in the notebook, for readers on
+GitHub.
 
-What the form fields hold can be given in the environment (EPOCHS, WEIGHTS, ...). Trained weights cannot be
-fetched everywhere, so convolutions with random weights stand in for them. Needs nbclient and ipykernel.
+The form fields can be set in the environment (EPOCHS, WEIGHTS, ...). Trained weights cannot be downloaded
+everywhere, so random convolutions take their place. Needs nbclient and ipykernel.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SMALL = {"EPOCHS": "0.04", "FINETUNE_EPOCHS": "1", "SWEEP_STEPS": "3", "BATCH_SI
 
 
 def random_convolutions(path: pathlib.Path) -> None:
-    """Writes what torchvision's convolutions would be before any training."""
+    """Writes torchvision's convolutions with random weights."""
     import numpy as np
 
     from alexnet_jax.weights.layouts import TORCH_NAMES
@@ -44,7 +44,7 @@ def random_convolutions(path: pathlib.Path) -> None:
 
 
 def pictures_of(cell: Any) -> list[Any]:
-    """The pictures among a cell's outputs, without the text beside them."""
+    """The pictures among a cell's outputs, without its text."""
     import nbformat
 
     pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
@@ -53,7 +53,7 @@ def pictures_of(cell: Any) -> list[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=pathlib.Path, help="where the executed notebook goes")
+    parser.add_argument("--out", type=pathlib.Path, help="where to write the executed notebook")
     parser.add_argument("--pictures", action="store_true", help="run it in full and keep its pictures in it")
     given = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""`main.py` as users start it: real processes, real signals, exit codes and what is said."""
+"""`main.py` as users start it: real processes, real signals, exit codes and messages."""
 
 import json
 import os
@@ -46,14 +46,14 @@ def run_until(line, send, *arguments):
     process = subprocess.Popen(
         command(*arguments), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, bufsize=1
     )
-    said = []
+    lines = []
     for text in process.stderr:
-        said.append(text)
+        lines.append(text)
         if re.search(line, text):
             process.send_signal(send)
             break
-    said.append(process.stderr.read())
-    return process.wait(timeout=200), "".join(said)
+    lines.append(process.stderr.read())
+    return process.wait(timeout=200), "".join(lines)
 
 
 def untimed(workdir):
@@ -225,7 +225,7 @@ RETURNS_NONE = "def get_config():\n    pass\n"
         (["--config.data.batchsize=3"], "did you mean 'batch_size'"),
         (["--config.nothing.at.all=3"], "--config.nothing.at.all"),
         (["--config.data.batch_size=many"], "config.data.batch_size=many"),
-        (["--config.model.variant=papper"], "did you mean 'paper'"),
+        (["--config.model.variant=papper"], "did you mean paper?"),
         (["--config.model.layer1=activation lnr pool"], "model.layer1"),
         (["--config.run.total_steps=5", "--config.run.total_epochs=1"], "set exactly one"),
         (["--config.data.source=tfds:imagenete"], "did you mean imagenette"),

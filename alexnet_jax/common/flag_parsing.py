@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 from alexnet_jax.common.errors import UserError, did_you_mean
 
@@ -34,7 +34,8 @@ def parse(define_flags: Callable[[], None], directory: pathlib.Path) -> bool:
     define_flags()
     if _HELP & set(sys.argv):
         module = define_flags.__module__
-        print(f"{sys.modules[module].__doc__}\n{flags.FLAGS.module_help(module)}")
+        own = flags.FLAGS.main_module_help() if module == "__main__" else flags.FLAGS.module_help(module)
+        print(f"{sys.modules[module].__doc__}\n{own.strip()}")
         return False
     argv, path = _with_config(sys.argv, directory)
     _parse(argv, path, sorted(file.stem for file in directory.glob("*.py")))
@@ -86,6 +87,8 @@ def _parse(argv: list[str], path: str, known: list[str]) -> None:
             raise UserError(
                 f"--config.{key}: no such key; keys look like data.batch_size, see configs/default.py"
             )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # ml_collections would warn of what is an error below
     try:
         # ml_collections cannot parse None, but takes it in its list of overrides.
         rest = flags.FLAGS(
@@ -103,6 +106,8 @@ def _parse(argv: list[str], path: str, known: list[str]) -> None:
             raise UserError(_one_line(error)) from error
         cause = _first(error) if in_file else error
         raise UserError(_config_mistake(cause, path, list(given))) from error
+    finally:
+        logging.set_verbosity(verbosity)
     if rest[1:]:
         raise UserError(f"{rest[1]!r}: not a flag; flags look like --name=value")
 
