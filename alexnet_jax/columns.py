@@ -30,9 +30,7 @@ def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = N
       UserError: a size is impossible, needs more devices than there are, or leaves a process without any.
     """
     devices = list(jax.devices() if devices is None else devices)
-    devices.sort(
-        key=lambda device: (device.process_index, device.id)
-    )  # the devices of a process stay together
+    devices.sort(key=lambda device: (device.process_index, device.id))  # those of a process stay together
     sizes = {"mesh.data": data, "mesh.column": column}
     for key, size in sizes.items():
         if size != -1 and size < 1:

@@ -43,9 +43,7 @@ class Data:
     micro_batches: Annotated[int, at_least(1), FREE]  # parts of a batch computed in turn, to save memory
     resize_size: Annotated[int, at_most(4096)]  # pixels: side of the stored squares; at 4096 one takes 50 MB
     image_size: Annotated[int, at_least(1)]  # pixels: side of the crops that the net sees
-    max_bad_fraction: Annotated[
-        float, at_least(0), at_most(1), FREE
-    ]  # of unreadable images; above, a run stops
+    max_bad_fraction: Annotated[float, at_least(0), at_most(1), FREE]  # of unreadable images; then it stops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +65,7 @@ class Optimizer:
     learning_rate: Annotated[float, at_least(0)]  # initial rate of the weights
     momentum: Annotated[float, at_least(0), below(1)]
     weight_decay: Annotated[float, at_least(0)]
-    bias_rate_factor: Annotated[
-        float, at_least(0)
-    ]  # rate of the biases, as a multiple of that of the weights
+    bias_rate_factor: Annotated[float, at_least(0)]  # rate of the biases, in multiples of the weights'
     bias_rate_drops: bool  # whether the biases' rate follows the schedule or stays constant
     schedule: Annotated[str, one_of("plateau", "epochs", "constant")]
     drop_factor: Annotated[float, above(0), at_most(1)]  # multiplies the rate at a drop (plateau, epochs)

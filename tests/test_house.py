@@ -30,8 +30,15 @@ BELOW = {
     "tools": ("evaluate",),
     "launch": ("train", "tools"),
 }
-# What does not keep to it yet.
-DEBTS = set()
+
+# The top of the package is the paper; the other files there are the way in.
+PAPER = (
+    *("model", "variants", "layers", "columns", "augment"),
+    *("optimizer", "steps", "evaluate", "train", "config"),
+)
+MOST_PAPER_LINES = 2080  # to become 2,000; only ever lower this
+MOST_PACKAGE_LINES = 9950  # to become 8,800; only ever lower this
+TOO_LONG_YET = ["processes.py: 504 lines"]  # until JAX's own runtime takes its place
 
 
 def modules() -> dict[str, pathlib.Path]:
@@ -73,7 +80,7 @@ def test_imports_go_one_way():
         for other in others
         if room(other) not in allowed(room(name))
     }
-    assert found == DEBTS
+    assert found == set()
 
 
 def test_there_is_no_circle():
@@ -100,6 +107,17 @@ def test_the_loop_s_body_is_short():
     tree = ast.parse((PACKAGE / "train.py").read_text())
     (loop,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "loop")
     assert loop.end_lineno - loop.lineno < 50
+
+
+def lines(*paths: pathlib.Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in paths)
+
+
+def test_the_paper_and_the_package_stay_small():
+    assert lines(*(PACKAGE / f"{name}.py" for name in PAPER)) <= MOST_PAPER_LINES
+    assert lines(*PACKAGE.rglob("*.py")) <= MOST_PACKAGE_LINES
+    assert lines(ROOT / "main.py") <= 70
+    assert too_long(PACKAGE) == TOO_LONG_YET
 
 
 # --- Experiments and benchmarks ---------------------------------------------------------------------------

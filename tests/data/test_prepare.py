@@ -178,7 +178,7 @@ def test_command_line(folder, tmp_path):
 
 
 def test_main_in_this_process(folder, tmp_path, monkeypatch, capsys):
-    arguments = command(folder, tmp_path / "set")[3:]
+    arguments = command(folder, tmp_path / "set")[4:]
     assert prepare.main(arguments) == 0
     assert "set: 60 train images in 2 classes" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--out: .* exists already"):
