@@ -2,7 +2,8 @@
 
 Maps are `[B, H, W, C]`. Their sizes follow the 2012 code, where a window that hangs over the lower or right
 edge still counts ("ceil"): 224 x 224 images give 55 x 55 maps after 11 x 11 windows at stride 4.
-How CPUs compute the same numbers faster is in `kernels/cpu.py`; skip that at a first reading.
+`kernels/cpu.py` has the arithmetic of norms, pooling and dense products with their gradients, and faster
+convolutions for CPUs; skip it at a first reading.
 """
 
 import functools
@@ -99,7 +100,7 @@ def within_map_norm(x: Array, *, k: float, alpha: float, beta: float, size: int)
 
 
 def _normalise(x: Array, norm: cpu.Norm) -> Array:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # sums of squares need the digits
+    wide = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)  # sums of squares need the digits
     y: Any = cpu.normalise(wide, norm)
     return y.astype(x.dtype)
 

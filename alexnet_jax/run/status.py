@@ -111,7 +111,7 @@ def farewell(workdir: pathlib.Path, status: str, record: Record) -> list[str]:
     lines.append(f"files      {workdir}: {logs.METRICS}, {logs.STATUS}, checkpoints/, net.json")
     lines.append(f"curves     tensorboard --logdir={workdir}")
     if status == "done":
-        lines.append(f"use it     python -m alexnet_jax.tools.predict IMAGE --weights={workdir}")
+        lines.append(f"use it     python -m alexnet_jax predict IMAGE --weights={workdir}")
         lines.append(f"train on   the same command with --workdir={workdir} and a larger run.total_epochs")
     if status == "interrupted":
         lines.append(f"go on      the same command with --workdir={workdir}")

@@ -79,7 +79,7 @@ def test_the_exchanges_are_those_of_figure_2_and_their_transposes(name):
 def test_columns_that_never_talk_have_nothing_to_tell_before_the_votes_are_added():
     """Run 150."""
     logits = FIGURE_2["logits"]
-    assert along(compiled(NETS["columns that never talk"], 1, 2), "column") == [
+    assert along(compiled(NETS["independent columns"], 1, 2), "column") == [
         Collective("all-reduce", "column", "logits", False, 2 * logits),
         Collective("all-reduce", "column", "logits", True, 2 * logits),
     ]

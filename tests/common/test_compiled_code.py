@@ -89,7 +89,8 @@ def test_the_nets_convolutions_are_not_given_away(monkeypatch):
     text = run.lower(x, kernel).compile().as_text()
     assert "convolution(" in text
     assert "ynn" not in text
-    np.testing.assert_allclose(run(x, kernel), jax.jit(convolve)(x, kernel), atol=2e-4)  # of values near 35
+    # Sums of 1,200 products near 1: values are near 35 and up to 170.
+    np.testing.assert_allclose(run(x, kernel), jax.jit(convolve)(x, kernel), rtol=5e-6, atol=2e-4)
 
 
 @pytest.mark.parametrize(
