@@ -1,1 +1,1 @@
-"""Shared by the whole package: errors, files, progress bars, the command line, settings of the host."""
+"""Shared by the whole package: errors, files, progress bars, the command line, process settings."""

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, and one clear line instead of a traceback for a user's mistake."""
+"""Shared by all commands: exit codes, and one-line errors instead of tracebacks for user mistakes."""
 
 import argparse
 import contextlib
@@ -30,14 +30,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(main: Callable[[], int]) -> NoReturn:
-    """Exits with `main`'s code, or with 2 (1 for a fault) after one line on standard error."""
+    """Exits with the code of `main()`; on an error, prints one line and exits with 2 (1 for a `Fault`)."""
     try:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as shells set it for background jobs
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # shells ignore it in background jobs
             signal.signal(signal.SIGINT, signal.default_int_handler)
         host.quiet_tensorflow()
         host.keep_memory()
         host.keep_compiled()
-        if isinstance(sys.stdout, io.TextIOWrapper):  # prints file names that are not UTF-8 as they are
+        if isinstance(sys.stdout, io.TextIOWrapper):  # prints non-UTF-8 file names unchanged
             sys.stdout.reconfigure(errors="surrogateescape")
         _leave(main())
     except (UserError, Fault) as error:
@@ -45,7 +45,7 @@ def command(main: Callable[[], int]) -> NoReturn:
         _leave(FAULT if isinstance(error, Fault) else WRONG_USE)
     except KeyboardInterrupt:
         _leave(CTRL_C)
-    except BrokenPipeError:  # the reader of our output has closed it
+    except BrokenPipeError:  # the reader of our output has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception:
@@ -55,7 +55,7 @@ def command(main: Callable[[], int]) -> NoReturn:
 
 @contextlib.contextmanager
 def quiet_interrupts() -> Iterator[None]:
-    """Ctrl-C exits at once: some libraries swallow a KeyboardInterrupt while they are imported."""
+    """Makes Ctrl-C exit at once, because some libraries swallow a KeyboardInterrupt during import."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(CTRL_C))
@@ -66,7 +66,7 @@ def quiet_interrupts() -> Iterator[None]:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exits, without waiting for other threads: after a failure, orbax's or the job's may never end."""
+    """Exits without waiting for other threads: orbax's or the job's may never end after a failure."""
     others = (t for t in threading.enumerate() if t is not threading.main_thread())
     if all(thread.daemon for thread in others):
         sys.exit(code)

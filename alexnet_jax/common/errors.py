@@ -1,4 +1,4 @@
-"""Errors that reach the user as one line, without a traceback."""
+"""Errors shown to the user as one line, without a traceback."""
 
 import difflib
 from collections.abc import Iterable
@@ -26,12 +26,12 @@ def vanished(path: str) -> Fault:
 
 
 def closest(word: object, known: Iterable[str]) -> str | None:
-    """The one of `known` with the most similar spelling, or None if none is close."""
+    """The most similarly spelled word of `known`; None if none is close."""
     return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)
 
 
 def did_you_mean(word: object, known: Iterable[str], most: int = 40) -> str:
-    """Ends a message: `did you mean X?` if `word` is close to one of `known`, else `choose one of ...`."""
+    """The end of a message: `did you mean X?` if a word of `known` is close, else `choose one of ...`."""
     known = list(known)
     if (close := closest(word, known)) is not None:
         return f"did you mean {close}?"

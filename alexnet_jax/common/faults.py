@@ -13,7 +13,7 @@ _MEMORY = (
 
 
 def explain(error: BaseException, workdir: pathlib.Path) -> Fault | UserError | None:
-    """The `Fault` or `UserError` that explains `error` to the user; None if it is a bug in the program."""
+    """The `Fault` or `UserError` that explains `error`; None if it is a bug in the program."""
     if isinstance(error, Fault | UserError):
         return error
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
@@ -31,7 +31,7 @@ def explain(error: BaseException, workdir: pathlib.Path) -> Fault | UserError | 
 
 
 def _is_within(error: OSError, workdir: pathlib.Path) -> bool:
-    """Whether the error is about a file in `workdir`; one without a name is a write to an open file there."""
+    """Whether the error concerns a file in `workdir`; one without a name is a write to an open file there."""
     if error.filename is None:
         return True
     return pathlib.Path(os.fsdecode(error.filename)).resolve().is_relative_to(workdir.resolve())

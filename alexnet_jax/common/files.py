@@ -1,4 +1,4 @@
-"""Atomic file writes: a reader finds the old file or the new one, never a part of it, even after a crash."""
+"""Atomic file writes: readers see the old file or the new one, never a partial one, even after a crash."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import numpy as np
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path`, whose file is then flushed to disk and renamed to `path`."""
+    """Yields a temporary path next to `path`; then flushes that file to disk and renames it to `path`."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -24,7 +24,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Flushes a file to disk, so that its bytes survive a power cut."""
+    """Flushes a file to disk, so it survives a power cut."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 

@@ -16,19 +16,19 @@ _HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
 
 
 def parse(define_flags: Callable[[], None], directory: pathlib.Path) -> bool:
-    """Defines the flags and parses `sys.argv`; prints the help and returns False if that was asked for.
+    """Defines the flags and parses `sys.argv`; for `--help`, prints the help and returns False.
 
-    `--config` may name a config of `directory`, whose `default.py` is taken if there is no `--config`.
+    `--config` may name a config in `directory`; the default is `default.py` there.
     `--config.KEY=None` sets a key of any type to None.
 
     Args:
-      define_flags: called here, not before, because `DEFINE_config_file` reads `sys.argv`, and a mistake in a
+      define_flags: called here and not earlier: `DEFINE_config_file` reads `sys.argv`, and a mistake in a
         flag file would end in a traceback.
-      directory: of the configs that come with the package.
+      directory: contains the package's configs.
 
     Raises:
-      UserError: a flag or a config key is unknown, a value is of the wrong type, a config file is missing or
-        broken, or a word is not a flag.
+      UserError: a flag or a config key is unknown, a value has the wrong type, a config file is missing or
+        broken, or an argument is not a flag.
     """
     sys.argv = _with_flag_files(sys.argv)
     define_flags()
@@ -48,7 +48,7 @@ def gives_config(argv: list[str]) -> bool:
 
 
 def _with_flag_files(argv: list[str]) -> list[str]:
-    """`argv` with the lines of each `--flagfile` in its place."""
+    """`argv` with each `--flagfile` replaced by its lines."""
     try:
         return [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
     except (flags.Error, UnicodeError) as error:
@@ -58,7 +58,7 @@ def _with_flag_files(argv: list[str]) -> list[str]:
 
 
 def _with_config(argv: list[str], directory: pathlib.Path) -> tuple[list[str], str]:
-    """`argv` with one `--config=PATH`, the last that was given or the default, and that path."""
+    """`argv` with a single `--config=PATH` (the last one given, or the default), and that path."""
     others, path = [], str(directory / "default.py")
     words = iter(argv)
     for word in words:
@@ -88,9 +88,9 @@ def _parse(argv: list[str], path: str, known: list[str]) -> None:
                 f"--config.{key}: no such key; keys look like data.batch_size, see configs/default.py"
             )
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # ml_collections would warn of what is an error below
+    logging.set_verbosity(logging.ERROR)  # ml_collections would warn about what is an error below
     try:
-        # ml_collections cannot parse None, but takes it in its list of overrides.
+        # ml_collections cannot parse None but accepts it in its list of overrides.
         rest = flags.FLAGS(
             [word for word in argv if not (_OVERRIDE.fullmatch(word) and word.endswith("=None"))]
         )
@@ -101,7 +101,7 @@ def _parse(argv: list[str], path: str, known: list[str]) -> None:
     except UserError:
         raise
     except Exception as error:
-        in_file = "whilst parsing config file" in str(error)  # then the message is a traceback
+        in_file = "whilst parsing config file" in str(error)  # if so, the message is a traceback
         if isinstance(error, flags.Error) and not in_file:
             raise UserError(_one_line(error)) from error
         cause = _first(error) if in_file else error
@@ -113,7 +113,7 @@ def _parse(argv: list[str], path: str, known: list[str]) -> None:
 
 
 def _config_mistake(error: BaseException, path: str, overrides: list[str]) -> str:
-    """One line on a mistake in the config file or an override."""
+    """Describes a mistake in the config file or an override in one line."""
     text = _one_line(error)
     if isinstance(error, AttributeError | KeyError) and (missing := re.search(r"'(\w+)", text)):
         key = missing[1]
@@ -134,7 +134,7 @@ def _no_config(path: str) -> str:
 
 
 def _first(error: BaseException) -> BaseException:
-    """The error that was raised first, where others followed while it was handled."""
+    """The first error of a chain raised while handling others."""
     return _first(error.__context__) if error.__context__ else error
 
 

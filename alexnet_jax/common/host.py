@@ -1,4 +1,4 @@
-"""Settings of the process that commands make when they start: memory, compiled code, TensorFlow's messages.
+"""Process settings that commands make at start-up: memory, compiled code, TensorFlow's messages.
 
 Nothing happens on import. Each setting has an environment variable that turns it off when set to 0;
 `ALEXNET_JAX_SETTINGS=0` turns all of them off.
@@ -19,25 +19,25 @@ ALL_SWITCH = "ALEXNET_JAX_SETTINGS"
 MEMORY_SWITCH = "ALEXNET_JAX_KEEP_MEMORY"
 COMPILED_SWITCH = "ALEXNET_JAX_KEEP_COMPILED"
 OPTIONS_SWITCH = "ALEXNET_JAX_XLA_OPTIONS"
-JAX_CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable, which wins where it is set
+JAX_CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable, which takes precedence
 
 # malloc.h of glibc
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
-# On CPUs, XLA may give matrix products, sums and convolutions to YNNPACK. Products and sums are faster with
-# it, the convolutions of a forward pass without it. Training steps need no option: `kernels.cpu` chooses each
-# of their convolutions (docs/speed.md).
+# On CPUs, XLA may use YNNPACK for matrix products, sums and convolutions. Products and sums are faster with
+# it, forward convolutions without it. Training steps need no option: `kernels.cpu` chooses for each of their
+# convolutions (docs/speed.md).
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _ON_CPU = {_YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def is_off(switch: str) -> bool:
-    """Whether the environment turns this setting off."""
+    """Whether the environment variable `switch` turns this setting off."""
     return "0" in (os.environ.get(switch), os.environ.get(ALL_SWITCH))
 
 
 def cache_directory() -> pathlib.Path:
-    """The directory of downloads and compiled code: `$ALEXNET_JAX_CACHE`, else one in the user's cache."""
+    """The directory for downloads and compiled code: `$ALEXNET_JAX_CACHE`, else in the user's cache."""
     if own := os.environ.get("ALEXNET_JAX_CACHE"):
         return pathlib.Path(own).expanduser()
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax"
@@ -46,10 +46,10 @@ def cache_directory() -> pathlib.Path:
 def keep_memory() -> bool:
     """Makes glibc's `malloc` keep freed memory for the next step; returns whether it did.
 
-    XLA takes its buffers from `malloc`, which by default maps large ones anew for each step, so the kernel
-    clears every page again. With memory kept, 80 steps of the default config on two CPU cores took 22 s of
+    XLA allocates with `malloc`, which by default maps large buffers anew in each step, so the kernel clears
+    every page again. With memory kept, 80 steps of the default config on two CPU cores took 22 s of
     user and 2 s of system time instead of 22 s and 20 s, with a higher memory peak. Call it before the first
-    large allocation. Has no effect on other systems and allocators.
+    large allocation. No effect on other systems and allocators.
     """
     if not sys.platform.startswith("linux") or is_off(MEMORY_SWITCH):
         return False
@@ -57,9 +57,9 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # musl has none
         return False
-    never = -1  # as a large size; the largest int would be 2 GB, of which a step frees more at once
+    never = -1  # i.e. a huge size; the largest int is 2 GB, and a step frees more than that at once
     parameters = (
-        (_M_ARENA_MAX, 1),  # per-thread arenas are too small for such buffers, which would be mapped again
+        (_M_ARENA_MAX, 1),  # per-thread arenas are too small for such buffers and would map them again
         (_M_MMAP_MAX, 0),
         (_M_TRIM_THRESHOLD, never),
         (_M_TOP_PAD, 64 * 2**20),
@@ -68,10 +68,10 @@ def keep_memory() -> bool:
 
 
 def keep_compiled() -> pathlib.Path | None:
-    """Makes JAX cache compiled programs on disk; returns the directory, or None if that is turned off.
+    """Makes JAX cache compiled programs on disk; returns the directory, or None if turned off.
 
-    Each kind of processor has its own directory, since machines that share a home directory may not run each
-    other's code.
+    Each kind of processor has its own directory: machines that share a home directory may not be able to run
+    each other's code.
     """
     if is_off(COMPILED_SWITCH) or JAX_CACHE in os.environ:
         return None
@@ -84,11 +84,11 @@ def keep_compiled() -> pathlib.Path | None:
 
 @functools.cache
 def forward_options() -> dict[str, str]:
-    """XLA options for programs that only run the net forward: `jax.jit(f, compiler_options=...)`.
+    """XLA options for forward-only programs: `jax.jit(f, compiler_options=...)`.
 
     Empty on GPU and TPU, where XLA has no such option, and if the environment turns it off
-    (`ALEXNET_JAX_XLA_OPTIONS=0`) or sets the same option in `XLA_FLAGS`. JAX takes options only
-    for entire programs, so functions that others may call inside their own program do without.
+    (`ALEXNET_JAX_XLA_OPTIONS=0`) or sets the same option in `XLA_FLAGS`. JAX accepts options only
+    for entire programs, so functions that may be called inside another program do not use them.
     """
     import jax  # not at the top: `keep_compiled` runs before JAX is imported
 
@@ -98,13 +98,13 @@ def forward_options() -> dict[str, str]:
         return {}
     try:
         jax.jit(lambda: 0, compiler_options=_ON_CPU).lower().compile()
-    except RuntimeError:  # XLA has no such option
+    except RuntimeError:  # this XLA has no such option
         return {}
     return dict(_ON_CPU)
 
 
 def processor() -> str:
-    """A name for this kind of processor, from its model and instruction sets."""
+    """A name for this kind of processor, derived from model and instruction sets."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
@@ -123,7 +123,7 @@ def has_tensorflow() -> bool:
 def quiet_tensorflow() -> None:
     """Stops TensorFlow's start-up messages about instruction sets, CUDA and rounding.
 
-    Call it before anything imports TensorFlow; several libraries do.
+    Call it before anything imports TensorFlow, as several libraries do.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -131,7 +131,7 @@ def quiet_tensorflow() -> None:
 
 @functools.cache
 def tensorflow() -> Any:
-    """Imports TensorFlow and hides the accelerators from it, whose memory JAX needs."""
+    """Imports TensorFlow and hides the accelerators from it, because JAX needs their memory."""
     quiet_tensorflow()
     tf = importlib.import_module("tensorflow")
     for kind in ("GPU", "TPU"):

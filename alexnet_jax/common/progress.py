@@ -1,6 +1,6 @@
-"""Progress bars; plain lines if stderr is no terminal.
+"""Progress bars; plain lines if stderr is not a terminal.
 
-A bar redraws itself with carriage returns, which fill a pipe, a notebook or the log of a batch job with one
+A bar redraws itself with carriage returns, which in a pipe, a notebook or a batch job's log add up to one
 line of megabytes.
 """
 
@@ -9,7 +9,7 @@ from typing import TextIO
 
 import tqdm
 
-LINE_SECONDS = 10.0  # between lines; shorter work prints none
+LINE_SECONDS = 10.0  # between lines; shorter tasks print none
 
 
 class _Lines:
@@ -31,7 +31,7 @@ def bar(total: int | None, unit: str, what: str = "", **options: object) -> tqdm
 
     Args:
       total: number of units, None if unknown.
-      unit: what is counted, such as "image".
+      unit: singular noun for a unit, such as "image".
       what: the task in a word or two.
       options: further arguments of `tqdm.tqdm`.
     """

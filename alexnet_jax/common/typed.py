@@ -11,7 +11,7 @@ from typing import Any
 from alexnet_jax.common.errors import UserError
 
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string", tuple: "a tuple"}
-_ABSTRACT = {int: numbers.Integral, float: numbers.Real}  # NumPy's numbers are these, too
+_ABSTRACT = {int: numbers.Integral, float: numbers.Real}  # also accepts NumPy's numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Bound:
     """A condition on a value besides its type, for `Annotated[type, bound]`; None always passes.
 
     Attributes:
-      holds: whether a value meets it.
-      words: what the message says, such as "must be above 0".
+      holds: tests a value.
+      words: text for the message, such as "must be above 0".
     """
 
     holds: Callable[[Any], bool]
@@ -48,24 +48,24 @@ def one_of(*choices: Any) -> Bound:
 
 
 def each(low: float, high: float) -> Bound:
-    """The bound of all numbers of a tuple."""
+    """A bound on every number in a tuple."""
     words = f"each must be at least {low} and at most {high:,.0f}"
     return Bound(lambda values: all(low <= value <= high for value in values), words)
 
 
 def as_type(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the type that `hint` declares.
+    """Converts `value` to the type declared by `hint`.
 
     Integers count as floats, NumPy's numbers as Python's, and lists as tuples; True and False are not
     numbers, and floats are finite.
 
     Args:
-      hint: `bool`, `int`, `float`, `str`, a `tuple[...]` of these or of such tuples, one of them `| None`, or
-        one of all these within `Annotated` with its `Bound`s.
-      key: the name of the value in error messages.
+      hint: `bool`, `int`, `float`, `str`, a `tuple[...]` of these or of such tuples, any of these `| None`,
+        or any of these in `Annotated` with `Bound`s.
+      key: the value's name in error messages.
 
     Raises:
-      UserError: the value, or one inside a tuple, has another type or is out of bounds.
+      UserError: the value, or one in a tuple, has the wrong type or is out of bounds.
     """
     if typing.get_origin(hint) is typing.Annotated:
         kind, *notes = typing.get_args(hint)

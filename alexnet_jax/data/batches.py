@@ -1,4 +1,4 @@
-"""Places batches on the mesh and names images that cannot be read."""
+"""Places batches on the mesh and reports unreadable images."""
 
 from collections.abc import Iterable, Iterator
 
@@ -15,7 +15,7 @@ DeviceBatch = dict[str, jax.Array]
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
-    """Raises `UserError` if a batch does not divide over the devices, or their parts into micro-batches."""
+    """Raises `UserError` if a batch does not divide over the devices and then into micro-batches."""
     parts = mesh.shape[columns.DATA]
     if batch_size % parts:
         raise UserError(
@@ -30,7 +30,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
 
 
 def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBatch, DeviceBatch]]:
-    """Each host batch with its arrays on the mesh; the transfer of the next one has already begun."""
+    """Yields each host batch with its arrays on the mesh, one transfer ahead of the consumer."""
     sharding, (_, slices) = NamedSharding(mesh, columns.BATCH), columns.process_slice(mesh)
     ahead = None
     for batch in batches:
@@ -48,8 +48,8 @@ def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBa
 
 
 def bad_images(batch: HostBatch, source: Source, named: set[int]) -> Iterator[str]:
-    """A line for each unreadable image of a host batch that is not yet in `named`; adds it there."""
+    """One line per unreadable image of a host batch not yet in `named`; adds it to `named`."""
     for index in batch["index"][batch["weight"] == 0].tolist():
-        if index >= 0 and index not in named:  # -1 marks the padding of the last batch of a test
+        if index >= 0 and index not in named:  # -1 marks padding in the last test batch
             named.add(index)
             yield f"bad image, left out: {source.name(index)}"

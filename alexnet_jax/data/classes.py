@@ -15,6 +15,6 @@ def imagenet_classes() -> tuple[tuple[str, str], ...]:
 
 
 def readable_names(class_ids: Sequence[str]) -> tuple[str, ...]:
-    """WordNet's words for ILSVRC-2012's ids, such as "tench, Tinca tinca"; any other id stays as it is."""
+    """WordNet's words for ILSVRC-2012's ids, such as "tench, Tinca tinca"; other ids are unchanged."""
     names = dict(imagenet_classes())
     return tuple(names.get(class_id, class_id) for class_id in class_ids)

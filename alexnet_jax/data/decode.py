@@ -1,8 +1,7 @@
-"""From an encoded image to one square of pixels, as in section 2 of the paper.
+"""Decodes an image to its central square of pixels, as in section 2 of the paper.
 
 The shorter side is resized to S with antialiasing and the central S x S is cut out. Nothing here is random.
-An image that cannot be decoded gives None instead of an exception: one bad file in a million must not stop a
-week of training.
+A bad image is None, not an exception: one bad file in a million must not stop a week of training.
 """
 
 import functools
@@ -18,10 +17,10 @@ from PIL import Image
 
 
 def _optional(name: str) -> Any:
-    """An optional compiled module, or None, in which case Pillow does its work."""
+    """An optional compiled module; None if it is missing, and Pillow is used instead."""
     try:
         return importlib.import_module(name)
-    except (ImportError, ValueError, RuntimeError):  # the last two: built for another version of NumPy
+    except (ImportError, ValueError, RuntimeError):  # the last two: built for another NumPy version
         return None
 
 
@@ -32,13 +31,13 @@ simplejpeg = _optional("simplejpeg")
 # decoding it would take gigabytes.
 MAX_PIXELS = 100_000_000
 
-_FILTER_REACH = 5  # pixels that the filter reads beyond a box when scaling down by less than 4, plus one
-_per_thread = threading.local()  # a resizer has buffers, so each thread has a resizer
+_FILTER_REACH = 5  # pixels the filter reads beyond a box when downscaling by less than 4, plus one
+_per_thread = threading.local()  # a resizer holds buffers, so each thread has its own
 
 
 @functools.cache
 def _set_up_pillow() -> None:
-    # Pillow warns about odd metadata and large images; ImageNet has both.
+    # Pillow warns about odd metadata and large images, and ImageNet has both.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     # Makes Pillow keep pixel memory instead of returning it to the system: threads that allocate fresh pages
     # for every image wait for each other in the kernel (two threads: 1,120 images/s without, 1,800 with).
@@ -48,8 +47,8 @@ def _set_up_pillow() -> None:
 def decode_square(data: bytes, size: int) -> np.ndarray | None:
     """Decodes an image of any common format to its central square.
 
-    Every mode becomes RGB: grey is repeated, transparency is dropped, 16 bits become 8, CMYK is converted, an
-    animation gives its first frame. EXIF's orientation tag is not applied, as in 2012.
+    Every mode becomes RGB: grey is repeated, transparency dropped, 16 bits reduced to 8, CMYK converted. Only
+    the first frame of an animation is read. EXIF's orientation tag is not applied, as in 2012.
 
     Args:
       data: the encoded image.
@@ -64,10 +63,10 @@ def decode_square(data: bytes, size: int) -> np.ndarray | None:
 
 
 def _decode_jpeg(data: bytes, size: int) -> np.ndarray | None:
-    """The square of a complete JPEG of moderate size; None for any other image, which Pillow then decides.
+    """The square of a complete JPEG of moderate size; None for any other image, which is left to Pillow.
 
-    Both use libjpeg-turbo and give the same pixels. simplejpeg decodes from memory to memory, which saves a
-    tenth of the time of a photograph and more of a small square.
+    Both use libjpeg-turbo and return the same pixels. simplejpeg decodes from memory to memory, which saves
+    a tenth of the time for a photograph and more for a small square.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -81,7 +80,7 @@ def _decode_jpeg(data: bytes, size: int) -> np.ndarray | None:
             return central_square(Image.fromarray(pixels), size)
         box = _central_box((width, height), size)
         x, y = (max(0, int(edge) - _FILTER_REACH) for edge in box[:2])
-        # Copies only what the filter reads.
+        # Copy only what the filter reads.
         part = pixels[y : int(box[3]) + _FILTER_REACH, x : int(box[2]) + _FILTER_REACH]
         photograph = simd.ImageData(part.shape[1], part.shape[0], simd.PixelType.U8x3, part.tobytes())
         square = simd.ImageData(size, size, simd.PixelType.U8x3)
@@ -106,8 +105,8 @@ def decode(data: bytes, square: Callable[[Image.Image], np.ndarray]) -> np.ndarr
 
 def central_square(image: Image.Image, size: int) -> np.ndarray:
     """The central square of an opened image, resized to uint8 `[size, size, 3]`."""
-    # Decoding a large JPEG at a half, a quarter or an eighth is cheaper and bounds the memory. At least twice
-    # `size` is kept, because the antialiasing should remain that of one filter.
+    # Decoding a large JPEG at 1/2, 1/4 or 1/8 of its size is cheaper and bounds the memory. Keep at least
+    # twice `size`, so that the final filter still determines the antialiasing.
     if min(image.size) >= 4 * size:
         image.draft("RGB", _scaled(image.size, 2 * size))
     image = as_rgb(image)
@@ -125,7 +124,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def _central_box(width_height: tuple[int, int], size: int) -> Box:
-    """The part of an image that becomes its square: one resize of this box is the resize and the crop."""
+    """The part of an image that becomes its square: resizing this box does both resize and crop."""
     width, height = _scaled(width_height, size)
     left, top = (width - size) // 2, (height - size) // 2
     x, y = width_height[0] / width, width_height[1] / height
@@ -133,14 +132,14 @@ def _central_box(width_height: tuple[int, int], size: int) -> Box:
 
 
 def _resizer() -> Any:
-    """This thread's SIMD resizer: Pillow's filter in a fifth of the time, within 0.2 grey levels."""
+    """This thread's SIMD resizer: five times as fast as Pillow's filter, within 0.2 grey levels of it."""
     if not hasattr(_per_thread, "resizer"):
         _per_thread.resizer = simd.Resizer()
     return _per_thread.resizer
 
 
 def _resize_options(image: Any, box: Box) -> Any:
-    """The SIMD resizer's options for the part `box` of an image that has a width and a height."""
+    """The SIMD resizer's options for the part `box` of an image with `width` and `height`."""
     left, top, right, bottom = box
     # Rounding may leave the box slightly larger than the image, which the resizer refuses.
     part = simd.CropBox(
@@ -152,13 +151,13 @@ def _resize_options(image: Any, box: Box) -> Any:
 def as_rgb(image: Image.Image) -> Image.Image:
     """Converts any mode to 8-bit RGB."""
     image.load()
-    if image.mode.startswith("I"):  # 16 bits, which convert() would clip to 255
+    if image.mode.startswith("I"):  # 16 bits; convert() would clip them to 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scaled(width_height: tuple[int, int], size: int) -> tuple[int, int]:
-    """Width and height once the shorter side is `size`."""
+    """Width and height after resizing the shorter side to `size`."""
     width, height = width_height
     if width <= height:
         return size, max(size, round(height * size / width))

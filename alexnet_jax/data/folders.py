@@ -1,4 +1,4 @@
-"""Folders of images, one folder a class; `FileSource` for any images that are files of their own."""
+"""Folders of images, one per class; `FileSource`, for any images stored as separate files."""
 
 import dataclasses
 import errno
@@ -18,7 +18,7 @@ _SPLIT_NAMES = {"train": ("train", "training"), "test": ("val", "valid", "valida
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """Images as the files `root/path`. See `sources.Source`."""
+    """Images stored as the files `root/path`. See `sources.Source`."""
 
     root: str
     paths: Sequence[str]
@@ -27,7 +27,7 @@ class FileSource:
     class_names: tuple[str, ...]
     description: str
     statistics: Statistics | None = None
-    absent: frozenset[int] = frozenset()  # indices of paths that were missing from the start: bad images
+    absent: frozenset[int] = frozenset()  # indices of files missing from the start: bad images
 
     @property
     def num_classes(self) -> int:
@@ -55,10 +55,10 @@ class FileSource:
 
 
 def open_folder(root: pathlib.Path, split: str, key: str) -> FileSource:
-    """Opens `root/train/<class>/<image>` or the test folder beside it; `key` is named in errors.
+    """Opens `root/train/<class>/<image>` or the test folder beside it; errors begin with `key`.
 
     Raises:
-      UserError: a folder is missing, the classes of the splits differ, or there are no images.
+      UserError: a folder is missing, the splits have different classes, or there are no images.
     """
     train, test = (_find_directory(root, names) for names in _SPLIT_NAMES.values())
     directory = train if split == "train" else test
@@ -68,7 +68,7 @@ def open_folder(root: pathlib.Path, split: str, key: str) -> FileSource:
             f"{key}: {root} needs a folder {' or '.join(_SPLIT_NAMES[split])} with one folder a class; "
             f"it has {have}"
         )
-    # Labels are those of training: a class without test images must not shift the others.
+    # Labels come from the training classes: a class without test images must not shift the others.
     classes = _visible(train or directory, os.DirEntry.is_dir)
     unknown = sorted(set(_visible(directory, os.DirEntry.is_dir)) - set(classes))
     if unknown:
@@ -108,7 +108,7 @@ def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[lis
         except FileNotFoundError:
             return []
 
-    with ThreadPoolExecutor(8) as pool:  # listing waits for the disk or the network, not for the processor
+    with ThreadPoolExecutor(8) as pool:  # listing is bound by the disk or the network, not the CPU
         listings = list(pool.map(files, classes))
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(listing) for listing in listings])
     num_empty = sum(not listing for listing in listings)
@@ -116,18 +116,18 @@ def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[lis
 
 
 def _printable(name: str) -> str:
-    """A file name, which may be no UTF-8 or have line breaks, as one line of text."""
+    """A file name, possibly not UTF-8 or with line breaks, as one line of text."""
     return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")
 
 
 def _find_directory(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
-    """The first of `names` that is a directory in `root`, whatever its case."""
+    """The first of `names` that is a directory in `root`, ignoring case."""
     have = {name.lower(): name for name in _visible(root, os.DirEntry.is_dir)} if root.is_dir() else {}
     return next((root / have[name] for name in names if name in have), None)
 
 
 def _visible(directory: pathlib.Path, is_kind: Callable[[os.DirEntry[str]], bool]) -> list[str]:
-    """Sorted names of the visible entries of a kind: `os.DirEntry.is_file` or `os.DirEntry.is_dir`."""
+    """Sorted names of the visible files (`os.DirEntry.is_file`) or folders (`os.DirEntry.is_dir`)."""
 
     def matches(entry: os.DirEntry[str]) -> bool:
         try:

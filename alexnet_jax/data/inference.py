@@ -1,4 +1,4 @@
-"""The inference path: find and read images, decode them ahead of the net, batch, pad, run, un-pad."""
+"""Runs a net on images: find, decode ahead, batch, pad, run, un-pad."""
 
 import contextlib
 import dataclasses
@@ -18,8 +18,8 @@ from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-BATCH_SIZES = (1, 32)  # a single image, and many
-_BATCHES_AHEAD = 4  # batches that may be decoding or waiting
+BATCH_SIZES = (1, 32)  # for a single image, for many
+_BATCHES_AHEAD = 4  # batches being decoded or queued
 
 Item = TypeVar("Item")
 Decoded = tuple[Item, np.ndarray | None]
@@ -29,7 +29,7 @@ class Answer(NamedTuple, Generic[Item]):
     """What the net computed for one item.
 
     Attributes:
-      item: the file name, bytes or index that stands for the image.
+      item: the image's file name, bytes or index.
       image: uint8 `[S, S, 3]`, or None if the image is bad.
       result: the item's row of each of the function's arrays, or None if the image is bad.
     """
@@ -40,10 +40,10 @@ class Answer(NamedTuple, Generic[Item]):
 
 
 def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Lists files as given and the images in each folder, recursively, sorted by name.
+    """Expands paths: files as given, and folders to the images in them, recursively, sorted by name.
 
     Raises:
-      UserError: a path does not exist, or there is no image at all.
+      UserError: a path does not exist, or there are no images.
     """
     found: list[str] = []
     for path in map(pathlib.Path, paths):
@@ -60,7 +60,7 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
 
 
 def file_decoder(preprocess: Preprocess) -> Callable[[str | bytes], np.ndarray | None]:
-    """Gives `decode(file)`: a path or an image file's bytes to uint8 `[S, S, 3]`, or None if it is bad."""
+    """Returns `decode(file)`: a path or an image file's bytes to uint8 `[S, S, 3]`, None for a bad image."""
 
     def decode(file: str | bytes) -> np.ndarray | None:
         try:
@@ -73,10 +73,10 @@ def file_decoder(preprocess: Preprocess) -> Callable[[str | bytes], np.ndarray |
 
 @dataclasses.dataclass(frozen=True)
 class SourceDecoder:
-    """Decodes a source's images by index and records their labels on the way.
+    """Decodes a source's images by index and collects their labels.
 
     Attributes:
-      labels: int32 `[N]`; the label of each index that was decoded.
+      labels: int32 `[N]`, filled in as images are decoded.
     """
 
     source: Source
@@ -100,16 +100,16 @@ def run_batches(
 ) -> Iterator[Answer[Item]]:
     """Runs `function` on the images of `items`; yields an answer for each item, in order.
 
-    Images are decoded by threads while earlier batches run, and a batch's results are fetched when the next
-    one is under way. A sequence is cut into full batches. Any other iterable, such as the lines of a pipe,
-    is answered as it trickles in: a batch is then whatever has arrived.
+    Threads decode images while earlier batches run, and a batch's results are fetched once the next batch is
+    in flight. A sequence is cut into full batches. For any other iterable, such as the lines of a pipe, a
+    batch is whatever has arrived.
 
     Args:
       function: from uint8 `[B, S, S, 3]` to arrays (any pytree) whose first axis is B.
-      items: anything that stands for an image; iterating may block.
+      items: anything that `decode` takes; iterating may block.
       decode: from an item to uint8 `[S, S, 3]`, or None if the image is bad; called in threads.
-      batch_sizes: the values that B takes, ascending, so that no other shapes are compiled. A batch is padded
-        with zeros to the next of them.
+      batch_sizes: the allowed values of B, ascending, which limit the shapes compiled. A batch is padded with
+        zeros to the next of them.
     """
     batch_size = batch_sizes[-1]
     pending: tuple[list[Decoded[Item]], Any] | None = None
@@ -145,7 +145,7 @@ def _padded(images: list[np.ndarray], batch_sizes: Sequence[int]) -> np.ndarray:
 def _decode_ahead(
     items: Iterable[Item], decode: Callable[[Item], np.ndarray | None], batch_size: int
 ) -> Generator[list[Decoded[Item]], None, None]:
-    """Batches of items with their images, decoded by threads up to `_BATCHES_AHEAD` batches ahead."""
+    """Batches of items with their images; threads decode up to `_BATCHES_AHEAD` batches ahead."""
     waiting: queue.Queue[tuple[Item, Future[np.ndarray | None]] | None] = queue.Queue(
         _BATCHES_AHEAD * batch_size
     )
@@ -159,7 +159,7 @@ def _decode_ahead(
                 if stopped.is_set():
                     break
                 waiting.put((item, pool.submit(decode, item)))
-        except BaseException as error:  # of the iterable, or of the pool after the reader has gone
+        except BaseException as error:  # from the iterable, or from the pool after the consumer has stopped
             failures.append(error)
         finally:
             waiting.put(None)
@@ -181,6 +181,6 @@ def _decode_ahead(
             raise failures[0]
     finally:
         stopped.set()
-        while not waiting.empty():  # so that a feeder that waits for room sees `stopped`
+        while not waiting.empty():  # wakes a feeder that waits for room, so that it sees `stopped`
             waiting.get_nowait()
         pool.shutdown(wait=False, cancel_futures=True)

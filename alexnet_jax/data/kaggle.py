@@ -11,10 +11,10 @@ from alexnet_jax.data.folders import FileSource, files_by_class
 
 
 def open_kaggle(path: pathlib.Path, split: str, key: str) -> FileSource:
-    """Opens the folder of Kaggle's unpacked archive, or its `ILSVRC`; `key` is named in errors.
+    """Opens the folder of Kaggle's unpacked archive, or the `ILSVRC` in it; errors begin with `key`.
 
     Raises:
-      UserError: a part of the archive is missing or cut short.
+      UserError: a part of the archive is missing or truncated.
     """
     root = path.parent if path.name == "ILSVRC" else path
     images = root / "ILSVRC" / "Data" / "CLS-LOC" / ("train" if split == "train" else "val")
@@ -54,9 +54,9 @@ def open_kaggle(path: pathlib.Path, split: str, key: str) -> FileSource:
 
 
 def _read_solution(solution: pathlib.Path, ids: tuple[str, ...], key: str) -> tuple[list[str], np.ndarray]:
-    """File names and labels of the validation images, from lines such as `<image>,n01440764 3 4 9 9`.
+    """Reads the validation images' file names and labels from lines such as `<image>,n01440764 3 4 9 9`.
 
-    All boxes of an image have the same class; the first is read.
+    All boxes of an image have the same class, so only the first is read.
     """
     if not solution.exists():
         raise UserError(f"{key}: {solution} is missing; it has the labels, so fetch it from Kaggle")

@@ -1,12 +1,12 @@
-"""The input pipeline: which examples form a batch, and their images, decoded ahead of the training loop.
+"""The input pipeline: the order of examples, and batches decoded ahead of the training loop.
 
-The order is arithmetic: epoch e is a permutation that follows from (seed, e) alone, step s takes the next B
-examples of the infinite concatenation of epochs, and each host takes its slice of them. A run therefore
-resumes at any step at no cost, and the global batch is the same for any number of hosts.
+The order is pure arithmetic: epoch e is a permutation computed from (seed, e) alone, step s takes the next B
+examples of the infinite concatenation of epochs, and each host takes its slice of them. A run can therefore
+resume at any step at no cost, and the global batch is the same for any number of hosts.
 
-Threads read and decode a bounded number of batches ahead. The decoders release the GIL, take every format and
-give None for a broken image (`decode.py`); an error inside tf.data would change the number of examples.
-tf.data serves only prepared squares of the right size where `simplejpeg` is missing: it beats Pillow there.
+Threads read and decode a bounded number of batches ahead. The decoders release the GIL, handle every format
+and return None for a broken image (`decode.py`); an error inside tf.data would change the number of examples.
+tf.data is used only for prepared squares of the right size without `simplejpeg`: there it beats Pillow.
 """
 
 import atexit
@@ -29,20 +29,20 @@ from alexnet_jax.data.sources import Source
 Batch = dict[str, np.ndarray]
 
 _KEYS = ("image", "label", "weight", "index")
-_CHUNK_EXAMPLES = 128  # at most in a task of tf.data: 25 MB of pixels at 256 x 256
-_TASK_EXAMPLES = 16  # in a task of our own threads
+_CHUNK_EXAMPLES = 128  # at most, per task of tf.data: 25 MB of pixels at 256 x 256
+_TASK_EXAMPLES = 16  # per task of our own threads
 _BATCHES_AHEAD = 2
 _open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
 
-@functools.lru_cache(maxsize=2)  # a batch may reach from one epoch into the next
+@functools.lru_cache(maxsize=2)  # a batch may span two epochs
 def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch: int32 `[N]`, read-only, the same on every platform and with every NumPy.
+    """The order of one epoch: int32 `[N]`, read-only, the same on every platform and NumPy version.
 
     N is `num_examples`, at most 2**31; `seed` is not negative.
     """
-    # Sorting random keys that carry the example's index in their low bits is a shuffle without ties.
-    # Philox's raw stream never changes; NumPy's `permutation` may change between versions.
+    # Shuffle by sorting random keys with the example's index in the low bits, so there are no ties.
+    # Philox's raw stream is stable; NumPy's `permutation` may change between versions.
     bits = np.uint64(max(1, (num_examples - 1).bit_length()))
     mask = (np.uint64(1) << bits) - np.uint64(1)
     keys = np.random.Philox(key=[seed, epoch]).random_raw(num_examples)
@@ -56,9 +56,9 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch_indices(step: int, num_examples: int, batch_size: int, seed: int) -> np.ndarray:
-    """The examples of the global batch of a step s: int64 `[B]`, where B may exceed the number of examples.
+    """The examples in the global batch of step s: int64 `[B]`; B may exceed the number of examples.
 
-    They are at `[s*B, (s+1)*B)` of the infinite concatenation of shuffled epochs.
+    These are positions `[s*B, (s+1)*B)` of the infinite concatenation of shuffled epochs.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, within_epoch = np.divmod(positions, num_examples)
@@ -79,21 +79,21 @@ def train_batches(
     host_index: int = 0,
     host_count: int = 1,
 ) -> Iterator[Batch]:
-    """This host's slices of the global batches from `start_step` on, endlessly.
+    """This host's slices of the global batches from `start_step` on, without end.
 
     Args:
       source: the training examples.
-      batch_size: B over all hosts; this host gives b = B / host_count of them.
-      resize_size: S, the side in pixels of the squares cut out of the images.
-      seed: the run's seed, for the order.
+      batch_size: B over all hosts; this host's slice has b = B / host_count.
+      resize_size: S, side of the images' central squares in pixels.
+      seed: determines the order.
       start_step: the step of the first batch; any step costs the same.
       host_index: h of the slice `[h*b, (h+1)*b)`.
       host_count: H; divides B.
 
     Returns:
       An iterator of batches `{"image": uint8 [b, S, S, 3], "label": int32 [b], "weight": float32 [b],
-      "index": int64 [b]}`. A bad image is a black placeholder with weight 0. Closing the iterator or
-      dropping it stops the threads.
+      "index": int64 [b]}`. A bad image is black with weight 0. Closing or dropping the iterator stops the
+      threads.
 
     Raises:
       UserError: `batch_size` cannot be divided among the hosts.
@@ -113,10 +113,10 @@ def train_batches(
 def eval_batches(
     source: Source, *, batch_size: int, resize_size: int, host_index: int = 0, host_count: int = 1
 ) -> Iterator[Batch]:
-    """Every example of the source exactly once over all hosts, in the source's order.
+    """Every example exactly once over all hosts, in the source's order.
 
-    The last batch is padded with examples of index -1 and weight 0, and each host gives the same number of
-    batches. Arguments, batches and errors are those of `train_batches`.
+    The last batch is padded with examples of index -1 and weight 0, so each host has the same number of
+    batches. Arguments, batches and errors are as in `train_batches`.
     """
     per_host = _per_host(batch_size, host_count)
 
@@ -136,8 +136,8 @@ def _per_host(batch_size: int, host_count: int) -> int:
 
 def _decoded_ahead(source: Source, slices: Iterable[np.ndarray], resize_size: int) -> Iterator[Batch]:
     """Reads and decodes batches of indices in order, a bounded number of them ahead of the consumer."""
-    # Threads decode into the batch itself; tf.data's functions copy their inputs and outputs. With
-    # simplejpeg, threads bring 1.7 times as many prepared images a second (docs/imagenet.md).
+    # Threads decode directly into the batch, while tf.data's functions copy inputs and outputs. With
+    # simplejpeg, threads read 1.7 times as many prepared images per second (docs/imagenet.md).
     squares = isinstance(source, RecordSource) and source.jpeg_size == resize_size
     by_tf_data = squares and decode.simplejpeg is None and host.has_tensorflow()
     batches = (_ahead_by_tf_data if by_tf_data else _ahead_by_threads)(source, slices, resize_size)
@@ -147,7 +147,7 @@ def _decoded_ahead(source: Source, slices: Iterable[np.ndarray], resize_size: in
 
 @atexit.register
 def _close_all() -> None:
-    # TensorFlow's threads cannot enter an interpreter that shuts down, and it would wait for them for ever.
+    # TensorFlow's threads cannot enter the interpreter during shutdown, and it would wait for them forever.
     for batches in list(_open):
         batches.close()
 
@@ -160,7 +160,7 @@ def _ahead_by_tf_data(
     first = next(slices, None)
     if first is None:
         return
-    # A batch is one chunk, or several of one size: joining chunks costs half as much as decoding them.
+    # A batch is one chunk or several of equal size: joining chunks costs half as much as decoding them.
     chunk_size = max(n for n in range(1, _CHUNK_EXAMPLES + 1) if len(first) % n == 0)
     pixels = {"image": (resize_size, resize_size, 3)}
     failures: list[BaseException] = []
@@ -172,7 +172,7 @@ def _ahead_by_tf_data(
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
             return _read(source, indices)
-        except BaseException as failure:  # TensorFlow would pass on only its text
+        except BaseException as failure:  # TensorFlow would keep only its message
             failures.append(failure)
             raise
 
@@ -187,7 +187,7 @@ def _ahead_by_tf_data(
         return squares, labels, tf.ensure_shape(weights, chunk_size), indices
 
     def decode_squares(encoded, labels, indices):
-        # The same bits as Pillow's, without waiting for the GIL; any other image is an error here.
+        # Bit-identical to Pillow, but without the GIL; raises for any other image.
         squares = [tf.io.decode_jpeg(one, 3, dct_method="INTEGER_ACCURATE") for one in tf.unstack(encoded)]
         squares = tf.stack([tf.ensure_shape(square, (resize_size, resize_size, 3)) for square in squares])
         return squares, labels, tf.ones(chunk_size), indices
@@ -204,7 +204,7 @@ def _ahead_by_tf_data(
         dataset = dataset.batch(len(first) // chunk_size, drop_remainder=True)
     dataset = dataset.prefetch(_BATCHES_AHEAD)
     options = tf.data.Options()
-    options.autotune.enabled = False  # its buffers would grow with the free memory
+    options.autotune.enabled = False  # its buffers grow with the free memory
     options.threading.private_threadpool_size = threads() + 2  # decoders, generator, batcher
     try:
         for values in dataset.with_options(options).as_numpy_iterator():
@@ -246,7 +246,7 @@ def _ahead_by_threads(
 
 
 def threads() -> int:
-    """Number of decoding threads: the cores this process may use, in a container fewer than the machine's."""
+    """Number of decoding threads: the cores this process may use, which a container may limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -256,7 +256,7 @@ def _read_and_decode(source: Source, batch: Batch, part: slice) -> None:
 
 
 def _read(source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Encoded images (objects) and int32 labels; index -1 is padding."""
+    """Encoded images (object array) and int32 labels; index -1 is padding."""
     encoded, labels = np.full(len(indices), b"", object), np.zeros(len(indices), np.int32)
     present = np.flatnonzero(indices >= 0)
     encoded[present], labels[present] = source.read(indices[present])

@@ -30,15 +30,15 @@ from alexnet_jax.data.statistics import ColourSums
 BAD_IMAGES_FILE = "bad_images.txt"
 _SETTINGS_FILE = "settings.json"
 _REPORTS = "reports"
-_CHUNK_EXAMPLES = 16  # what one thread reads, decodes and encodes at a time
+_CHUNK_EXAMPLES = 16  # read, decoded and encoded by one thread at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings that determine the bytes written; only the same settings continue an interrupted run."""
+    """The settings that determine the bytes written; an interrupted run must continue with the same ones."""
 
     source: str
-    splits: dict[str, int]  # number of examples of the source, by split
+    splits: dict[str, int]  # number of examples in the source, by split
     resize_size: int
     quality: int
     shard_examples: int
@@ -49,9 +49,9 @@ class Shard:
     """One file of records."""
 
     split: str
-    indices: np.ndarray  # of its examples in the source
+    indices: np.ndarray  # its examples in the source
     path: pathlib.Path
-    report: pathlib.Path  # colour sums and bad images; written last, so where it is the shard is complete
+    report: pathlib.Path  # colour sums and bad images; written last, so it marks a complete shard
 
 
 def prepare(
@@ -64,27 +64,27 @@ def prepare(
     quality: int = 95,
     shard_examples: int = 1250,
 ) -> list[str]:
-    """Makes the directory `out` of prepared records from a source, or continues an interrupted run.
+    """Converts a source to prepared records in `out`, or continues an interrupted run.
 
-    The shorter side of each image is resized to `resize_size` with antialiasing and the central square is
-    stored, as in section 2 of the paper. Images that cannot be decoded are left out and listed in
-    `bad_images.txt`. The statistics are those of the stored training images.
+    Resizes each image's shorter side to `resize_size` with antialiasing and stores the central square, as in
+    section 2 of the paper. Leaves out images that cannot be decoded and lists them in `bad_images.txt`.
+    Computes the statistics from the stored training images.
 
     Args:
       source: as `data.source` in a config.
-      out: the directory to make.
-      data_dir: where TFDS keeps its data sets.
-      splits: of "train" and "test".
+      out: the directory to create.
+      data_dir: TFDS's data directory.
+      splits: "train", "test" or both.
       resize_size: side of the squares in pixels.
-      quality: of the JPEGs, 1-100.
-      shard_examples: images in a file.
+      quality: JPEG quality, 1-100.
+      shard_examples: images per file.
 
     Returns:
       The names of the bad images, each as `<split>/<name>`.
 
     Raises:
       UserError: a setting is out of range, the source cannot be opened, or `out` exists, cannot be written,
-        or was begun with other settings.
+        or was started with other settings.
     """
     if not (1 <= quality <= 100 and resize_size >= 1 and shard_examples >= 1):
         raise UserError("--quality must be 1 to 100, --resize_size and --shard_examples at least 1")
@@ -98,14 +98,14 @@ def prepare(
     _write_missing(shards, opened, settings, out.name)
     bad = _finish(partial, name, shards, opened, settings)
     partial.rename(out)
-    # Deleted after the rename: an interruption before it must not cause any image to be decoded again.
+    # Delete only after the rename: an interruption before it must not cost a second decoding.
     shutil.rmtree(out / _REPORTS)
     (out / _SETTINGS_FILE).unlink()
     return bad
 
 
 def _begin(out: pathlib.Path, settings: Settings) -> pathlib.Path:
-    """Makes the partial directory of `out`, or checks that it was begun with the same settings."""
+    """Creates the partial directory of `out`, or checks that it was started with the same settings."""
     partial = out.with_name(out.name + ".partial")
     path = partial / _SETTINGS_FILE
     text = json.dumps(dataclasses.asdict(settings), indent=2)
@@ -148,7 +148,7 @@ def _write_missing(
 
 
 def _write_shard(shard: Shard, source: sources.Source, settings: Settings, bar: tqdm.tqdm) -> None:
-    """Writes a shard's records in order, decoded and encoded in parallel, then its report."""
+    """Decodes and encodes in parallel; writes a shard's records in order, then its report."""
     sums, bad = ColourSums.zeros(settings.resize_size), list[str]()
 
     def chunk(first: int) -> tuple[list[tuple[str, int, bytes | None]], ColourSums]:
@@ -176,14 +176,14 @@ def _write_shard(shard: Shard, source: sources.Source, settings: Settings, bar: 
 
 
 def _square_jpeg(data: bytes, settings: Settings, sums: ColourSums) -> bytes | None:
-    """The central square as a JPEG, whose decoded pixels are added to `sums`; None for a bad image."""
+    """Encodes the central square as a JPEG and adds its decoded pixels to `sums`; None for a bad image."""
     image = decode_square(data, settings.resize_size)
     if image is None:
         return None
     out = io.BytesIO()
     Image.fromarray(image).save(out, "JPEG", quality=settings.quality)
     stored = decode_square(out.getvalue(), settings.resize_size)
-    assert stored is not None  # it was encoded just above
+    assert stored is not None  # encoded just above
     sums.add(ColourSums.of_image(stored))
     return out.getvalue()
 
@@ -195,7 +195,7 @@ def _finish(
     opened: Mapping[str, sources.Source],
     settings: Settings,
 ) -> list[str]:
-    """Checks the counts, then writes statistics, bad images and metadata; only the rename remains."""
+    """Checks the counts, then writes statistics, bad images and metadata: all but the final rename."""
     lengths: dict[str, list[int]] = {split: [] for split in settings.splits}
     sums = {split: ColourSums.zeros(settings.resize_size) for split in settings.splits}
     bad: list[str] = []
@@ -234,9 +234,9 @@ def _finish(
 
 
 def _dataset_name(out: pathlib.Path) -> str:
-    """A name that TFDS accepts: letters, digits and underscores, the first a letter."""
+    """A name that TFDS accepts: letters, digits and underscores, beginning with a letter."""
     name = "".join(c if c.isascii() and c.isalnum() else "_" for c in out.name.lower()).strip("_")
-    # The names of some TFDS data sets imply their splits and sizes.
+    # Some TFDS names imply particular splits and sizes.
     if not name[:1].isalpha() or name in (*records.TFDS_SIZES, *records.TEST_LABELS_UNPUBLISHED):
         return f"images_{name}".rstrip("_")
     return name

@@ -1,7 +1,7 @@
 """Preprocessing from an image to a net's input: resize rule, crop, mean and scale.
 
-It belongs to the weights: under another net's preprocessing they lose up to two points of accuracy. Colours
-are always RGB; the first convolution of a net trained on BGR is flipped when its weights are read.
+Preprocessing belongs to the weights: with another net's they lose up to two points of accuracy. Colours are
+always RGB; conv1 of a net trained on BGR is flipped when its weights are loaded.
 """
 
 import base64
@@ -25,17 +25,17 @@ RESIZES = ("central", "torchvision", "squash")
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """The steps from an image to a net's input.
+    """The preprocessing of a net.
 
-    First the image is resized to a uint8 square of side `resize_size` (`stored`), as in training; then
-    patches of `crop_size` are cut out and normalised (`view`).
+    `stored` resizes an image to a uint8 square of side `resize_size`, as in training; `view` then cuts out
+    patches of `crop_size` and normalises them.
 
     Attributes:
-      resize_size: S, side in pixels of the square.
-      crop_size: side in pixels of the patches that the net sees.
+      resize_size: S, side of the square in pixels.
+      crop_size: side of the net's input patches in pixels.
       resize: `central`: shorter side to S, then the central square, as in section 2 and in this package's
         input pipeline; `torchvision`: the same with the rounding of torchvision's transforms; `squash`: both
-        sides to S without keeping the aspect ratio, as Caffe's ImageNet was made.
+        sides to S, ignoring the aspect ratio, as in Caffe's ImageNet.
       mean: RGB in grey levels, `[3]` for one colour or `[S, S, 3]` for a mean image.
       std: `[3]`, RGB in grey levels: the divisor after the mean is subtracted.
     """
@@ -69,7 +69,7 @@ class Preprocess:
         return np.asarray(self.view(self.stored(image)[None])[0])
 
     def stored(self, image: Any) -> np.ndarray:
-        """The square of one image, uint8 `[S, S, 3]`; arguments and errors as in `__call__`."""
+        """Resizes one image to a square, uint8 `[S, S, 3]`; arguments and errors as in `__call__`."""
         name = str(image) if isinstance(image, str | os.PathLike) else "image"
         try:
             if isinstance(image, str | os.PathLike):
@@ -86,7 +86,7 @@ class Preprocess:
         return square
 
     def decode(self, data: bytes) -> np.ndarray | None:
-        """The square of an image file's bytes, or None if they are not a complete image."""
+        """Decodes an image file's bytes to a square; None if they are not a complete image."""
         if self.resize == "central":
             return decode.decode_square(data, self.resize_size)
         return decode.decode(data, lambda image: _square(image, self))
@@ -103,12 +103,12 @@ class Preprocess:
         return {"mean": jnp.asarray(self.mean), "std": jnp.asarray(self.std)}
 
     def resized(self, resize_size: int, crop_size: int) -> "Preprocess":
-        """The same for other sizes and the rule `central`, which the input pipeline applies in training."""
+        """A copy with other sizes and the rule `central`, as the input pipeline uses in training."""
         mean = resize_mean(self.mean, resize_size)
         return Preprocess(resize_size, crop_size, "central", mean, self.std)
 
     def to_json(self) -> dict[str, Any]:
-        """Converts to JSON values; a mean image becomes the base64 of its float32 bytes."""
+        """Converts to JSON values; a mean image becomes base64 of its float32 bytes."""
         mean = self.mean.tolist() if self.mean.ndim == 1 else base64.b64encode(self.mean.tobytes()).decode()
         return {**dataclasses.asdict(self), "mean": mean, "std": self.std.tolist()}
 
@@ -122,14 +122,14 @@ class Preprocess:
 
 
 def _square(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
-    """The square of a Pillow image."""
+    """Resizes a Pillow image to a square."""
     size = preprocess.resize_size
     if preprocess.resize == "central":
         return decode.central_square(image, size)
     image = decode.as_rgb(image)
     if preprocess.resize == "squash":
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    # torchvision rounds the longer side down and the crop's corner to the nearest, halves to even.
+    # torchvision truncates the longer side and rounds the crop's corner to nearest, halves to even.
     width, height = image.size
     shorter = min(width, height)
     width, height = int(size * width / shorter), int(size * height / shorter)
@@ -138,13 +138,13 @@ def _square(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
-# PyTorch's usual mean and standard deviation over ImageNet, there in [0, 1].
+# PyTorch's usual ImageNet mean and standard deviation, which it states for [0, 1].
 TORCHVISION = Preprocess(
     resize="torchvision",
     mean=np.array([0.485, 0.456, 0.406], np.float32) * 255,
     std=np.array([0.229, 0.224, 0.225], np.float32) * 255,
 )
-# Caffe's, with the mean colour of its mean image, whose own file need not be read.
+# Caffe's, with the mean colour of its mean image, so its file is not needed.
 CAFFE = Preprocess(
     crop_size=227, resize="squash", mean=np.array([122.67891434, 116.66876762, 104.00698793], np.float32)
 )

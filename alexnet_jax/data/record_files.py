@@ -1,7 +1,7 @@
-"""array_record and TFRecord files of `tf.train.Example` records: writing, and reading by position.
+"""array_record and TFRecord files of `tf.train.Example` records: writing and random access.
 
-Reading needs neither TensorFlow nor an index file: any record of any file is found by its number alone, so an
-exact order costs nothing.
+Reading needs neither TensorFlow nor an index file. Any record can be read by its position, so an exact
+shuffle costs nothing.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from alexnet_jax.common.errors import Fault, UserError, vanished
 
 
 def encode_example(values: Mapping[str, bytes | int]) -> bytes:
-    """Serializes a `tf.train.Example` with a bytes or an int64 feature for each of `values`."""
+    """Serializes a `tf.train.Example` with one bytes or int64 feature per item of `values`."""
     example = _example_type()()
     for key, value in values.items():
         feature = example.features.feature[key]
@@ -28,7 +28,7 @@ def encode_example(values: Mapping[str, bytes | int]) -> bytes:
             feature.bytes_list.value.append(value)
         else:
             feature.int64_list.value.append(value)
-    # Protocol buffers do not define the order of a map; the same records must give the same files.
+    # Protocol buffers leave the order of a map undefined, but equal records must give equal files.
     return example.SerializeToString(deterministic=True)
 
 
@@ -36,7 +36,7 @@ def parse_example(record: bytes) -> Any:
     """The features of a serialized example by name; None if the record is broken or empty."""
     try:
         features = _example_type().FromString(record).features.feature
-    except Exception:  # the module of protobuf's DecodeError differs between versions
+    except Exception:  # protobuf moved its DecodeError between versions
         return None
     return features or None
 
@@ -44,8 +44,8 @@ def parse_example(record: bytes) -> Any:
 def write_shard(path: pathlib.Path, records: Iterable[bytes], group_size: int = 1) -> None:
     """Writes an array_record file atomically.
 
-    A random read decompresses a whole group: groups of one suit photographs, larger groups save space for
-    small records.
+    A random read decompresses an entire group: use groups of one for photographs, larger ones for small
+    records, to save space.
     """
     with files.replacing(path) as temporary:
         writer = _array_record().ArrayRecordWriter(str(temporary), f"group_size:{group_size}")
@@ -64,10 +64,10 @@ def count_records(path: pathlib.Path) -> int:
 
 
 class Shard:
-    """The records of one file by position, opened at the first read; thread-safe."""
+    """Random access to the records of one file, which is opened at the first read; thread-safe."""
 
     def __init__(self, path: str, key: str) -> None:
-        """Checks that the file is there and can be read at random; `key` is named in errors.
+        """Checks that the file exists and has a format with random access; errors begin with `key`.
 
         Raises:
           UserError: the file is missing, or its format has no random access.
@@ -85,7 +85,7 @@ class Shard:
         self._read: Callable[[list[int]], Sequence[bytes]] | None = None
 
     def read(self, positions: list[int]) -> Sequence[bytes]:
-        """Reads records at once or, if that fails, one by one; a broken record is `b""`.
+        """Reads records together or, if that fails, one by one; a broken record is `b""`.
 
         Raises:
           Fault: the file has vanished.
@@ -109,16 +109,16 @@ class Shard:
 
 
 def _open_array_record(path: str) -> Callable[[list[int]], Sequence[bytes]]:
-    # No read-ahead: the next record in our order is elsewhere. array_record's own data source would start
-    # threads for each read.
+    # No read-ahead, as reads are in random order. array_record's own data source would start threads for
+    # each read.
     options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
     return _array_record().ArrayRecordReader(path, **options).read
 
 
 def _open_tfrecord(path: str) -> Callable[[list[int]], Sequence[bytes]]:
-    """A record is its length (8 bytes), a checksum (4), its bytes and a checksum (4).
+    """Indexes the file: a record is its length (8 bytes), a checksum (4), its bytes and a checksum (4).
 
-    The lengths lead from one record to the next: they are followed once, with one small read a record.
+    The lengths lead from one record to the next; this follows them once, with one small read per record.
     """
     file = os.open(path, os.O_RDONLY)
 
@@ -134,8 +134,8 @@ def _open_tfrecord(path: str) -> Callable[[list[int]], Sequence[bytes]]:
 
 @functools.cache
 def _example_type() -> Any:
-    # TFDS carries a copy of the definition, which works without TensorFlow. Importing TFDS without TensorFlow
-    # prints dozens of lines of complaints.
+    # TFDS has a copy of the definition, which works without TensorFlow. Importing TFDS without TensorFlow
+    # prints dozens of warnings.
     if host.has_tensorflow():
         return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
     before = logging.root.manager.disable

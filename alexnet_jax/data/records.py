@@ -1,4 +1,4 @@
-"""TFDS directories as sources: the embedded set, prepared records, and any data set of TFDS by name."""
+"""TFDS directories as sources: the embedded set, prepared records, and any TFDS data set by name."""
 
 import pathlib
 from typing import Any
@@ -11,30 +11,30 @@ from alexnet_jax.data.record_files import Shard, parse_example
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.tfds_metadata import Metadata, import_tfds, read_class_names, read_metadata
 
-# Which split is "test" if a set has several others, in this order. A labelled test set comes first; the
-# labels of some test sets were never published.
+# The splits to use as "test", in order of preference: a labelled test set first (the labels of some test
+# sets were never published).
 _TEST_SPLITS = ("test", "validation", "val", "valid", "dev")
 TEST_LABELS_UNPUBLISHED = ("imagenet2012", "imagenet2012_subset", "imagenet_resized", "imagenet2012_real")
 
-# TFDS only warns when it drops a split because its tar is missing or cut short.
+# Checked here because TFDS only warns when it drops a split whose tar is missing or truncated.
 TFDS_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 
 
 class RecordSource:
-    """One split of a TFDS directory: encoded images and labels by number. See `sources.Source`."""
+    """One split of a TFDS directory: encoded images and labels by index. See `sources.Source`."""
 
     def __init__(self, metadata: Metadata, split: str, key: str) -> None:
-        """Opens `split`, one of the directory's splits; `key` names the config's key and value in errors.
+        """Opens `split`, one of the directory's splits; errors begin with `key`, the config's key and value.
 
         Raises:
-          UserError: the split has no examples, secret labels, or a format without random access.
+          UserError: the split has no examples, unpublished labels or a format without random access.
         """
         self._metadata, self._split = metadata, split
         self.class_ids: tuple[str, ...] = metadata.class_ids
         self.class_names: tuple[str, ...] = read_class_names(metadata.directory, self.class_ids)
         self.num_classes: int = len(self.class_ids)
         self.statistics: Statistics | None = Statistics.load(metadata.directory)
-        # The side of the images if all are RGB JPEGs of one square size, as prepared records are.
+        # The side of the images if all are square RGB JPEGs of one size, like prepared records.
         height, width, channels = metadata.image_shape
         square = metadata.image_encoding == "jpeg" and (width, channels) == (height, 3)
         self.jpeg_size: int | None = height if square else None
@@ -44,14 +44,14 @@ class RecordSource:
         self.description = f"{metadata.name}: {len(self):,} {split} images in {self.num_classes:,} classes"
         if not len(self):
             raise UserError(f"{key}: the {split} split has no images")
-        if self.read(np.array([0]))[1][0] < 0:  # TFDS stores -1 for secret labels
+        if self.read(np.array([0]))[1][0] < 0:  # TFDS stores -1 for unpublished labels
             raise UserError(f"{key}: the labels of the {split} split were never published")
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Gives the encoded images and int32 labels `[n]` of `indices` `[n]`; a broken record is `b""`."""
+        """Returns the encoded images and int32 labels `[n]` at `indices` `[n]`; a broken record is `b""`."""
         images, labels = [b""] * len(indices), np.zeros(len(indices), np.int32)
         for i, example in enumerate(self._examples(indices)):
             if example is not None:
@@ -60,14 +60,14 @@ class RecordSource:
         return images, labels
 
     def name(self, index: int) -> str:
-        """The original file name if it is recorded, otherwise `<split>[<index>]`."""
+        """The original file name if stored, otherwise `<split>[<index>]`."""
         (example,) = self._examples(np.array([index]))
         if example is not None and "file_name" in example and example["file_name"].bytes_list.value:
             return example["file_name"].bytes_list.value[0].decode("utf-8", "backslashreplace")
         return f"{self._split}[{index}]"
 
     def _examples(self, indices: np.ndarray) -> list[Any]:
-        """The features of the examples `indices`, None for a broken record; each shard is read once."""
+        """The features of the examples at `indices`, None for a broken record; reads each shard once."""
         shards = np.searchsorted(self._first, indices, side="right") - 1
         examples: list[Any] = [None] * len(indices)
         for shard in np.unique(shards):
@@ -79,10 +79,10 @@ class RecordSource:
 
 
 def open_prepared(path: pathlib.Path, split: str, key: str) -> RecordSource:
-    """Opens the directory of a TFDS data set without importing TFDS; `key` is named in errors.
+    """Opens a TFDS directory without importing TFDS; errors begin with `key`.
 
     Raises:
-      UserError: it is no such directory, or has no such split.
+      UserError: `path` is not a TFDS directory or has no such split.
     """
     if not (path / "dataset_info.json").exists():
         raise UserError(f"{key}: {path} has no dataset_info.json; it is no prepared set, or was not finished")
@@ -91,7 +91,7 @@ def open_prepared(path: pathlib.Path, split: str, key: str) -> RecordSource:
 
 
 def open_tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSource:
-    """Opens a TFDS data set by name, which is downloaded and prepared if needed; `key` is named in errors.
+    """Opens a TFDS data set by name, downloading and preparing it if needed; errors begin with `key`.
 
     Raises:
       UserError: there is no such data set, TFDS cannot prepare it, or it has no such split.
@@ -101,22 +101,22 @@ def open_tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSo
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         short = name.split(":")[0].split("/")[0]
-        known = tfds.list_builders(with_community_datasets=False)  # their list would have to be downloaded
+        known = tfds.list_builders(with_community_datasets=False)  # the community list needs a download
         raise UserError(f"{key}: TFDS has no such data set; {did_you_mean(short, known, most=8)}") from error
     except (ValueError, AssertionError) as error:
         raise UserError(f"{key}: {_first_line(error)}") from error
     if not builder.info.splits:
-        host.tensorflow()  # TFDS prepares with TensorFlow
+        host.tensorflow()  # TFDS needs TensorFlow to prepare a data set
         try:
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
-        except Exception as error:  # the network, the disk, a missing tar: TFDS raises many types
+        except Exception as error:  # network, disk, missing tar: TFDS raises many types
             raise UserError(f"{key}: TFDS could not prepare it ({_first_line(error)})") from error
     return open_prepared(pathlib.Path(builder.data_dir), split, key)
 
 
 def _choose_split(metadata: Metadata, split: str, key: str) -> str:
-    """The data set's name for `split`; checks its size if that is known."""
+    """The data set's name for `split`; checks the split's size if known."""
     wanted = ("train",) if split == "train" else _TEST_SPLITS
     if split == "test" and metadata.name in TEST_LABELS_UNPUBLISHED:
         wanted = tuple(name for name in wanted if name != "test")

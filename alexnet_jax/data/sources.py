@@ -1,6 +1,6 @@
-"""Sources: the one interface to every form in which people have labelled images.
+"""Sources: one interface to labelled images in any form.
 
-A source gives encoded bytes and labels by index and knows its classes; decoding is not its business.
+A source returns encoded bytes and labels by index and knows the classes; it does not decode.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ from alexnet_jax.data.records import open_prepared, open_tfds
 from alexnet_jax.data.statistics import ILSVRC, Statistics
 from alexnet_jax.data.tars import open_tars
 
-if TYPE_CHECKING:  # importing the config takes JAX, which readers of images do without
+if TYPE_CHECKING:  # the config imports JAX, which sources do not need
     from alexnet_jax import config as configs
 
 EMBEDDED = pathlib.Path(__file__).parent / "fashion_mnist"
@@ -30,7 +30,7 @@ class Source(Protocol):
       num_classes: K; labels are 0..K-1.
       class_names: readable names, by label.
       class_ids: WordNet ids or folder names, by label; the readable names if there are no ids.
-      statistics: of the training split, if known.
+      statistics: those of the training split, if known.
       description: one line for the log.
     """
 
@@ -47,12 +47,12 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Gives the encoded images and int32 labels `[n]` of `indices` `[n]`; thread-safe.
+        """Returns the encoded images and int32 labels `[n]` at `indices` `[n]`; thread-safe.
 
         An unreadable image is `b""`, which counts as a bad image.
 
         Raises:
-          Fault: a file has vanished since the source was opened. Training on without it would be another run.
+          Fault: a file has vanished since the source was opened; going on without it would change the run.
         """
         ...
 
@@ -62,14 +62,14 @@ class Source(Protocol):
 
 
 def open_source(spec: str, split: str, *, data_dir: str | None = None) -> Source:
-    """Opens the images that a config's `data.source` names.
+    """Opens a source by the value of a config's `data.source`.
 
     Args:
       spec: `embedded`, `tfds:<name>[/<config>][:<version>]`, `folder:<path>`, `kaggle:<path>`,
         `tars:<path>` or `prepared:<path>`.
-      split: "train" or "test"; "test" is the split that the source has for testing, such as ImageNet's
-        validation images.
-      data_dir: where TFDS keeps its data sets; None is TFDS's default.
+      split: "train" or "test"; "test" is whatever the source has for testing, such as ImageNet's validation
+        images.
+      data_dir: TFDS's data directory; None for TFDS's default.
 
     Raises:
       UserError: there is no such source, or it is incomplete.
@@ -106,7 +106,7 @@ def open_configured(data: "configs.Data", split: str) -> Source:
     """The `train` or `test` images of a config.
 
     Raises:
-      UserError: there is no such source, it is not whole, or it has another number of classes.
+      UserError: there is no such source, it is incomplete, or it has a different number of classes.
     """
     source = open_source(data.source, split, data_dir=data.data_dir)
     if data.num_classes not in (None, source.num_classes):
@@ -118,5 +118,5 @@ def open_configured(data: "configs.Data", split: str) -> Source:
 
 
 def statistics_of(source: Source) -> Statistics:
-    """The source's own statistics, or the authors' of ILSVRC where it has none."""
+    """The source's own statistics, else the authors' for ILSVRC."""
     return ILSVRC if source.statistics is None else source.statistics

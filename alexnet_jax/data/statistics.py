@@ -1,4 +1,4 @@
-"""Statistics of a training set: its mean image and the principal components of its colours.
+"""Statistics of a training set: mean image and principal components of the colours.
 
 All values are RGB in grey levels, 0-255. The paper subtracts the mean from each pixel (section 2) and draws
 its colour augmentation along the components (section 4.1).
@@ -25,8 +25,8 @@ class Statistics:
       pca_sqrt_eigenvalues: `[3]` float32, square roots of the eigenvalues of the 3x3 covariance of RGB
         over all training pixels: standard deviations along the components in grey levels, smallest first as
         in the 2012 release.
-      pca_eigenvectors: `[3, 3]` float32, one component a column, rows R, G, B.
-      mean_image: `[S, S, 3]` float32, mean of the stored training images; None if only colours are known.
+      pca_eigenvectors: `[3, 3]` float32, one component per column, rows R, G, B.
+      mean_image: `[S, S, 3]` float32, mean of the stored training images, or None if unknown.
     """
 
     mean_colour: np.ndarray
@@ -56,7 +56,7 @@ class Statistics:
 
     @classmethod
     def load(cls, directory: str | pathlib.Path) -> "Statistics | None":
-        """Reads `directory`'s `statistics.npz` without pickle; None if there is none.
+        """Reads `statistics.npz` in `directory` without pickle; None if the file does not exist.
 
         Raises:
           UserError: the file cannot be read or lacks an array.
@@ -73,11 +73,11 @@ class Statistics:
 
 @dataclasses.dataclass
 class ColourSums:
-    """Exact integer sums over images, from which their statistics follow; independent of the images' order.
+    """Exact integer sums over images, enough for their statistics; independent of the images' order.
 
     Attributes:
       count: number of images.
-      pixels: int64 `[S, S, 3]`, sums of values by position.
+      pixels: int64 `[S, S, 3]`, sums of the values at each position.
       products: int64 `[3, 3]`, sums of products of two channels over all pixels.
     """
 
@@ -92,7 +92,7 @@ class ColourSums:
     @classmethod
     def of_image(cls, image: np.ndarray) -> "ColourSums":
         """The sums of one uint8 image `[S, S, 3]`."""
-        # The product in float64 is exact: its sums are integers far below 2**53.
+        # Exact in float64: the sums are integers far below 2**53.
         flat = image.reshape(-1, 3).astype(np.float64)
         return cls(1, image.astype(np.int64), (flat.T @ flat).astype(np.int64))
 
@@ -107,8 +107,8 @@ class ColourSums:
         mean = mean_image.mean(axis=(0, 1))
         covariance = self.products / (self.count * self.pixels[..., 0].size) - np.outer(mean, mean)
         eigenvalues, eigenvectors = np.linalg.eigh(covariance)
-        # Grey images vary along one direction only; the other two eigenvalues are rounding errors, which may
-        # be negative.
+        # Grey images vary along one direction only; the other two eigenvalues are rounding errors and may be
+        # negative.
         eigenvalues[eigenvalues < 1e-6 * eigenvalues.max()] = 0.0
         return Statistics(
             mean_colour=mean.astype(np.float32),
@@ -119,7 +119,7 @@ class ColourSums:
 
 
 def resize_mean(mean: np.ndarray, size: int) -> np.ndarray:
-    """A mean image resized to `[size, size, 3]` float32; a mean colour `[3]` is returned as it is."""
+    """Resizes a mean image to `[size, size, 3]` float32; returns a mean colour `[3]` unchanged."""
     if mean.ndim == 1:
         return mean
     channels = [Image.fromarray(mean[..., c]) for c in range(3)]

@@ -1,8 +1,8 @@
 """The official tars of ILSVRC-2012 and ILSVRC-2010, read in place without unpacking.
 
 A tar is a sequence of 512-byte headers, each followed by its file. One pass over the headers finds the offset
-of every image; from then on an image is one read. The training tar holds one tar a synset, the validation tar
-(and that of the 2010 test images) is flat, and the development kit has the classes of its images.
+of every image; each image is then one read. The training tar contains one tar per synset; the validation tar
+and the 2010 test tar are flat, and the development kit has the classes of their images.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from alexnet_jax.data.statistics import Statistics
 
 _BLOCK = 512
 _PADDING = 2**20  # zeros allowed after the last file; tar writes 10 KB of them by default
-# By year: the training tar, and the tars to test on with the split in the name of their ground truth. The
+# By year: the training tar, and the test tars with the split in their ground truth's file name. The
 # labels of the 2010 test images were published (the paper's Table 1 uses them); those of 2012 never were.
 _TARS = {
     "2012": ("ILSVRC2012_img_train.tar", {"ILSVRC2012_img_val.tar": "validation"}),
@@ -38,7 +38,7 @@ Synsets = dict[int, tuple[str, str]]  # WordNet id and words by the kit's number
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """A file within a tar: its name, and the offset and number of its bytes."""
+    """A file within a tar: its name, and its offset and size in bytes."""
 
     name: str
     start: int
@@ -70,7 +70,7 @@ class TarSource:
         return [self._bytes(i) for i in indices], self.labels[indices]
 
     def name(self, index: int) -> str:
-        # Read from the header just before the image: a million names need not be kept in memory.
+        # Read from the header just before the image, to avoid keeping a million names in memory.
         header = os.pread(self._file, _BLOCK, int(self.starts[index]) - _BLOCK)
         return _text(header[:100])
 
@@ -82,12 +82,12 @@ class TarSource:
 
 
 def open_tars(directory: pathlib.Path, split: str, key: str) -> TarSource:
-    """Opens one split of the tars in `directory`; `key` is named in errors.
+    """Opens one split of the tars in `directory`; errors begin with `key`.
 
-    Labels number the synsets of the training tar in the order of their WordNet ids, as usual.
+    Labels number the training tar's synsets in the order of their WordNet ids, as usual.
 
     Raises:
-      UserError: a tar or the ground truth is missing or cut short, or they do not match.
+      UserError: a tar or the ground truth is missing or truncated, or they do not match.
     """
     year = next((year for year, (name, _) in _TARS.items() if (directory / name).is_file()), None)
     if year is None:
@@ -132,10 +132,10 @@ def open_tars(directory: pathlib.Path, split: str, key: str) -> TarSource:
 
 
 def members(file: int, start: int, end: int, path: pathlib.Path) -> Iterator[Member]:
-    """The members of the tar that fills the bytes from `start` to `end` of a file.
+    """The members of the tar stored in the bytes from `start` to `end` of a file.
 
     Raises:
-      UserError: a header is damaged, or a member reaches beyond `end`: the tar was cut short.
+      UserError: a header is damaged, or a member reaches beyond `end` (truncated tar).
     """
     long_name = None
     while start + _BLOCK <= end:
@@ -153,7 +153,7 @@ def members(file: int, start: int, end: int, path: pathlib.Path) -> Iterator[Mem
         start += _BLOCK
         if start + size > end:
             raise UserError(f"{path}: cut short within {name}, {end:,} bytes in; fetch it again")
-        if kind == b"L":  # GNU tar stores a name over 100 bytes in an entry before the file's
+        if kind == b"L":  # GNU tar stores names over 100 bytes in an extra entry before the file
             long_name = _text(os.pread(file, size, start))
         elif kind in (b"0", b"\0"):
             yield Member(long_name or name, start, size)
@@ -167,7 +167,7 @@ def _checksum_holds(header: bytes) -> bool:
         checksum = int(_text(header[148:156]), 8)
     except ValueError:
         return False
-    # The checksum's own eight bytes count as spaces.
+    # The checksum is computed with its own eight bytes as spaces.
     return checksum == sum(header) - sum(header[148:156]) + 8 * ord(" ")
 
 
@@ -188,7 +188,7 @@ def _places(found: Sequence[Member]) -> np.ndarray:
 def _index_train(
     file: int, synset_tars: Sequence[Member], path: pathlib.Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places `[n, 2]` and int32 labels `[n]` of the images in all synset tars, each sorted by name."""
+    """Places `[n, 2]` and int32 labels `[n]` of the images of all synset tars, by name within each tar."""
 
     def index(tar: Member) -> np.ndarray:
         found = members(file, tar.start, tar.start + tar.size, path)
@@ -196,7 +196,7 @@ def _index_train(
 
     tables = []
     with (
-        ThreadPoolExecutor(8) as pool,  # indexing waits for the disk most of the time
+        ThreadPoolExecutor(8) as pool,  # indexing mostly waits for the disk
         progress.bar(len(synset_tars), "tar", f"indexing {path.name}", leave=False) as bar,
     ):
         for table in pool.map(index, synset_tars):
@@ -219,18 +219,18 @@ def _read_truth(directory: pathlib.Path, year: str, split: str, key: str) -> lis
 
 
 def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets, key: str) -> np.ndarray:
-    """int32 labels of the ground truth, which count the WordNet ids of the training tar."""
+    """The ground truth as int32 labels: positions in `ids`, the training tar's WordNet ids."""
     label_of = {class_id: label for label, class_id in enumerate(ids)}
     if truth[0].isdigit():
         if synsets:
             label_of = {str(n): label_of[i] for n, (i, _) in synsets.items() if i in label_of}
         elif len(ids) == 1000:
-            # The official numbers are not in the order of the ids; a guess would shuffle all labels.
+            # The official numbers do not follow the order of the ids; guessing would shuffle all labels.
             raise UserError(
                 f"{key}: the ground truth is in the development kit's numbers, which need its meta.mat; "
                 "put the complete kit beside the tars, packed or not"
             )
-        else:  # somebody's own tars, without a kit: the numbers count the synsets in order
+        else:  # a user's own tars without a kit: the numbers count the synsets in order
             label_of = {str(label + 1): label for label in range(len(ids))}
     unknown = next((t for t in truth if t not in label_of), None)
     if unknown is not None:
@@ -239,15 +239,15 @@ def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets, key: str) ->
 
 
 def numbers(kit: pathlib.Path) -> dict[str, int]:
-    """The test server's number of each class, by WordNet id, from a development kit's `meta.mat`.
+    """Each class's number on the test server, by WordNet id, from a development kit's `meta.mat`.
 
-    The official numbers, 1 to 1000, are not in the order of the ids, as labels are.
+    Unlike labels, the official numbers, 1 to 1000, do not follow the order of the ids.
 
     Args:
-      kit: its tar.gz, its folder, a folder that contains either, or `meta.mat` itself.
+      kit: the kit's tar.gz or folder, a folder that contains either, or `meta.mat` itself.
 
     Raises:
-      UserError: there is no `meta.mat`.
+      UserError: `meta.mat` is missing or the kit is unreadable.
     """
     packed = [kit] if kit.is_file() else kit.glob("*kit*.t*gz")
     try:
@@ -260,15 +260,15 @@ def numbers(kit: pathlib.Path) -> dict[str, int]:
 
 
 def _kit_file(directory: pathlib.Path, year: str, pattern: str) -> bytes | None:
-    """The first file whose name matches: loose, in the kit's folder, or in its tar.gz."""
-    # The kit of 2010 unpacks to devkit-1.0, that of 2012 to ILSVRC2012_devkit_t12.
+    """The first file whose name matches: a loose file, in the kit's folder or in its tar.gz."""
+    # The 2010 kit unpacks to devkit-1.0, the 2012 kit to ILSVRC2012_devkit_t12.
     folders = ("*", f"*{year}*kit*/**/*", "devkit-1.0/**/*")
     loose = [path for folder in folders for path in directory.glob(folder)]
     return _first_match(pattern, loose, directory.glob(f"*{year}*kit*.t*gz"))
 
 
 def _first_match(pattern: str, loose: Iterable[pathlib.Path], packed: Iterable[pathlib.Path]) -> bytes | None:
-    """The first file whose name matches, among loose files, then in each packed tar."""
+    """The first file whose name matches: among the loose files, then in each packed tar."""
     for path in sorted(loose):
         if re.fullmatch(pattern, path.name) and path.is_file():
             return path.read_bytes()

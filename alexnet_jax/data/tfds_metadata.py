@@ -1,7 +1,7 @@
 """The metadata of a TFDS directory: its shards, features and classes.
 
-A directory holds `<name>-<split>.array_record-00000-of-0000N` shards and TFDS's `dataset_info.json` and
-`features.json`, so `tfds.builder_from_directory` reads it as it reads ImageNet.
+A directory contains `<name>-<split>.array_record-00000-of-0000N` shards and TFDS's `dataset_info.json` and
+`features.json`, so `tfds.builder_from_directory` can read it like any TFDS data set.
 """
 
 import dataclasses
@@ -37,17 +37,17 @@ def write_metadata(
     encoding: str,
     description: str,
 ) -> None:
-    """Writes the metadata that makes a directory of shards a TFDS data set: the last step of making one.
+    """Writes the metadata that makes a directory of shards a TFDS data set; call it last.
 
     Args:
-      directory: where the shards are.
-      name: the data set's name, the first part of every shard's file name.
-      shard_lengths: for each split, the number of records in each of its shards.
-      class_ids: one id a label, such as WordNet ids; stored as the names of TFDS's `ClassLabel`.
-      class_names: one readable name a label; stored in a file beside if they differ from the ids.
+      directory: contains the shards.
+      name: the data set's name, which begins every shard's file name.
+      shard_lengths: the number of records in each shard, by split.
+      class_ids: one id per label, such as WordNet ids; stored as the names of TFDS's `ClassLabel`.
+      class_names: one readable name per label; stored in a separate file if they differ from the ids.
       image_shape: height, width (None if they vary) and channels of the stored images.
       encoding: "png" or "jpeg".
-      description: a sentence on what this is and where it came from.
+      description: a sentence on the contents and their origin.
     """
     tfds = import_tfds()
     features = tfds.features.FeaturesDict(
@@ -77,13 +77,13 @@ def write_metadata(
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What a TFDS directory contains.
+    """The contents of a TFDS directory.
 
     Attributes:
-      image_key: the feature that is the image.
+      image_key: name of the image feature.
       image_shape: height, width and channels; None where images differ.
-      label_key: the feature that is the label.
-      splits: for each split, the path of each shard and its number of examples.
+      label_key: name of the label feature.
+      splits: path and number of examples of each shard, by split.
     """
 
     name: str
@@ -97,13 +97,13 @@ class Metadata:
 
 
 def read_metadata(directory: pathlib.Path, key: str) -> Metadata:
-    """Reads a directory's metadata from its JSON files: TFDS cannot be imported without TensorFlow.
+    """Reads a directory's metadata from its JSON files, because TFDS cannot be imported without TensorFlow.
 
     Args:
-      key: the config's key and value, named in errors.
+      key: the config's key and value, for errors.
 
     Raises:
-      UserError: the directory is incomplete, or its examples have no image or no class label.
+      UserError: the directory is incomplete, or the examples lack an image or a class label.
     """
     try:
         info = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
@@ -125,7 +125,7 @@ def read_metadata(directory: pathlib.Path, key: str) -> Metadata:
             class_ids=tuple(_lines(names) if names.exists() else map(str, range(num_classes))),
             splits={split["name"]: _shards(directory, info, split) for split in info["splits"]},
         )
-    except UserError:  # a ValueError too, with a better message
+    except UserError:  # is a ValueError, too, but has a better message
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -135,10 +135,10 @@ def read_metadata(directory: pathlib.Path, key: str) -> Metadata:
 
 
 def read_class_names(directory: pathlib.Path, class_ids: tuple[str, ...]) -> tuple[str, ...]:
-    """Readable names by label: those stored in the directory, else WordNet's, else the ids.
+    """Readable names by label: from the directory, else WordNet's, else the ids.
 
     Raises:
-      UserError: the stored names do not match the ids in number.
+      UserError: the number of stored names differs from that of the ids.
     """
     path = directory / CLASS_NAMES_FILE
     if not path.exists():
@@ -164,7 +164,7 @@ def import_tfds() -> Any:
 
 
 def _find_keys(features: Mapping[str, Any], supervised: Sequence[str], key: str) -> tuple[str, str]:
-    """The names of the features that are the image and its label."""
+    """The names of the image feature and the label feature."""
     images, labels = ([k for k, v in features.items() if kind in v] for kind in ("image", "classLabel"))
     if len(supervised) == 2 and supervised[0] in images and supervised[1] in labels:
         return supervised[0], supervised[1]
@@ -176,10 +176,10 @@ def _find_keys(features: Mapping[str, Any], supervised: Sequence[str], key: str)
 
 
 def _shards(directory: pathlib.Path, info: Any, split: Any) -> list[tuple[str, int]]:
-    """Path and number of examples of each shard of a split that has any."""
+    """Path and number of examples of each non-empty shard of a split."""
     counts = [int(count) for count in split["shardLengths"]]
     template = split.get("filepathTemplate", _TEMPLATE)
-    file_format = info.get("fileFormat", "tfrecord")  # older versions of TFDS had one format
+    file_format = info.get("fileFormat", "tfrecord")  # the only format of older TFDS versions
     for word, value in (("DATASET", info["name"]), ("SPLIT", split["name"]), ("FILEFORMAT", file_format)):
         template = template.replace(f"{{{word}}}", value)
     paths = [
@@ -190,5 +190,5 @@ def _shards(directory: pathlib.Path, info: Any, split: Any) -> list[tuple[str, i
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-    # splitlines() would also split at a dozen other characters, which names may contain.
+    # splitlines() also splits at a dozen other characters, which may occur in names.
     return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")

@@ -1,6 +1,6 @@
-"""Faster gradients and convolutions on CPUs. Skip this at a first reading.
+"""Faster gradients and convolutions on CPUs. Skip this on a first reading.
 
-The definitions are in `layers.py`. XLA's own programs are slower on CPUs, some of them several times
+The definitions are in `layers.py`. XLA's own code is slower on CPUs, in places several times
 (`python -m benchmarks.kernels`). Maps are `[B, H, W, C]`. Other devices use XLA's convolutions.
 """
 
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
-Edges = tuple[tuple[int, int], ...]  # padding before and after the rows and the columns of the maps
+Edges = tuple[tuple[int, int], ...]  # padding before and after the maps' rows and columns
 
-FEW_OUTPUTS = 128  # below, YNNPACK's convolutions are slower than Eigen's (two cores, batch 128)
-CACHED_BYTES = 4 * 2**20  # of maps that stay in the cache from one product to the next
+FEW_OUTPUTS = 128  # below this, YNNPACK's convolutions are slower than Eigen's (two cores, batch 128)
+CACHED_BYTES = 4 * 2**20  # bytes of maps that stay in cache between products
 
 
 def _xla_convolution(x: Array, kernel: Array, *, strides: tuple[int, int], edges: Edges) -> Array:
@@ -23,7 +23,7 @@ def _xla_convolution(x: Array, kernel: Array, *, strides: tuple[int, int], edges
 
 
 def convolve_forward(x: Array, kernel: Array, stride: int, edges: Edges) -> tuple[Array, tuple[Array, Array]]:
-    """A convolution inside a training step, and what its gradients need."""
+    """A convolution in a training step; returns the output and the residuals for its gradients."""
     plain = functools.partial(_xla_convolution, strides=(stride, stride), edges=edges)
     on_cpu = functools.partial(_convolution_on_cpu, stride=stride, edges=edges)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain), (x, kernel)
@@ -43,15 +43,15 @@ def convolve_backward(
 
 
 def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
-    """Gives a convolution of few outputs to Eigen instead of YNNPACK.
+    """A convolution with few outputs, computed by Eigen instead of YNNPACK.
 
-    XLA prefers YNNPACK, which is faster next to other work, but leaves much of the second core idle where
-    there are few outputs (conv1, and the gradient of conv2's inputs). YNNPACK takes no convolution whose
-    outputs are higher than its inputs, or with at most 16 channels (`IsConvolutionOpSupportedByYnn` in XLA's
-    `ynn_support.cc`), so this computes a few rows too many and drops them. At stride s, s rows first become
-    channels (space-to-depth); otherwise the inputs would be s times as high as the outputs. Where XLA has no
-    YNNPACK, the extra rows cost 2 to 5 % of these two convolutions. Programs that only run the net forward
-    set an option of XLA instead (`host.forward_options`).
+    XLA prefers YNNPACK, which is faster alongside other work but leaves much of the second core idle for few
+    outputs (conv1, and the gradient of conv2's inputs). YNNPACK rejects convolutions with more output than
+    input rows, or with at most 16 channels (`IsConvolutionOpSupportedByYnn` in XLA's `ynn_support.cc`), so
+    this computes a few extra rows and drops them. At stride s, s rows first become channels (space-to-depth);
+    otherwise there would be s times as many input rows as output rows. Without YNNPACK in XLA, the extra rows
+    cost 2 to 5 % of these two convolutions. Forward-only programs set an XLA option instead
+    (`host.forward_options`).
     """
     (batch, _, width, inputs), (window_height, window_width, _, outputs) = x.shape, kernel.shape
     (above, below), sides = edges
@@ -76,8 +76,8 @@ def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -
 def _gradients_on_cpu(x: Array, kernel: Array, g: Array, *, stride: int, edges: Edges) -> tuple[Array, Array]:
     window = kernel.shape[:2]
     if stride == 1:
-        # As in XLA, a convolution with the flipped kernel. The barrier keeps XLA from folding the transpose
-        # into it inside a loop, which would make it five times slower.
+        # As in XLA, a convolution with the flipped kernel. The barrier keeps XLA from fusing the transpose
+        # into it inside a loop, which would be five times slower.
         flipped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
         outer = tuple(
             (size - 1 - before, size - 1 - after) for size, (before, after) in zip(window, edges, strict=True)
@@ -90,21 +90,21 @@ def _gradients_on_cpu(x: Array, kernel: Array, g: Array, *, stride: int, edges: 
 
 
 def images_at_once(batch: int, image_bytes: int) -> int:
-    """Images per group, so that a group fits `CACHED_BYTES` and, if possible, all groups are full."""
+    """Images per group: a group fits in `CACHED_BYTES`, and if possible all groups are full."""
     most = min(max(CACHED_BYTES // image_bytes, 1), batch)
     images = max(n for n in range(1, most + 1) if batch % n == 0)
-    if 2 * images < most:  # such as a prime batch: the last group is padded
+    if 2 * images < most:  # e.g. a prime batch: the last group is padded
         images = -(-batch // -(-batch // most))
     return images
 
 
 def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int, edges: Edges) -> Array:
-    """The gradient of a convolution's kernel: one matrix product for each place in the window.
+    """The gradient of a convolution's kernel: one matrix product per position in the window.
 
-    XLA's is a convolution whose windows are as large as the maps. Space-to-depth: a stride-s window is a
+    XLA computes a convolution with windows as large as the maps. Space-to-depth: a stride-s window is a
     stride-1 window over s x s blocks (conv1: 9 products instead of 121 thin ones). A few images at a time
-    stay in the cache from one product to the next. `g`, which all products share, comes first, because the
-    left side of a product has to be transposed.
+    stay in cache between products. `g`, shared by all products, is the left operand, because that is the one
+    that has to be transposed.
 
     Args:
       x: the inputs `[B, H, W, I]`; g: the gradient of the outputs `[B, H', W', O]`.
@@ -113,9 +113,9 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
       `[h, w, I, O]`.
     """
     (batch, rows, columns, outputs), inputs = g.shape, x.shape[3]
-    blocks = [-(-size // stride) for size in window]  # height and width of the window in blocks
+    blocks = [-(-size // stride) for size in window]  # window height and width in blocks
     depth = stride * stride * inputs
-    wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # sums of bfloat16 are float32
+    wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # accumulate bfloat16 in float32
 
     # Pad to full blocks and full groups of images; zeros add nothing.
     images = images_at_once(batch, (x.nbytes + g.nbytes) // batch)
@@ -132,7 +132,7 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
         images, height, width, _ = x.shape
         x = x.reshape(images, height // stride, stride, width // stride, stride, inputs)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(images, height // stride, width // stride, depth)
-        g = lax.optimization_barrier(g.reshape(-1, outputs).T)  # or XLA would transpose each x instead
+        g = lax.optimization_barrier(g.reshape(-1, outputs).T)  # else XLA transposes each x instead
         products = [
             jnp.matmul(g, x[:, i : i + rows, j : j + columns].reshape(-1, depth), preferred_element_type=wide)
             for i in range(blocks[0])
@@ -150,17 +150,17 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
 
 
 def _pad(x: Array, *ends: tuple[int, int]) -> Array:
-    """Adds zeros before and after the first axes (negative: crops)."""
+    """Zero-pads the first axes before and after; negative values crop."""
     more = [(0, 0)] * (x.ndim - len(ends))
     return lax.pad(x, jnp.zeros((), x.dtype), [(before, after, 0) for before, after in (*ends, *more)])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def connect(x: Array, kernel: Array, dtype: Any) -> Array:
-    """The products of all columns, `[columns, B, I]` by `[columns, I, O]`: `[columns, B, O]` of `dtype`.
+    """Batched product over columns, `[columns, B, I]` by `[columns, I, O]`: `[columns, B, O]` of `dtype`.
 
-    The gradient of the kernel keeps the kernel's axis order. JAX's does not, and with one column XLA then
-    updates fc6's 38 million weights against their order in memory: 0.5 s of a step of 2 s on two cores.
+    The kernel's gradient has the kernel's axis order. JAX's does not, and with one column XLA then updates
+    fc6's 38 million weights against their memory order: 0.5 s of a 2 s step on two cores.
     """
     return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
 
@@ -185,7 +185,7 @@ class Norm(NamedTuple):
     axes: tuple[int, ...]
 
     def window_sum(self, x: Array) -> Array:
-        """Sum over the neighbours centred on each place; places beyond the ends count 0."""
+        """Sum over the neighbours centred on each position; 0 beyond the ends."""
         before, after = self.size // 2, self.size - 1 - self.size // 2
         for axis in self.axes:
             ends = [(before, after, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)]
@@ -195,11 +195,11 @@ class Norm(NamedTuple):
         return x
 
     def denominator(self, x: Array) -> Array:
-        """Before the power."""
+        """`k + alpha * sum x^2`, before the power."""
         return self.k + self.alpha * self.window_sum(jnp.square(x))
 
     def inverse_power(self, d: Array) -> Array:
-        """`d ** -beta` for positive `d`; the paper's 0.75 without a power function."""
+        """`d ** -beta` for positive `d`; for the paper's 0.75 without a power function."""
         if self.beta == 0.75:
             r = lax.rsqrt(d)
             return r * lax.sqrt(r)
@@ -208,7 +208,7 @@ class Norm(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def normalise(x: Array, norm: Norm) -> Array:
-    """`x` over its denominator."""
+    """`x / (k + alpha * sum x^2) ** beta`."""
     return x * norm.inverse_power(norm.denominator(x))
 
 
@@ -221,7 +221,7 @@ def _normalise_backward(norm, x, g):
     return (scaled - (2 * norm.alpha * norm.beta) * x * shared,)
 
 
-# Keeps only x: computing the denominator again is cheaper than holding it in memory.
+# Keep only x: recomputing the denominator is cheaper than keeping it in memory.
 normalise.defvjp(lambda x, norm: (normalise(x, norm), x), _normalise_backward)
 
 
@@ -232,10 +232,10 @@ def max_pool(x: Array, window: int, stride: int, edges: Edges) -> Array:
 
 
 def _shifted_maps(x: Array, window: int, stride: int, edges: Edges) -> list[Array]:
-    """What all windows see at each of their places, in row-major order, each `[B, H', W', C]`.
+    """For each position in the window, row-major: the inputs there of all windows, `[B, H', W', C]`.
 
-    Slices instead of XLA's windows, which are several times slower on a CPU, their gradient
-    (`select_and_scatter`) even more.
+    Slices, because XLA's window operations are several times slower on a CPU and their gradient
+    (`select_and_scatter`) even more so.
     """
     lowest = jnp.array(-jnp.inf, x.dtype)
     x = lax.pad(x, lowest, [(0, 0, 0), *((*edge, 0) for edge in edges), (0, 0, 0)])
@@ -249,7 +249,7 @@ def _shifted_maps(x: Array, window: int, stride: int, edges: Edges) -> list[Arra
 
 
 def _max_pool_forward(x, window, stride, edges):
-    # Keeps one byte for each window: the place of its first maximum.
+    # Keep one byte per window: the position of the first maximum.
     first, *others = _shifted_maps(x, window, stride, edges)
     y, found = first, jnp.zeros(first.shape, jnp.uint8)
     for place, values in enumerate(others, 1):
@@ -259,8 +259,8 @@ def _max_pool_forward(x, window, stride, edges):
 
 
 def _max_pool_backward(window, stride, edges, found, g):
-    # `lax.pad` with `stride - 1` zeros in between moves each part back to its place; the negative padding
-    # crops what hung over the edge.
+    # `lax.pad` with `stride - 1` interior zeros moves each part back to its position; negative padding
+    # crops what lay beyond the edge.
     zero = jnp.zeros((), g.dtype)
     total = None
     for place in range(window * window):

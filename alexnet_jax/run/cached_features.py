@@ -1,5 +1,5 @@
-"""Cached features: with frozen convolutions and no augmentation, pool5 is computed once per image and read
-from disk in training.
+"""Cached features: with frozen convolutions and no augmentation, pool5 is computed once per image and then
+read from disk.
 """
 
 import functools
@@ -25,7 +25,7 @@ _BATCH_SIZES = (32,)
 
 
 def is_frozen(config: configs.Config) -> bool:
-    """Whether no convolution ever learns and no image is augmented, so that pool5 never changes."""
+    """Whether pool5 is constant: all convolutions frozen and no augmentation."""
     rates = config.optimizer.layer_rates
     frozen = all(
         (name, 0.0, 0.0) in rates and not any(rate for layer, _, rate in rates if layer == name)
@@ -37,13 +37,13 @@ def is_frozen(config: configs.Config) -> bool:
 
 
 def view(maps: jax.Array, key: jax.Array, example_ids: jax.Array, step: jax.Array) -> jax.Array:
-    """Takes the place of `augment.training_views` and changes nothing."""
+    """Identity, in place of `augment.training_views`."""
     del key, example_ids, step
     return maps
 
 
 def file_name(source: str, model: AlexNet, params: Any, preprocess: Preprocess) -> str:
-    """`pool5-*.npy`, with a digest of the source, the net, its convolutions and the preprocessing.
+    """`pool5-<digest>.npy`; the digest covers the source, the net, its convolutions and the preprocessing.
 
     Args:
       source: `config.data.source`.
@@ -59,7 +59,7 @@ def file_name(source: str, model: AlexNet, params: Any, preprocess: Preprocess) 
 def pooled_maps(
     path: pathlib.Path, model: AlexNet, params: Any, preprocess: Preprocess, source: Source
 ) -> np.ndarray:
-    """Reads pool5 of every example from `path`, where it is computed first if it is missing.
+    """Reads pool5 of every example from `path`; computes and writes the file first if it is missing.
 
     Returns:
       Records `[N]` with the fields `image` (pool5, float32 `[6, 6, C]`), `label` and `weight`, 0 for bad
@@ -97,7 +97,7 @@ def _compute(path: pathlib.Path, model: AlexNet, params: Any, preprocess: Prepro
 
 
 def batches(records: np.ndarray, batch_size: int, seed: int, start_step: int) -> Iterator[pipeline.Batch]:
-    """The batches of `pipeline.train_batches`, with pooled maps in the place of images."""
+    """The batches of `pipeline.train_batches`, with pool5 instead of images."""
     for step in itertools.count(start_step):
         index = pipeline.batch_indices(step, len(records), batch_size, seed)
         own = records[index]

@@ -1,9 +1,9 @@
-"""Checkpoints, written and read by orbax, and checked when they are read.
+"""Checkpoints: written and read with orbax, verified when they are restored.
 
 `checkpoints/<step>` contains the device state (parameters, momentum, step) and, as metadata, the run's record
 (plateau rule, last evaluation), the config, the versions and fingerprints of the arrays. Orbax renames a
-directory to its final name only when everything is written. A checkpoint that no longer matches its
-fingerprints is damaged: it is moved away, and the one before is used.
+directory to its final name only when everything is written. A checkpoint that does not match its
+fingerprints is damaged: it is moved to `damaged/`, and the previous one is used.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from alexnet_jax.run import fingerprints, processes, quiet
 from alexnet_jax.run.fingerprints import fingerprint
 
 DIRECTORY, DAMAGED = "checkpoints", "damaged"
-# The operating system's reason, which several libraries wrap in their own words.
+# The operating system's reason, extracted from the libraries' longer messages.
 _REASON = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system")
 
 
@@ -37,8 +37,8 @@ class Checkpoints:
     Args:
       workdir: the run's directory.
       keep: how many of the newest checkpoints to keep, besides the best by validation error.
-      keep_every_steps: also keep one checkpoint per this many steps; None for none.
-      metadata: saved with every checkpoint: `config`, `versions` and `device`.
+      keep_every_steps: also keep one checkpoint per `keep_every_steps` steps; None for none.
+      metadata: `config`, `versions` and `device`, saved with every checkpoint.
       say: prints a line for the user.
 
     Attributes:
@@ -66,13 +66,13 @@ class Checkpoints:
         self.saved_step: int | None = None
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest good checkpoint's state, with the given shapes and shardings, and its record.
+        """Restores the newest good checkpoint: the state, with the given shapes and shardings, and record.
 
-        None if nothing was ever saved. Damaged checkpoints are moved to `workdir/damaged`, with a warning.
+        None if there is no checkpoint. Damaged checkpoints are moved to `workdir/damaged`, with a warning.
 
         Raises:
-          UserError: every checkpoint is damaged, or the newest is of another net.
-          SaveError: a save that was running could not be written.
+          UserError: every checkpoint is damaged, or the newest belongs to another net.
+          SaveError: a save in the background failed.
         """
         self.wait()
         directory = self._workdir / DIRECTORY
@@ -81,7 +81,7 @@ class Checkpoints:
 
         def load(step: int) -> tuple[Any, dict[str, Any]]:
             metadata = _read_metadata(directory / str(step))
-            if found is not None:  # of older ones only the metadata is checked
+            if found is not None:  # check only the metadata of older ones
                 return None, metadata
             self._refuse_other_shapes(metadata["shapes"], shapes(abstract_state), step)
             return _load(directory / str(step), abstract_state), metadata
@@ -91,7 +91,7 @@ class Checkpoints:
                 state, metadata = _checked(functools.partial(load, step), "state")
                 if state is not None:
                     found, self.saved_step = (state, metadata["record"]), step
-            except Exception as error:  # each kind of damage raises its own
+            except Exception as error:  # each kind of damage raises a different type
                 if _is_no_damage(error):
                     raise
                 self._set_aside(step, error)
@@ -103,10 +103,10 @@ class Checkpoints:
         return found
 
     def save(self, step: int, state: Any, record: dict[str, Any], best_step: int | None = None) -> None:
-        """Starts to save in the background; does nothing if `step` is already saved.
+        """Starts saving in the background; does nothing if `step` is already saved.
 
         Args:
-          best_step: step of the best checkpoint so far, which is kept.
+          best_step: step of the best checkpoint so far, which is never deleted.
 
         Raises:
           SaveError: this or the previous save could not be written.
@@ -136,7 +136,7 @@ class Checkpoints:
 
     def _orbax(self) -> ocp.training.Checkpointer:
         if self._open is None:
-            # Barriers of the JAX runtime, which need no devices and time out.
+            # Use the JAX runtime's barriers, which need no devices and have a timeout.
             if (barrier := "experimental_orbax_use_distributed_barrier") in flags.FLAGS:
                 flags.FLAGS[barrier].value = True
             self._quiet.enter_context(quiet.logs())
@@ -166,7 +166,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _save_errors(self) -> Iterator[None]:
-        """Turns any error of a failed write into `SaveError`, in all processes."""
+        """Raises `SaveError` in all processes if the write failed in any of them."""
         error = None
         try:
             yield
@@ -192,9 +192,9 @@ class _Best:
 def restore_params(
     workdir: str | pathlib.Path, sharding: jax.sharding.Sharding, say: Callable[[str], None] = print
 ) -> tuple[Any, int]:
-    """The parameters of a run's newest good checkpoint, placed by `sharding`, and its step.
+    """Reads the parameters of a run's newest good checkpoint, placed by `sharding`, and its step.
 
-    Changes nothing on disk, so the run may still be training.
+    Read-only, so the run may still be training.
 
     Raises:
       UserError: there is no checkpoint, or every one is damaged.
@@ -246,7 +246,7 @@ def shapes(state: Any) -> dict[str, list[int]]:
 
 
 def _is_no_damage(error: Exception) -> bool:
-    """Whether the checkpoint itself is not to blame, so that it must stay."""
+    """Whether the error has another cause than a damaged checkpoint, which is then left in place."""
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
     return out_of_memory or isinstance(error, UserError | PermissionError)
 
@@ -275,7 +275,7 @@ def _load(path: pathlib.Path, wanted: Any) -> Any:
 
 
 def _checked(load: Callable[[], tuple[Any, dict[str, Any]]], part: str) -> tuple[Any, dict[str, Any]]:
-    """The arrays (or None) and metadata that `load` returns, checked against the fingerprint.
+    """Calls `load` and checks the arrays (if any) it returns against the fingerprint in the metadata.
 
     Raises:
       Exception: of any kind, in every process, if the checkpoint is damaged in one of them.
@@ -287,7 +287,7 @@ def _checked(load: Callable[[], tuple[Any, dict[str, Any]]], part: str) -> tuple
         if _is_no_damage(caught):
             raise
         error = caught
-    if not processes.all_of(error is None):  # before the fingerprint, in which all must take part
+    if not processes.all_of(error is None):  # before the fingerprint, which all processes compute together
         raise error or ValueError("another process could not read it")
     assert loaded is not None
     arrays, metadata = loaded
@@ -297,13 +297,13 @@ def _checked(load: Callable[[], tuple[Any, dict[str, Any]]], part: str) -> tuple
 
 
 def _steps_for_all(directory: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints that process 0 sees, in all processes."""
+    """Process 0's list of checkpoint steps, returned in all processes."""
     return json.loads(processes.from_first(json.dumps(_steps(directory))))
 
 
 @contextlib.contextmanager
 def _by_itself() -> Iterator[None]:
-    """Lets orbax read without waiting for other processes, which may have failed, and without logging."""
+    """Makes orbax read without logging and without waiting for other processes, which may have failed."""
     context: Any = contextlib.nullcontext()
     if jax.process_count() > 1:
         me = jax.process_index()

@@ -1,4 +1,4 @@
-"""Fingerprints of arrays and a checksum of metadata: what a checkpoint must still have when it is read."""
+"""Fingerprints of arrays and a checksum of metadata, to detect damaged checkpoints."""
 
 import json
 import zlib
@@ -11,12 +11,12 @@ Array = jax.Array
 
 
 def fingerprint(tree: Any) -> str:
-    """A hexadecimal number that any changed bit of any array changes; the same on every mesh."""
+    """A hexadecimal hash of all arrays, sensitive to every bit and the same on every mesh."""
     return _hexadecimal(_fingerprint(tree))
 
 
 def of_state(state: Any) -> dict[str, str]:
-    """The fingerprints of a train state, `state`, and of its parameters alone, `params`."""
+    """Fingerprints of a train state: `state` for all of it, `params` for the parameters alone."""
     return dict(zip(("state", "params"), map(_hexadecimal, _state_and_params(state)), strict=True))
 
 
@@ -26,7 +26,7 @@ def signed(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def verified(metadata: dict[str, Any]) -> dict[str, Any]:
-    """`metadata` without its checksum; raises `ValueError` if that is wrong, `KeyError` without one."""
+    """`metadata` without its checksum; raises `ValueError` if it is wrong, `KeyError` if missing."""
     metadata = dict(metadata)
     crc = metadata.pop("crc32")
     if zlib.crc32(_canonical(metadata)) != crc:
@@ -44,13 +44,13 @@ def _hexadecimal(words: Array) -> str:
 
 @jax.jit
 def _state_and_params(state: Any) -> tuple[Array, Array]:
-    # One program, in which XLA computes the parameters' sums once.
+    # In one program, XLA computes the parameters' sums only once.
     return _fingerprint(state), _fingerprint(state.params)
 
 
 @jax.jit
 def _fingerprint(tree: Any) -> Array:
-    # Integer sums are the same in any order, so each device sums its own part.
+    # Integer sums do not depend on the order, so each device sums its own shard.
     total = jnp.zeros(2, jnp.uint32)
     for leaf in jax.tree.leaves(tree):
         total = total * jnp.uint32(0x01000193) + _scrambled_sum(leaf)

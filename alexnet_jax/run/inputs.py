@@ -1,4 +1,4 @@
-"""The images of a run: opened alike by all processes, and what the net sees of them."""
+"""A run's images and preprocessing: opens the source in all processes and builds the training view."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def open_source(data: configs.Data, split: str) -> sources.Source:
     """The `train` or `test` images of a config.
 
     Raises:
-      UserError: as in `sources.open_configured`, or the processes of the run do not find the same images.
+      UserError: as in `sources.open_configured`, or the processes find different images.
     """
     source = sources.open_configured(data, split)
     found = f"{len(source):,} {split} images of {source.num_classes} classes"
@@ -31,10 +31,10 @@ def open_source(data: configs.Data, split: str) -> sources.Source:
 
 
 def new_preprocess(config: configs.Config, statistics: Statistics) -> Preprocess:
-    """The preprocessing of a net that starts from random weights."""
+    """The preprocessing for a net trained from random weights."""
     data = config.data
     mean = statistics.mean(config.augment.mean, data.resize_size)
-    # torchvision's net reads numbers of about 1, all others grey levels.
+    # torchvision's net expects inputs of about unit variance, all others grey levels.
     std = TORCHVISION.std if config.model["variant"] == "torchvision" else np.ones(3, np.float32)
     return Preprocess(data.resize_size, data.image_size, mean=mean, std=std)
 
@@ -42,10 +42,10 @@ def new_preprocess(config: configs.Config, statistics: Statistics) -> Preprocess
 def training_view(
     config: configs.Augment, preprocess: Preprocess, statistics: Statistics, steps_at: Callable[[float], int]
 ) -> augment.Augment:
-    """What a net with this preprocessing sees of training images with these statistics.
+    """The augmentation for a net with this preprocessing and a training set with these statistics.
 
     Args:
-      steps_at: the step at which so many epochs are complete.
+      steps_at: converts epochs to the step at which they are complete.
     """
     until = config.colour_until_epochs
     return augment.Augment(

@@ -1,4 +1,4 @@
-"""The log of a run: metrics as JSON lines, TensorBoard events, status, progress on the terminal."""
+"""A run's log: metrics as JSON lines, TensorBoard events, status, progress on the terminal."""
 
 import json
 import os
@@ -17,19 +17,19 @@ METRICS, STATUS = "metrics.jsonl", "status.json"
 
 
 def write_status(workdir: pathlib.Path, status: str, **fields: Any) -> None:
-    """Writes `status.json`: `running`, `done`, `interrupted`, `diverged` or `failed`, and `fields`."""
+    """Writes `status.json`: `status` (running, done, interrupted, diverged or failed) and `fields`."""
     files.write_text(workdir / STATUS, json.dumps({"status": status, **fields}, indent=2) + "\n")
 
 
 def write_failure(workdir: pathlib.Path, message: str) -> None:
-    """Writes the status of a run that failed, and why."""
+    """Writes the status `failed` with the reason."""
     write_status(workdir, "failed", message=message)
 
 
 def drop_metrics_after(workdir: pathlib.Path, step: int, *, evaluated: bool = True) -> None:
-    """Drops the metrics after a restored `step`, and a line that a crash left unfinished.
+    """Drops the metrics after the restored `step`, and a line left unfinished by a crash.
 
-    Without `evaluated`, also an evaluation at `step` itself: it came after the checkpoint.
+    Unless `evaluated`, also drops an evaluation at `step` itself: it came after the checkpoint.
     """
     path = workdir / METRICS
     if not path.exists():
@@ -47,7 +47,7 @@ def drop_metrics_after(workdir: pathlib.Path, step: int, *, evaluated: bool = Tr
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, oldest first, without an unfinished one."""
+    """The lines of a run's `metrics.jsonl`, oldest first; an unfinished last line is skipped."""
     lines = (pathlib.Path(workdir) / METRICS).read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -55,7 +55,7 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
 class RunLog:
     """Writes metrics to `metrics.jsonl` and TensorBoard, and shows progress on standard error.
 
-    Progress is a bar on a terminal, and elsewhere (a pipe, a notebook, a batch job) a plain line each time
+    Progress is a bar on a terminal; elsewhere (pipe, notebook, batch job) it is a plain line whenever
     metrics are written.
     """
 
@@ -65,11 +65,11 @@ class RunLog:
 
         self._path = workdir / METRICS
         self._metrics = open(self._path, "a", buffering=1)  # noqa: SIM115  (closed in close)
-        # TensorBoard's own writer has a thread, which prints a traceback when the disk is full.
+        # TensorBoard's own writer uses a thread that prints a traceback when the disk is full.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._events = RecordWriter(open(workdir / name, "wb"))  # noqa: SIM115
         self._event(first_step, file_version="brain.Event:2")
-        # TensorBoard then drops the points of an interrupted run after its last checkpoint.
+        # Makes TensorBoard drop an interrupted run's points after its last checkpoint.
         self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
         self._total = total_steps
         self._start = (time.monotonic(), first_step)
@@ -83,7 +83,7 @@ class RunLog:
         )
 
     def restart_clock(self, step: int) -> None:
-        """Estimates the time left from the steps after this one."""
+        """Restarts the estimate of the time left, which then ignores the steps up to `step`."""
         self._start = (time.monotonic(), step)
         self._bar.unpause()
 
@@ -92,7 +92,7 @@ class RunLog:
         self._bar.update()
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        """Writes one line of metrics; names as in `train/loss`.
+        """Writes one line of metrics; names are like `train/loss`.
 
         Raises:
           OSError: the file cannot be written, or is no longer there.
@@ -116,7 +116,7 @@ class RunLog:
         self._value(step, tag=name, image=png)
 
     def sync(self) -> None:
-        """Waits until the metrics are on disk: a checkpoint must not outlive the lines before it."""
+        """Flushes the metrics to disk: a checkpoint must not survive without the lines before it."""
         os.fsync(self._metrics.fileno())
 
     def say(self, line: str) -> None:
@@ -153,7 +153,7 @@ class RunLog:
 
 
 class NoLog:
-    """Stands in for the log where process 0 writes for all; prints only what concerns this process."""
+    """The log of processes other than 0: prints only lines that concern this process."""
 
     def __init__(self, label: str):
         self._label = label
@@ -175,7 +175,7 @@ class NoLog:
         del line
 
     def say_own(self, line: str) -> None:
-        """Prints a line with the name of this process."""
+        """Prints a line prefixed with this process's label."""
         print(f"{self._label}{line}", file=sys.stderr, flush=True)
 
     def close(self) -> None: ...
@@ -211,8 +211,7 @@ def as_png(pixels: np.ndarray) -> bytes:
 def filters_image(kernel: np.ndarray, *, across: int = 16, zoom: int = 3) -> np.ndarray:
     """Draws conv1's filters as in Figure 3: `[columns, h, w, 3, O]` to one picture `[H, W, 3]` uint8.
 
-    The filters of the first column are above those of the second, each scaled to the full range around
-    mid-grey.
+    The first column's filters are above the second's; each filter is scaled to the full range around grey.
     """
     rows = []
     for column in np.asarray(kernel, np.float32):

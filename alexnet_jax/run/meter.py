@@ -1,4 +1,4 @@
-"""What runs beside the steps: how far ahead the host may run, the wait for input, lines of metrics."""
+"""Around the training steps: limits how far the host runs ahead, times the input, logs metrics."""
 
 import collections
 import functools
@@ -17,8 +17,8 @@ from alexnet_jax.data.batches import DeviceBatch, HostBatch, bad_images, on_devi
 from alexnet_jax.data.sources import Source
 from alexnet_jax.run import logs, processes
 
-FREED_SECONDS = 0.0005  # until a finished step's memory is free again, on a CPU
-FLAT_WITHIN, FLAT_STEPS = 0.01, 1000  # a loss this near to ln(classes), for so many steps, is worth a warning
+FREED_SECONDS = 0.0005  # time a CPU takes to free a finished step's memory
+FLAT_WITHIN, FLAT_STEPS = 0.01, 1000  # warn if the loss stays within 1 % of ln(classes) for 1000 steps
 
 
 class Diverged(Exception):
@@ -32,16 +32,16 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps happens after `step`."""
+    """Whether something done every `every` steps is due after `step`."""
     return step > 0 and step % every == 0
 
 
 class InFlight:
-    """Limits how far the host runs ahead: two steps wait while one runs, so no device waits for the host.
+    """Limits how far the host runs ahead: two steps are queued while one runs, so devices never idle.
 
-    On a CPU it does not run ahead at all: there is nothing to gain, and a step takes its memory when it is
-    dispatched. The paper's net at batch 128 took 10.4 GB with two steps ahead, at 38 to 52 images/s because
-    of the new pages, and 3.3 GB at 65 images/s with none.
+    On a CPU the host does not run ahead: there is nothing to gain, and a step allocates its memory when it is
+    dispatched. With two steps queued the paper's net at batch 128 took 10.4 GB and ran at 38 to 52 images/s,
+    slowed by page faults; with none it took 3.3 GB at 65 images/s.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -50,26 +50,26 @@ class InFlight:
         self._results: collections.deque[Any] = collections.deque()
 
     def make_room(self) -> None:
-        """Waits, before a step is dispatched, until few enough are under way."""
+        """Call before dispatching a step: waits until few enough are in flight."""
         while len(self._results) > self._most:
             jax.block_until_ready(self._results.popleft())
             if self._on_cpu:
                 time.sleep(FREED_SECONDS)
 
     def add(self, result: Any) -> None:
-        """Takes a result of the step just dispatched."""
+        """Adds an output of the step just dispatched."""
         self._results.append(result)
 
     def is_idle(self) -> bool:
-        """Whether the devices have finished everything dispatched."""
+        """Whether the devices have finished all dispatched steps."""
         return all(leaf.is_ready() for leaf in jax.tree.leaves(list(self._results)))
 
 
 class TrainingBatches(Iterator[DeviceBatch]):
-    """Batches on the mesh; unreadable images are named in the log.
+    """Batches on the mesh; logs the names of unreadable images.
 
-    `wait_seconds` adds up the time of fetching those batches that found the devices idle: an upper bound of
-    the devices' wait for input.
+    `wait_seconds` sums the fetch times of batches that were ready only after the devices had gone idle: an
+    upper bound on how long the devices waited for input.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class TrainingBatches(Iterator[DeviceBatch]):
 
 
 class Meter:
-    """Turns the steps' metrics into lines of the log, once a later step is under way or at `flush`."""
+    """Logs the metrics of a step once the next step is in flight, or at `flush`."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Meter:
         self.restart(step)
 
     def minutes_are_over(self) -> bool:
-        """Whether `run.save_every_minutes` have passed; if so, they start anew."""
+        """Whether `run.save_every_minutes` have passed; if so, restarts that timer."""
         minutes = self._config.run.save_every_minutes
         if minutes is None or not self._agreed(int(time.monotonic() - self._saved >= 60 * minutes)):
             return False
@@ -123,12 +123,12 @@ class Meter:
         return True
 
     def restart(self, step: int) -> None:
-        """Restarts the clock after something that is not a training step; `step` steps are done."""
+        """Restarts the throughput clock, e.g. after an evaluation; `step` steps are done."""
         self._since, self._since_step = time.monotonic(), step
         self._batches.wait_seconds = 0.0
 
     def after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Must be called after each step is dispatched."""
+        """Call after dispatching each step."""
         if not self._compiled:  # the first step includes compilation
             jax.block_until_ready(metrics)
             self._compiled = True
@@ -139,7 +139,7 @@ class Meter:
             self._pending = functools.partial(self._write, step, metrics)
 
     def flush(self) -> None:
-        """Writes the line that is pending, if any."""
+        """Writes the pending metrics, if any."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending()
@@ -168,7 +168,7 @@ class Meter:
             )
 
     def _warn_if_flat(self, step: int, loss: float) -> None:
-        """Names the usual causes, once, when the loss stays at that of uniform guessing."""
+        """Warns once, with the usual causes, when the loss stays at chance level."""
         chance = math.log(self._source.num_classes)
         flat = abs(loss - chance) < FLAT_WITHIN * chance
         before = self._flat_steps

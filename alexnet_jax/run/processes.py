@@ -28,13 +28,13 @@ import numpy as np
 from alexnet_jax.common.errors import Fault, UserError
 
 BEAT_SECONDS = 1.0
-# A process without a heartbeat for this long counts as dead, so that a job ends within a minute.
+# A process without a heartbeat for this long counts as dead; a job then ends within a minute.
 DEAD_SECONDS = 40.0
-# The same once a process has failed: its neighbours fail at once when a connection breaks.
+# The same limit once a process has failed: a broken connection makes its neighbours fail at once.
 SUSPECT_SECONDS = 8.0
 _READ_SECONDS = 5.0  # time for the others to read the reason from process 0 before it exits
-BARRIER_SECONDS = 24 * 3600.0  # practically no limit: deaths end those who wait
-_CALLS_BEHIND = 2  # calls by which an agreement lags, so that nobody waits for it
+BARRIER_SECONDS = 24 * 3600.0  # practically no limit: waiting processes exit when one dies
+_CALLS_BEHIND = 2  # an agreement lags this many calls, so nobody waits for it
 _LEADER = 0
 
 
@@ -46,7 +46,7 @@ class ProcessInfo:
       count: number of processes.
       index: this process's number, from 0.
       coordinator: `host:port` of process 0; None if JAX gets it from the launcher.
-      launcher: JAX's name of the launcher: `slurm`, `ompi`, `k8s`, `gcetpu`, `gketpu`, or `deactivate` for
+      launcher: JAX's name for the launcher: `slurm`, `ompi`, `k8s`, `gcetpu`, `gketpu`, or `deactivate` for
         none.
       devices: numbers of the host's devices that this process uses; () for all.
     """
@@ -69,12 +69,12 @@ def find(
 ) -> ProcessInfo | None:
     """This process in a multi-process run, from the flags or else the launcher's environment variables.
 
-    None for a single process: without a launcher, in a job of one task, and in a batch script that does not
-    use `srun` or `mpirun`.
+    Returns None for a single process: without a launcher, in a job of one task, and in a batch script that
+    does not use `srun` or `mpirun`.
 
     Args:
       coordinator, count, index: the flags `--coordinator_address`, `--num_processes` and `--process_id`;
-        those not given come from the launcher. `count=1` is a single process in spite of any launcher.
+        missing ones come from the launcher. `count=1` is a single process whatever the launcher says.
 
     Raises:
       UserError: flags are missing or contradict each other.
@@ -120,7 +120,7 @@ def _launched(environment: Mapping[str, str]) -> ProcessInfo | None:
     """Detects Open MPI, Slurm, Kubernetes and TPU slices, the innermost launcher first."""
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        # Since Open MPI 5, mpirun does not say where it runs.
+        # Since Open MPI 5, mpirun does not tell processes its address.
         is_known = address is not None or "OMPI_MCA_orte_hnp_uri" in environment
         return ProcessInfo(
             count=int(environment["OMPI_COMM_WORLD_SIZE"]),
@@ -133,7 +133,7 @@ def _launched(environment: Mapping[str, str]) -> ProcessInfo | None:
                 environment,
             ),
         )
-    # Variables of the job step, which a batch script without srun does not have.
+    # Variables of the job step: a batch script without srun has none.
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
         on_host = _expanded(environment["SLURM_STEP_TASKS_PER_NODE"])[int(environment["SLURM_NODEID"])]
         return ProcessInfo(
@@ -158,14 +158,14 @@ def _clusters_without_tasks(environment: Mapping[str, str]) -> Iterator[tuple[st
         if cluster is not None and cluster.is_env_present():
             yield cluster.name, cluster
     in_indexed_job = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(environment)
-    if in_indexed_job and clusters.K8sCluster.is_env_present():  # warns where the package for it is missing
+    if in_indexed_job and clusters.K8sCluster.is_env_present():  # warns if its package is missing
         yield "k8s", clusters.K8sCluster
 
 
 def _own_device(number: int, count: int, environment: Mapping[str, str]) -> tuple[int, ...]:
-    """The device of process `number` of the `count` on its host; () for all that it sees.
+    """The device of process `number` of the `count` on its host; () for all visible ones.
 
-    A process alone on its host uses all, and one to which the launcher shows a single GPU uses that.
+    A process alone on its host uses all of them; one that sees a single GPU uses that.
     """
     shown = environment.get("CUDA_VISIBLE_DEVICES")
     one_shown = shown is not None and "," not in shown
@@ -182,7 +182,7 @@ def _expanded(counts: str) -> list[int]:
 
 
 class _Awake:
-    """Seconds in which this thread ran: a process that was itself stopped must not suspect the others."""
+    """Seconds this thread was running: a process that was itself suspended must not suspect the others."""
 
     def __init__(self, pause: float) -> None:
         self._longest, self._last, self.seconds = 2 * pause, time.monotonic(), 0.0
@@ -195,7 +195,7 @@ class _Awake:
 
 
 class _Job:
-    """Sends heartbeats and watches those of the other processes."""
+    """Sends heartbeats and watches the other processes' heartbeats."""
 
     def __init__(self, info: ProcessInfo) -> None:
         from jax._src import distributed  # the key-value store and barriers are not public
@@ -207,13 +207,13 @@ class _Job:
         self._counter = itertools.count()
         self._over, self._ended = threading.Event(), threading.Event()
         self._suspicious = False
-        self._reached = 0.0  # when the leader last answered, by the clock of `_watch`
+        self._reached = 0.0  # time of process 0's last answer, on `_watch`'s clock
         self._clock = _Awake(BEAT_SECONDS)
         self.client.key_value_set(f"who/{info.index}", self.names[info.index])
         self.barrier()
         for key, name in self.client.key_value_dir_get("who/"):
             self.names[int(key.rsplit("/", 1)[1])] = name
-        # Not daemons: after a failure `command_line` then exits at once instead of waiting for them.
+        # Not daemons: `command_line` exits at once after a failure and does not wait for them.
         self._threads = [
             threading.Thread(target=work, name="alexnet_jax.job") for work in (self._beat, self._watch)
         ]
@@ -221,7 +221,7 @@ class _Job:
             thread.start()
 
     def key(self, what: str) -> str:
-        """A new key, the same in all processes, since all call this in the same order."""
+        """A new key, identical in all processes because they all call this in the same order."""
         return f"{what}/{next(self._counter)}"
 
     def barrier(self) -> None:
@@ -229,17 +229,17 @@ class _Job:
         self.client.wait_at_barrier(self.key("barrier"), int(1000 * BARRIER_SECONDS))
 
     def name(self, index: int) -> str:
-        """The name of a process in messages."""
+        """A process's name for messages."""
         return f"process {index} of {self.info.count} ({self.names.get(index, 'never seen')})"
 
     def tell(self, code: int, message: str) -> None:
-        """Tells the other processes that this one fails."""
+        """Tells the other processes that this one is failing."""
         self._ended.set()
         with contextlib.suppress(Exception):
             self._announce(self.info.index, code, f"{self.name(self.info.index)} failed: {message}")
 
     def leave(self) -> None:
-        """Ends the job after success."""
+        """Ends the job normally."""
         self.barrier()
         self._ended.set()
         self._over.set()
@@ -258,7 +258,7 @@ class _Job:
         self.client.key_value_set(f"ended/{index}", json.dumps([code, line]), allow_overwrite=True)
         if self.info.index != _LEADER:
             return
-        # The store ends with this process, so wait until the others have read it.
+        # The store dies with this process, so wait until the others have read it.
         deadline = time.monotonic() + _READ_SECONDS
         while time.monotonic() < deadline:
             keys = [key for what in ("ended/", "read/") for key, _ in self.client.key_value_dir_get(what)]
@@ -267,7 +267,7 @@ class _Job:
             time.sleep(BEAT_SECONDS / 10)
 
     def _beat(self) -> None:
-        # Larger jobs beat less often, which limits the work of process 0.
+        # Larger jobs beat less often, to limit process 0's load.
         pause = BEAT_SECONDS * max(1.0, self.info.count / 64)
         seen: dict[str, tuple[str, float]] = {}
         clock = _Awake(pause)
@@ -281,7 +281,7 @@ class _Job:
                     self._suspicious |= bool(self.client.key_value_dir_get("suspicion/"))
                     self._judge(dict(self.client.key_value_dir_get("beat/")), seen, clock.seconds)
                 self._reached = self._clock.seconds
-            except Exception:  # process 0 does not answer, which `_watch` handles
+            except Exception:  # process 0 does not answer; `_watch` handles that
                 pass
             if self._over.wait(pause):
                 return
@@ -308,7 +308,7 @@ class _Job:
         return SUSPECT_SECONDS if self._suspicious else DEAD_SECONDS
 
     def _end(self, code: int, line: str) -> None:
-        """Exits because of another process."""
+        """Exits because another process died or failed."""
         with contextlib.suppress(Exception):
             self.last_words(line)
         with contextlib.suppress(Exception):
@@ -331,8 +331,8 @@ def _say(line: str) -> None:
 def job(info: ProcessInfo | None, timeout_seconds: int = 300) -> Iterator[None]:
     """Connects the processes of a job while the context lasts; does nothing for a single process.
 
-    Enter it before anything touches a device. If another process dies or leaves the context by an error, this
-    one says which and exits with code 1 or that of the error.
+    Enter it before anything touches a device. If another process dies or leaves the context with an error,
+    this one prints which and exits with the error's code, or 1.
 
     Raises:
       Fault: the other processes did not start in time.
@@ -361,14 +361,14 @@ def job(info: ProcessInfo | None, timeout_seconds: int = 300) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _start(info: ProcessInfo, timeout_seconds: int) -> Iterator[None]:
-    """Calls `jax.distributed.initialize` and replaces its aborts by a line for the user."""
+    """Calls `jax.distributed.initialize`; one-line errors replace its aborts."""
     where = info.coordinator or "the launcher's address"
     missing = (
         f"process {info.index} of {info.count}: not all other processes started within "
         f"{timeout_seconds} s (process 0 is at {where}); check their messages, --num_processes and "
         "--process_id of each, and whether the port is free and reachable"
     )
-    # JAX's own handler for SIGTERM would replace that of `signals.Stop`.
+    # JAX's own SIGTERM handler would replace that of `signals.Stop`.
     jax.config.update("jax_enable_preemption_service", False)
     logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
     undo = _on_abort(missing)
@@ -393,7 +393,7 @@ def _start(info: ProcessInfo, timeout_seconds: int) -> Iterator[None]:
 
 
 def _reach(coordinator: str, timeout_seconds: float, missing: str) -> None:
-    """Waits until process 0 listens at `host:port`; JAX would abort this process if nobody does."""
+    """Waits until process 0 listens at `host:port`; without a listener JAX would abort this process."""
     host, port = coordinator.rsplit(":", 1)
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -414,7 +414,7 @@ def _on_abort(line: str) -> Callable[[], None]:
     """If JAX aborts this process, prints `line` and exits with 1; returns a function that undoes this.
 
     JAX aborts from its own thread as soon as the connection to process 0 breaks. Python's signal handlers
-    would run too late, since they wait for the main thread.
+    run in the main thread, which is too late.
     """
 
     @_HANDLER
@@ -426,7 +426,7 @@ def _on_abort(line: str) -> Callable[[], None]:
     libc.signal.restype = ctypes.c_void_p
     libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
     before = libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    _handlers.append(handler)  # keeps a reference while C uses it
+    _handlers.append(handler)  # C holds no reference to it
 
     return lambda: libc.signal(signal.SIGABRT, before)
 
@@ -435,17 +435,17 @@ def _on_abort(line: str) -> Callable[[], None]:
 
 
 def is_first() -> bool:
-    """Whether this process writes logs and decides: the only one, or process 0."""
+    """Whether this process writes the logs and decides: process 0, or the only one."""
     return _job is None or _job.info.index == _LEADER
 
 
 def label() -> str:
-    """Prefix of lines that only this process prints; empty for a single process."""
+    """Prefix for lines that only this process prints; empty in a single-process run."""
     return "" if _job is None else f"process {_job.info.index}: "
 
 
 def on_death(last_words: Callable[[str], None]) -> None:
-    """Makes process 0 call `last_words` with the reason before it exits because of another process."""
+    """Makes process 0 call `last_words(reason)` before it exits because another process failed."""
     if _job is not None and is_first():
         _job.last_words = last_words
 
@@ -457,7 +457,7 @@ def barrier() -> None:
 
 
 def from_first(value: str) -> str:
-    """Process 0's value, in all processes."""
+    """Broadcasts process 0's value to all processes."""
     if _job is None:
         return value
     key = _job.key("first")
@@ -479,10 +479,10 @@ def all_of(good: bool) -> bool:
 
 
 class DelayedMax:
-    """The largest of the processes' numbers, with a delay; all must call it equally often.
+    """The maximum over the processes, with a delay; all must call it equally often.
 
-    Each call returns the maximum of the call two before (0 at first): the devices have computed it meanwhile,
-    after the steps in progress, so nobody waits. A single process gets its own number at once.
+    Each call returns the maximum of the call two before (0 at first): by then the devices have computed
+    it, so nobody waits. A single process gets its own number at once.
     """
 
     def __init__(self) -> None:

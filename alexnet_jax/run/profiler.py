@@ -7,11 +7,11 @@ from typing import Any
 import jax
 
 DIRECTORY = "profile"  # in a workdir
-SKIPPED = 3  # steps before the profile: they compile and allocate
+SKIPPED = 3  # steps before the profile, which compile and allocate
 
 
 class Profile:
-    """Profiles `steps` steps of a run (0 for none), shortly after it starts.
+    """Profiles `steps` steps of a run (0 for none), soon after its start.
 
     Call `after_step` after dispatching each step and `close` at the end.
     """
@@ -21,7 +21,7 @@ class Profile:
         self._left, self._skip, self._is_running = steps, SKIPPED, False
 
     def after_step(self, result: Any) -> None:
-        """Starts or ends the profile; `result` is an output of the step, to wait for."""
+        """Starts or ends the profile when due; waits for `result`, an output of the step."""
         if self._left == 0:
             return
         if self._skip > 0:
@@ -37,7 +37,7 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Ends a running profile and prints where it is."""
+        """Ends a running profile and prints its path."""
         if not self._is_running:
             return
         self._is_running, self._left = False, 0

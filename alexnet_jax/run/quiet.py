@@ -1,4 +1,4 @@
-"""Silences orbax's many reports of one failed load or save, which its caller reports in a line."""
+"""Silences orbax's many messages about a failed load or save; the caller reports the failure in one line."""
 
 import contextlib
 import functools
@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-LATE_SECONDS = 0.3  # within which nearly all reads of a failed load have ended
+LATE_SECONDS = 0.3  # by then nearly all reads of a failed load have ended
 
 
 @contextlib.contextmanager
 def logs() -> Iterator[None]:
-    """Drops absl's log messages, among them orbax's."""
+    """Drops absl's log messages, which include orbax's."""
 
     def reject(record: logging.LogRecord) -> bool:
         return False
@@ -29,7 +29,7 @@ def logs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reads() -> Iterator[None]:
-    """Drops the log messages of a load and, once it has failed, the reports of reads that end later."""
+    """Drops the log messages of a load and, if it fails, those of reads that end later."""
     with logs():
         try:
             yield
@@ -40,7 +40,7 @@ def reads() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stderr() -> Iterator[None]:
-    """Silences descriptor 2, where a failed load's reads print tracebacks from threads outside Python."""
+    """Silences file descriptor 2: after a failed load, non-Python threads print tracebacks there."""
     sys.stderr.flush()
     before = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

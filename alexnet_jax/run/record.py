@@ -1,4 +1,4 @@
-"""What a run remembers beside its device state, and how its checkpoints are saved."""
+"""Host-side state of a run (evaluations, plateau rule), and saving it with the device state."""
 
 import contextlib
 import dataclasses
@@ -13,13 +13,13 @@ from alexnet_jax.run.meter import Diverged, all_finite
 
 @dataclasses.dataclass
 class Record:
-    """Saved with each checkpoint.
+    """Host-side state, saved with each checkpoint.
 
     Attributes:
       evaluated_step: step of the last evaluation.
-      evaluation: its result, as in `evaluate.Result`.
-      best_top1_error: lowest in %, over all evaluations, and its step.
-      images: training images at the start of the run.
+      evaluation: the result of that evaluation, with the fields of `evaluate.Result`.
+      best_top1_error, best_step: lowest top-1 error so far in %, and the step that reached it.
+      images: number of training images at the start of the run.
       plateau: state of the plateau rule.
     """
 
@@ -38,7 +38,7 @@ class Record:
         return cls(**{**values, "plateau": PlateauState(**values["plateau"])})
 
     def add_evaluation(self, step: int, evaluation: dict[str, Any]) -> None:
-        """Takes the result of the evaluation at `step`."""
+        """Records an evaluation and updates the best top-1 error."""
         self.evaluated_step, self.evaluation = step, evaluation
         if self.best_top1_error is None or evaluation["top1_error"] < self.best_top1_error:
             self.best_top1_error, self.best_step = evaluation["top1_error"], step
@@ -54,10 +54,10 @@ def save(
     *,
     last: bool,
 ) -> None:
-    """Starts to save, or saves to the end if it is the `last` time.
+    """Starts saving a checkpoint in the background; with `last`, waits until it is on disk.
 
-    Before the last time a full disk is only a warning: earlier checkpoints are still there, and a later save
-    may succeed.
+    Before the last save a full disk is only a warning: earlier checkpoints still exist, and a later save may
+    succeed.
 
     Args:
       state: a `TrainState`; its parameters must be finite.
@@ -75,7 +75,7 @@ def save(
         if last:
             checkpoints.wait()
 
-    for part in (checkpoints.wait, write):  # this save is tried even if the one before failed
+    for part in (checkpoints.wait, write):  # try this save even if the previous one failed
         try:
             part()
         except checkpoint.SaveError as reason:
@@ -86,8 +86,8 @@ def save(
 
 
 def last_good(checkpoints: checkpoint.Checkpoints) -> str:
-    """Says which checkpoint the run can go on from."""
-    with contextlib.suppress(checkpoint.SaveError):  # then it is the one before
+    """A phrase for messages: the newest checkpoint from which the run can resume."""
+    with contextlib.suppress(checkpoint.SaveError):  # then the previous checkpoint counts
         checkpoints.wait()
     if checkpoints.saved_step is None:
         return "there is no checkpoint before it"

@@ -8,22 +8,22 @@ import threading
 import time
 from collections.abc import Callable
 
-MARGIN_FRACTION, MARGIN_SECONDS = 0.1, 60.0  # of the time limit, reserved for the last save: the smaller
+MARGIN_FRACTION, MARGIN_SECONDS = 0.1, 60.0  # kept back for the last save; the smaller one counts
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_TIME_LIMIT = 1  # stands for the time limit among signal numbers (SIGHUP, which is not handled here)
+_TIME_LIMIT = 1  # encodes the time limit as a signal number (SIGHUP's, which is not handled here)
 
 
 class Stop:
     """Turns the first signal into a request to save and stop; a second one exits at once, without saving.
 
-    Signals are read by a thread, because Python's own handlers run only after what the main thread waits for,
-    such as a compilation of minutes.
+    A thread reads the signals, because Python's own handlers run only when the main thread returns to Python
+    code, which may take minutes during compilation.
 
     Args:
-      max_seconds: time limit from now on, or None; the request comes a tenth of it (at most a minute)
-        earlier, which leaves time to save.
-      agreed: gives the largest of the processes' numbers (`processes.DelayedMax`), so that `wanted` answers
-        the same in all of them; all must call it equally often.
+      max_seconds: time limit from now on, or None; the stop request comes a tenth of it (at most a minute)
+        earlier, to leave time for saving.
+      agreed: maximum over the processes (`processes.DelayedMax`), so that `wanted` returns the same in all
+        of them; all must call it equally often.
     """
 
     def __init__(

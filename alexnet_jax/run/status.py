@@ -1,4 +1,4 @@
-"""The status of a run: how failures are reported, what a run prints first and last, versions."""
+"""The status of a run: failure reports, the first and last lines it prints, library versions."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ from alexnet_jax.run.record import Record
 
 @contextlib.contextmanager
 def explained_faults(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns errors that are not the program's into a `Fault` or `UserError` of one line."""
+    """Turns known faults outside the program into a one-line `Fault` or `UserError`."""
     try:
         yield
     except BaseException as error:
@@ -34,7 +34,7 @@ def explained_faults(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reported_failures(workdir: pathlib.Path) -> Iterator[None]:
-    """Writes the status `running`, and `failed` with the reason if anything raises or the process dies."""
+    """Writes the status `running`, and `failed` with the reason on any exception or on a process's death."""
     if processes.is_first():
         logs.write_status(workdir, "running")
         processes.on_death(functools.partial(logs.write_failure, workdir))
@@ -49,19 +49,19 @@ def reported_failures(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the libraries that the result of a run depends on."""
+    """Versions of Python and of the libraries on which results depend."""
     names = ("jax", "flax", "optax", "orbax-checkpoint")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def about(config: configs.Config, mesh: Mesh) -> dict[str, Any]:
-    """What a checkpoint's metadata says of its origin: config, versions, device."""
+    """Metadata for a checkpoint: config, versions, device."""
     device = mesh.devices.flat[0].device_kind
     return {"config": json.loads(config.to_json()), "versions": versions(), "device": device}
 
 
 def open_log(workdir: pathlib.Path, record: Record, steps: range) -> logs.Log:
-    """The log of the steps that are left; lines written after the first of them are dropped."""
+    """Opens the log for the remaining `steps`; drops metrics of later steps than `steps.start`."""
     if not processes.is_first():
         return logs.NoLog(processes.label())
     logs.drop_metrics_after(workdir, steps.start, evaluated=record.evaluated_step == steps.start)
@@ -73,12 +73,12 @@ def open_log(workdir: pathlib.Path, record: Record, steps: range) -> logs.Log:
 def greeting(
     config: configs.Config, source: Source, mesh: Mesh, params: Any, start: Iterable[str], steps: range
 ) -> list[str]:
-    """Lines on the images, the net and the devices of a run.
+    """The first lines a run prints: images, net, devices, initial weights, steps.
 
     Args:
       params: the net's parameters, or their shapes.
-      start: layers that begin with trained weights.
-      steps: from the first one to do, to the last one.
+      start: layers initialised from trained weights.
+      steps: the steps still to do.
     """
     number = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     data, column = mesh.devices.shape
@@ -99,7 +99,7 @@ def greeting(
 
 
 def farewell(workdir: pathlib.Path, status: str, record: Record) -> list[str]:
-    """Lines on the result of a run and what to do with it."""
+    """The last lines a run prints: its result, files and next commands."""
     lines = []
     if (evaluation := record.evaluation) is not None:
         views = evaluation["views"]

@@ -1,4 +1,4 @@
-"""A run's directory: creates it, locks it against a second run, and keeps the config it was started with."""
+"""A run's directory: creates it, locks it against a second run and stores the config."""
 
 import fcntl
 import json
@@ -22,9 +22,9 @@ VISIBLE_WITHIN_SECONDS = 20.0
 
 @contextmanager
 def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
-    """Creates the directory, or checks that it belongs to this run, and keeps other runs out.
+    """Creates the directory, or checks that it belongs to this run, and locks it.
 
-    Process 0 does so for all.
+    Only process 0 does this.
 
     Raises:
       UserError: the directory cannot be written, is in use, contains a run with another config (each
@@ -49,7 +49,7 @@ def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
 
 
 def _find(workdir: pathlib.Path) -> None:
-    """Waits until this host sees the directory, as network file systems may take some seconds."""
+    """Waits until this host sees the directory, which may take seconds on network file systems."""
     deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
     while not (workdir / configs.FILE_NAME).exists():
         if time.monotonic() > deadline:
@@ -61,7 +61,7 @@ def _find(workdir: pathlib.Path) -> None:
 
 
 def _claim(workdir: pathlib.Path, config: configs.Config) -> None:
-    """Writes the config, unless the directory contains a run with another one."""
+    """Writes the config, unless the directory contains a run with a different one."""
     if (workdir / configs.FILE_NAME).exists():
         different = configs.differences(configs.of_workdir(workdir), config)
         if different and not config.run.allow_changes:
@@ -80,9 +80,9 @@ def _claim(workdir: pathlib.Path, config: configs.Config) -> None:
 
 @contextmanager
 def _locked(file: IO[str], workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a second run out of `workdir`.
+    """Locks `workdir` against a second run.
 
-    The kernel releases the lock of a killed process. The file names the process that has it.
+    The kernel releases the lock of a killed process. The file names the process that holds it.
     """
     with file:
         try:

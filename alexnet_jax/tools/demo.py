@@ -26,15 +26,15 @@ from alexnet_jax.tools import features, nearest, predict
 from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
 
-GALLERY_IMAGES = 500  # at most; they are kept in memory, 100 MB at 256 x 256
+GALLERY_IMAGES = 500  # at most; kept in memory: 100 MB at 256 x 256
 UPLOAD_MEGABYTES = 20
 SIMILAR = 8
-_PICTURE_WIDTH = 640  # pixels of a picture of activations, roughly
+_PICTURE_WIDTH = 640  # pixels: approximate width of an activation picture
 
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-    """The images to search: squares uint8 `[N, S, S, 3]`, their names, and their features `[N, D]`."""
+    """The images to search: squares uint8 `[N, S, S, 3]`, names, and features `[N, D]`."""
 
     squares: np.ndarray
     names: list[str]
@@ -43,13 +43,13 @@ class Gallery:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the page shows of a picture.
+    """What the page shows for a picture.
 
     Attributes:
       square: the central square that the net sees, uint8 `[S, S, 3]`.
-      classes: probability by class, the most probable five; empty if the weights have no classifier.
+      classes: probabilities of the top five classes by name; empty if the weights have no classifier.
       conv1, conv5: pictures of the activations, uint8 `[H, W]`.
-      similar: the gallery's nearest images, each with a caption of name and distance.
+      similar: the gallery's nearest images, each captioned with name and distance.
     """
 
     square: np.ndarray
@@ -90,12 +90,12 @@ def explainer(loaded: Pretrained, gallery: Gallery | None) -> Callable[[bytes], 
 
 
 def _point_layer(loaded: Pretrained) -> str:
-    """The layer in which images are compared: the last hidden one as in Figure 4, or pool5 without it."""
+    """The layer whose features are compared: the last hidden one as in Figure 4, or else pool5."""
     return "pool5" if loaded.missing else "activation7"
 
 
 def why_not(data: bytes) -> str:
-    """One line on why a picture cannot be decoded."""
+    """Explains in one line why a picture cannot be decoded."""
     too_large = f"the picture has more than {decode.MAX_PIXELS // 10**6} million pixels; make it smaller"
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -103,19 +103,19 @@ def why_not(data: bytes) -> str:
                 return too_large
     except Image.DecompressionBombError:
         return too_large
-    except Exception:  # Pillow raises nearly every kind of error on what is no image
+    except Exception:  # Pillow raises nearly any type on non-images
         return "not a picture in a known format; these are JPEG, PNG, WebP, GIF, BMP and TIFF"
     return "the picture is damaged or cut short"
 
 
 def maps_picture(maps: np.ndarray) -> np.ndarray:
-    """A layer's maps as tiles of one picture: `[H, W, C]` to uint8 grey, black for no activation.
+    """Tiles a layer's maps into one picture: `[H, W, C]` to uint8 grey, black for no activation.
 
-    Channels go row by row, so those of the first column are above those of the second.
+    Channels are laid out row by row, so the first column's are above the second's.
     """
     _, width, channels = maps.shape
     across = next(n for n in range(max(1, round((2 * channels) ** 0.5)), 0, -1) if channels % n == 0)
-    roots = np.sqrt(np.maximum(maps, 0))  # roots make faint activations visible
+    roots = np.sqrt(np.maximum(maps, 0))  # makes faint activations visible
     grey = np.round(255 * roots / max(float(roots.max()), 1e-12)).astype(np.uint8)
     zoom = max(1, _PICTURE_WIDTH // (across * (width + 1)))
     grey = grey.repeat(zoom, axis=0).repeat(zoom, axis=1)
@@ -125,7 +125,7 @@ def maps_picture(maps: np.ndarray) -> np.ndarray:
 
 
 def make_gallery(loaded: Pretrained, folder: pathlib.Path | None) -> Gallery | None:
-    """The folder's images, or a run's test images, or None if there are neither.
+    """Builds the gallery from a folder, else from a run's test images; None if there are neither.
 
     Raises:
       UserError: none of the images can be read.
@@ -155,13 +155,13 @@ def make_gallery(loaded: Pretrained, folder: pathlib.Path | None) -> Gallery | N
 
 
 def _spread(values: Sequence[Any]) -> list[Any]:
-    """At most `GALLERY_IMAGES` of them, evenly from first to last."""
+    """At most `GALLERY_IMAGES` of `values`, evenly spaced from first to last."""
     places = np.linspace(0, len(values) - 1, min(len(values), GALLERY_IMAGES)).astype(int)
     return [values[place] for place in places]
 
 
 def _test_images(workdir: pathlib.Path) -> list[tuple[str, str | bytes]]:
-    """Class names and encoded images."""
+    """Class names and encoded images of a run's test set."""
     source = sources.open_configured(configs.of_workdir(workdir).data, "test")
     encoded, labels = source.read(np.array(_spread(range(len(source)))))
     return [(source.class_names[label], data) for data, label in zip(encoded, labels, strict=True)]
@@ -169,7 +169,7 @@ def _test_images(workdir: pathlib.Path) -> list[tuple[str, str | bytes]]:
 
 def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
     """The page, as gradio's `Blocks`."""
-    # Gradio reads this when it is imported.
+    # Gradio reads this on import.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio as gr

@@ -44,10 +44,10 @@ def unlabelled(paths: Sequence[str], class_ids: tuple[str, ...]) -> Source:
 
 
 def submission(predicted: Predictions, numbers: dict[str, int]) -> str:
-    """A line for each image, in order: the numbers of its five most probable classes, best first.
+    """One line per image, in order: the numbers of the five most probable classes, best first.
 
     Args:
-      numbers: the test server's number of each class, by WordNet id (`tars.numbers`).
+      numbers: the test server's class numbers, by WordNet id (`tars.numbers`).
 
     Raises:
       UserError: a class has no number, or there are fewer than five.
@@ -140,7 +140,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _class_ids(loaded: pretrained.Pretrained) -> tuple[str, ...]:
-    """WordNet ids of a net for ImageNet's 1000 classes, else the net's own names."""
+    """WordNet ids if the net has ImageNet's 1000 classes, else the net's own class names."""
     if loaded.model.num_classes == 1000:
         return tuple(class_id for class_id, _ in pretrained.imagenet_classes())
     return loaded.classes or tuple(map(str, range(loaded.model.num_classes)))

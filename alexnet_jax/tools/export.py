@@ -25,12 +25,12 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def stablehlo(loaded: Pretrained) -> bytes:
-    """The inference function, for any batch and on every platform; `jax.export.deserialize` reads it.
+    """Exports the inference function, for any batch size and platform; read by `jax.export.deserialize`.
 
     It maps uint8 `[B, S, S, 3]` RGB, where S is `preprocess.resize_size`, to logits `[B, classes]`.
 
     Raises:
-      UserError: layers are missing.
+      UserError: the weights lack layers.
     """
     if loaded.missing:
         raise UserError(f"{loaded.path}: has no {', '.join(loaded.missing)}, which inference needs")

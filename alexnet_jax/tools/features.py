@@ -25,10 +25,10 @@ from alexnet_jax.weights.pretrained import Pretrained
 def layer_function(loaded: Pretrained, layer: str) -> Callable[[Any], jax.Array]:
     """Compiles `images -> activations` of a layer: uint8 `[B, S, S, 3]` to float32 `[B, ...]`.
 
-    Weights without fully connected layers are enough for the layers below them.
+    Layers above `layer` may be missing from the weights.
 
     Raises:
-      UserError: the net has no such layer, or its weights are missing.
+      UserError: the net has no such layer, or needed weights are missing.
     """
     model, params = loaded.model, loaded.variables["params"]
     absent = [int(name[-1]) for name in loaded.missing]
@@ -37,7 +37,7 @@ def layer_function(loaded: Pretrained, layer: str) -> Callable[[Any], jax.Array]
     shapes = param_shapes(model, loaded.preprocess.crop_size)
 
     def activations(params: Any, images: jax.Array) -> Any:
-        # Layers above the wanted one are never computed; their parameters only have to be there.
+        # Layers above the requested one are never computed; their parameters only have to exist.
         zeros = {name: jax.tree.map(jnp.zeros_like, shapes[name]) for name in loaded.missing}
         x = loaded.preprocess.view(images)
         _, captured = model.apply({"params": {**params, **zeros}}, x, capture=(layer,))
@@ -49,7 +49,7 @@ def layer_function(loaded: Pretrained, layer: str) -> Callable[[Any], jax.Array]
 
 
 def extract(loaded: Pretrained, files: Iterable[str], layer: str) -> Iterator[tuple[str, np.ndarray | None]]:
-    """Each file with its layer's activations, float32 `[...]`, or with None if the image is bad."""
+    """Yields each file with its activations, float32 `[...]`, or with None for a bad image."""
     decode = inference.file_decoder(loaded.preprocess)
     for file, _, activations in inference.run_batches(layer_function(loaded, layer), files, decode):
         yield file, activations
@@ -59,7 +59,7 @@ def write(path: pathlib.Path, features: Iterable[tuple[str, np.ndarray]], layer:
     """Writes `.npz` with `files` `[N]`, `features` `[N, ...]` and `layer`; returns the features' shape.
 
     Raises:
-      UserError: the name does not end in .npz, or there are no features.
+      UserError: `path` does not end in .npz, or there are no features.
     """
     if path.suffix != ".npz":
         raise UserError(f"--out={path}: features are written as .npz; give a name that ends so")
@@ -73,10 +73,10 @@ def write(path: pathlib.Path, features: Iterable[tuple[str, np.ndarray]], layer:
 
 
 def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray]:
-    """Reads what `write` wrote: file names, and float32 `[N, D]` with a row of activations per image.
+    """Reads what `write` wrote: file names, and features float32 `[N, D]`.
 
     Raises:
-      UserError: the file is missing or holds no features.
+      UserError: the file is missing or contains no features.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -17,8 +17,8 @@ from alexnet_jax.common.files import replacing
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.tools import features
 
-_QUERIES = 1024  # at a time, to keep the table of distances small
-_SIDE = 96  # pixels of a picture in the figure
+_QUERIES = 1024  # per chunk, to keep the table of distances small
+_SIDE = 96  # pixels: side of an image in the figure
 
 
 def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,17 +29,17 @@ def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray
       others: float32 `[N, D]`.
 
     Returns:
-      Indices `[Q, k]` and Euclidean distances `[Q, k]`; N of them if N is below k.
+      Indices `[Q, k]` and Euclidean distances `[Q, k]`; `[Q, N]` if N < k.
     """
     k = min(k, len(others))
     norms = np.einsum("nd,nd->n", others, others)
     indices, distances = [], []
     for start in range(0, len(queries), _QUERIES):
         part = queries[start : start + _QUERIES]
-        # |q|^2 is the same for all others, so the order does not need it.
+        # |q|^2 is the same for all others and does not affect the order.
         rough = norms - 2 * part @ others.T
         best = np.argpartition(rough, k - 1, axis=1)[:, :k]
-        # Differences of large numbers are inexact for small distances: compute the best ones directly.
+        # The expanded square is inexact for small distances, so recompute the best ones directly.
         exact = np.stack([np.linalg.norm(others[b] - q, axis=1) for q, b in zip(part, best, strict=True)])
         order = np.argsort(exact, axis=1, kind="stable")
         indices.append(np.take_along_axis(best, order, axis=1))
@@ -48,16 +48,16 @@ def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray
 
 
 def nearest_others(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same among the points themselves: the `k` nearest others of each."""
+    """As `nearest`, among the points themselves: each point's `k` nearest other points."""
     indices, distances = nearest(points, points, k + 1)
     own = indices == np.arange(len(points))[:, None]
-    own[~own.any(axis=1), -1] = True  # a point with many exact copies may miss itself: drop the last instead
+    own[~own.any(axis=1), -1] = True  # with many exact copies a point may not find itself: drop the last
     shape = (len(points), indices.shape[1] - 1)
     return indices[~own].reshape(shape), distances[~own].reshape(shape)
 
 
 def figure(path: pathlib.Path, rows: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Draws Figure 4: a query at the left of each row, its nearest images beside it.
+    """Draws a figure like Figure 4: one row per query, the query at the left, its nearest images beside it.
 
     Raises:
       UserError: an image file is missing.

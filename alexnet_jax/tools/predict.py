@@ -30,7 +30,7 @@ def predictor(loaded: Pretrained, topk: int, views: int) -> Callable[[np.ndarray
     """Compiles `images -> (probabilities, labels)`: uint8 `[B, S, S, 3]` to `[B, topk]` each, best first.
 
     Args:
-      views: 1 for the central patch; 10 for the mean of the ten views' softmax outputs (section 4.1).
+      views: 1 for the central patch; 10 for the mean softmax output of the ten views (section 4.1).
 
     Raises:
       UserError: the weights have no classifier.
@@ -56,14 +56,14 @@ def predictor(loaded: Pretrained, topk: int, views: int) -> Callable[[np.ndarray
 def predictions(
     loaded: Pretrained, files: Iterable[str | bytes], *, topk: int = 5, views: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """Predicts each image, in order; a pipe of paths is answered as it comes.
+    """Predicts each image, in order; paths from a pipe are answered as they arrive.
 
     Args:
-      files: paths, or the bytes of an image file.
+      files: paths, or bytes of image files.
 
     Returns:
-      Dictionaries `{"file", "predictions": [{"label", "class", "probability"}, ...]}`, or with "error"
-      instead of "predictions" if an image cannot be read.
+      Dictionaries `{"file", "predictions": [{"label", "class", "probability"}, ...]}`, with "error" instead
+      of "predictions" for an unreadable image.
     """
     classes = class_names(loaded)
     function, decode = predictor(loaded, topk, views), inference.file_decoder(loaded.preprocess)
@@ -80,12 +80,12 @@ def predictions(
 
 
 def class_names(loaded: Pretrained) -> tuple[str, ...]:
-    """The names that came with the weights, else `class 0`, `class 1`, ..."""
+    """The class names stored with the weights, else `class 0`, `class 1`, ..."""
     return loaded.classes or tuple(f"class {label}" for label in range(loaded.model.num_classes))
 
 
 def standard_input(stream: IO[bytes]) -> Iterator[str | bytes]:
-    """The image that `stream` holds, or the paths in it, one per line."""
+    """The image in `stream`, or the paths in it, one per line."""
     if stream.peek(16)[:16].startswith(IMAGE_MAGIC):  # type: ignore[attr-defined]
         yield stream.read()
         return
@@ -95,7 +95,7 @@ def standard_input(stream: IO[bytes]) -> Iterator[str | bytes]:
 
 
 def as_text(answer: dict[str, Any]) -> str:
-    """The file, and below it a line per class."""
+    """The file name, then one line per class."""
     lines = [f"{100 * p['probability']:7.2f} %  {p['class']}" for p in answer["predictions"]]
     return "\n".join([answer["file"], *lines])
 
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded = pretrained.read(args.weights, partial=True)
     good = bad = 0
     total = None if from_pipe else len(files)  # type: ignore[arg-type]
-    # On a terminal the answers themselves are the progress.
+    # On a terminal the answers themselves show the progress.
     with progress.bar(total, "image", disable=sys.stdout.isatty()) as bar:
         for answer in predictions(loaded, files, topk=args.topk, views=args.views):
             bar.update()

@@ -1,4 +1,4 @@
-"""Predictions for each image of a data set: as a file, averaged over nets, and their errors."""
+"""Predictions for a data set: computing, averaging over nets, errors, files."""
 
 import dataclasses
 import pathlib
@@ -18,7 +18,7 @@ from alexnet_jax.data.sources import Source
 from alexnet_jax.weights.pretrained import Pretrained
 
 BATCH_SIZE = 64
-UNKNOWN = -1  # the label of a test image whose label was never published
+UNKNOWN = -1  # label of a test image without a published label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Predictions:
 
     Attributes:
       ids: file names or record ids.
-      labels: int32 `[N]`, `UNKNOWN` where there is none.
-      probabilities: float32 `[N, K]`; 1 / K each for an image that cannot be read.
-      bad: bool `[N]`, the images that cannot be read.
-      classes: WordNet ids by label, or names where there are none.
+      labels: int32 `[N]`, `UNKNOWN` without a label.
+      probabilities: float32 `[N, K]`; 1 / K for all classes of an unreadable image.
+      bad: bool `[N]`, unreadable images.
+      classes: WordNet ids by label, or names if there are no ids.
     """
 
     ids: tuple[str, ...]
@@ -42,7 +42,7 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-    """Errors in % and mean cross entropy over the `examples` that are readable and have a label."""
+    """Errors in % and mean cross entropy over the `examples` readable images with a label."""
 
     top1_error: float
     top5_error: float
@@ -57,8 +57,8 @@ def predict(
     """Predicts all images of a source on all devices, with a progress bar.
 
     Args:
-      views: 1 for the central patch; 10 for the mean of the ten views' softmax outputs (section 4.1).
-      class_ids: by label; the source's own by default.
+      views: 1 for the central patch; 10 for the mean softmax output of the ten views (section 4.1).
+      class_ids: ids by label; the source's own by default.
 
     Raises:
       UserError: the weights have no classifier, or one for another number of classes.
@@ -100,7 +100,7 @@ def average(members: Sequence[Predictions], weights: Sequence[float] | None = No
     """An ensemble: the weighted mean of the members' probabilities (section 6, Table 2).
 
     Args:
-      weights: one for each member, in any unit; equal by default.
+      weights: one per member, on any scale; equal by default.
 
     Raises:
       UserError: the members differ in images, classes or labels, or the weights are invalid.
@@ -167,7 +167,7 @@ def check_ending(path: pathlib.Path) -> None:
 
 
 def save(path: pathlib.Path, predictions: Predictions) -> None:
-    """Writes `.npz` with an array for each attribute."""
+    """Writes `.npz` with one array per attribute."""
     check_ending(path)
     arrays = {
         field.name: np.asarray(getattr(predictions, field.name)) for field in dataclasses.fields(predictions)
@@ -176,11 +176,11 @@ def save(path: pathlib.Path, predictions: Predictions) -> None:
 
 
 def holds_predictions(path: pathlib.Path) -> bool:
-    """Whether a file looks like one that `save` wrote, rather than like weights."""
+    """Whether a file looks like one written by `save` rather than weights."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return "probabilities" in arrays.files
-    except Exception:  # weights of another format, or nothing at all: their reader reports it
+    except Exception:  # weights in another format, or no file: the weights' reader reports it
         return False
 
 
@@ -188,7 +188,7 @@ def load(path: pathlib.Path) -> Predictions:
     """Reads what `save` wrote.
 
     Raises:
-      UserError: it is not such a file.
+      UserError: `path` is not such a file.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:

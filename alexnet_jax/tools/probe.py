@@ -22,9 +22,9 @@ from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.tools import features
 
-L2 = 0.1  # on standardised features, 0.001 to 1 do equally well on ants against bees
+L2 = 0.1  # for standardised features; 0.001 to 1 do equally well on ants against bees
 _MAX_STEPS = 500
-_TOLERANCE = 1e-4  # norm of the gradient that counts as the optimum
+_TOLERANCE = 1e-4  # gradient norm at which the fit stops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def fit(points: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2
       labels: int `[N]`.
     """
     mean, std = points.mean(axis=0), points.std(axis=0)
-    std = np.where(std > 1e-6 * std.max(), std, 1)  # a constant unit tells nothing apart
+    std = np.where(std > 1e-6 * std.max(), std, 1)  # a constant unit carries no information
     x, y = jnp.asarray((points - mean) / std), jnp.asarray(labels)
 
     def loss(params: dict[str, jax.Array]) -> jax.Array:
@@ -77,7 +77,7 @@ def fit(points: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2
 
 
 def classes_of(files: Sequence[str]) -> list[str]:
-    """The folder of each file."""
+    """The class of each file: the name of its folder."""
     return [pathlib.PurePath(file).parent.name for file in files]
 
 

@@ -1,4 +1,4 @@
-"""A table of the net: inputs, output shape, parameters, multiply-accumulates and neurons of each layer."""
+"""A table of the net's layers: inputs, output shape, parameters, multiply-accumulates and neurons."""
 
 import json
 import math
@@ -11,12 +11,12 @@ from alexnet_jax.model import AlexNet, param_shapes
 
 
 def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
-    """Counts a net for images of `image_size` x `image_size`, without running it.
+    """Counts parameters and operations for images of `image_size` x `image_size`, without running the net.
 
     Returns:
-      `layers`, a list of dictionaries with `name`, `window` (of a convolution), `sees` (which columns),
+      `layers`, a list of dictionaries with `name`, `window` (convolutions only), `sees` (which columns),
       `gives` (output shape over all columns, `[H, W, C]` or `[units]`), `parameters`,
-      `multiply_accumulates` (per image) and `neurons`; and `total` with the sums of the last three.
+      `multiply_accumulates` (per image) and `neurons`; and `total`, the sums of the last three.
 
     Raises:
       UserError: the images are too small for the net.
@@ -31,7 +31,7 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
         kernel, shape = layer["kernel"].shape, gives[name].shape[1:]
         inputs = math.prod(kernel[1:-1])  # per unit
         if name == "fc8" and not model.is_cross_column("fc8"):
-            inputs *= kernel[0]  # independent columns: each has a weight per class
+            inputs *= kernel[0]  # independent columns: each has weights for every class
         weights = inputs * shape[-1]
         layers.append(
             {
@@ -49,11 +49,11 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
 
 
 def operations(model: AlexNet, image_size: int, *, train: bool) -> int:
-    """Floating-point operations of one image in a forward pass or, with `train`, in a training step.
+    """Floating-point operations per image in a forward pass or, with `train`, in a training step.
 
-    Each multiply-accumulate is two operations. A training step does the multiply-accumulates of the forward
-    pass three times: forward, for the gradient of the weights, and for the gradient of the inputs, which the
-    first layer does not need. Everything else (norms, pooling, the update) is not counted.
+    A multiply-accumulate is two operations. A training step does those of the forward pass three times:
+    forward, for the gradient of the weights, and for the gradient of the inputs (not needed in the first
+    layer). Norms, pooling and the update are not counted.
     """
     counts = [layer["multiply_accumulates"] for layer in summarise(model, image_size)["layers"]]
     return 2 * (3 * sum(counts) - counts[0] if train else sum(counts))

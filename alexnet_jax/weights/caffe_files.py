@@ -1,7 +1,7 @@
 """Reads Caffe's `.caffemodel` and `.binaryproto` files without Caffe.
 
-Both are protocol buffers of `caffe.proto`, of which this reader knows the few fields that AlexNet needs. The
-numbers below are the field numbers there.
+Both are protocol buffers defined in `caffe.proto`; this reader knows the few fields that AlexNet needs. The
+numbers below are field numbers of `caffe.proto`.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from alexnet_jax.common.errors import UserError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
-_NET_LAYERS_V1, _NET_LAYERS = 2, 100  # NetParameter: until 2014, since 2014
-# LayerParameter, and its predecessor V1LayerParameter, whose types are numbers.
+_NET_LAYERS_V1, _NET_LAYERS = 2, 100  # NetParameter: before and since 2014
+# LayerParameter and its predecessor V1LayerParameter, where a layer's type is a number.
 _LAYER = {"name": 1, "type": 2, "blobs": 7, "transform": 100, "lrn": 118}
 _LAYER_V1 = {"name": 4, "type": 5, "blobs": 6, "transform": 36, "lrn": 18}
 _TYPES_V1 = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 6: "Dropout"}
@@ -33,18 +33,18 @@ _LRN = {
     "lrn_k": (5, 1.0),
 }  # number, default
 
-Fields = dict[int, list[Any]]  # by number, the values in order: int or memoryview
+Fields = dict[int, list[Any]]  # values in order, by field number: int or memoryview
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer of the net, in the order of the file.
+    """One layer of the net.
 
     Attributes:
       name: as in the prototxt, such as `conv1`.
-      type: such as `Convolution`, `InnerProduct`, `LRN`, `Pooling`; for other V1 types their number.
+      type: such as `Convolution`, `InnerProduct`, `LRN`, `Pooling`; other V1 types are left as numbers.
       blobs: float32 weights and biases in Caffe's layout.
-      crop_size: the net's input side in pixels if this is a data layer that states it, else 0.
+      crop_size: the net's input side in pixels if this is a data layer that has it, else 0.
       lrn: `AlexNet`'s `lrn_size`, `lrn_alpha` (per term of the sum), `lrn_beta` and `lrn_k`.
     """
 
@@ -59,7 +59,7 @@ def read_net(path: str | os.PathLike[str]) -> list[Layer]:
     """Reads the layers of a `.caffemodel`, in order.
 
     Raises:
-      UserError: the file is damaged or no Caffe net.
+      UserError: the file is damaged or not a Caffe net.
     """
     with _damage_reported(path, ".caffemodel"):
         net = _fields(memoryview(pathlib.Path(path).read_bytes()))
@@ -74,7 +74,7 @@ def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads the mean image of a `.binaryproto` as RGB float32 `[H, W, 3]` in grey levels.
 
     Raises:
-      UserError: the file is damaged or contains no colour image.
+      UserError: the file is damaged or not a colour image.
     """
     with _damage_reported(path, ".binaryproto"):
         blob = _blob(_fields(memoryview(pathlib.Path(path).read_bytes())))
@@ -117,13 +117,13 @@ def _lrn(fields: Fields) -> dict[str, float]:
 
 def _blob(fields: Fields) -> np.ndarray:
     if _BLOB_DATA in fields:
-        data = np.frombuffer(b"".join(fields[_BLOB_DATA]), "<f4")  # packed, or one number per part
+        data = np.frombuffer(b"".join(fields[_BLOB_DATA]), "<f4")  # packed, or one number per element
     else:
         data = np.frombuffer(b"".join(fields.get(_BLOB_DOUBLES, [])), "<f8").astype(np.float32)
     if _BLOB_SHAPE in fields:
         dimensions = _fields(fields[_BLOB_SHAPE][0]).get(_SHAPE_DIM, [])
         shape = [n for part in dimensions for n in ([part] if isinstance(part, int) else _varints(part))]
-    else:  # before 2014: always four dimensions, padded with ones in front
+    else:  # before 2014: always four dimensions, left-padded with ones
         shape = [int(fields.get(number, [0])[0]) for number in _BLOB_DIMENSIONS]
     if np.prod(shape, dtype=np.int64) != data.size:
         raise ValueError(f"{data.size} numbers for a blob of {shape}")

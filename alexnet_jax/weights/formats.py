@@ -16,9 +16,9 @@ from alexnet_jax.variants import create_model
 from alexnet_jax.weights import caffe_files, torch_files
 from alexnet_jax.weights.layouts import CONVOLUTIONS, DENSE, LAYERS, TORCH_NAMES, Layers, swap_colours
 
-_WRAPPERS = {"module", "model", "_orig_mod"}  # prefixes from DataParallel, trainers and torch.compile
-_DESCRIPTION_KEY = "alexnet_jax"  # our files describe the net beside its weights
-_CAFFE_BLOBS = {name: (f"{name}/0", f"{name}/1") for name in LAYERS}  # as pycaffe numbers a layer's blobs
+_WRAPPERS = {"module", "model", "_orig_mod"}  # prefixes added by DataParallel, trainers and torch.compile
+_DESCRIPTION_KEY = "alexnet_jax"  # where our files store the description of the net
+_CAFFE_BLOBS = {name: (f"{name}/0", f"{name}/1") for name in LAYERS}  # pycaffe's numbering of a layer's blobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Stored:
     """The contents of a weight file.
 
     Attributes:
-      layers: in the layout of torchvision and Caffe, RGB.
-      names: the file's own names of each layer's weight and bias, for messages.
-      description: of the net as JSON, where this package wrote the file, else empty.
-      variant: of the net, where the file decides it, else None.
-      crop_size: the net's input side in pixels, where the file states it, else None.
+      layers: in torchvision's and Caffe's layout, RGB.
+      names: the file's names for each layer's weight and bias, for messages.
+      description: the net's description as JSON if this package wrote the file, else empty.
+      variant: the net's variant if the file determines it, else None.
+      crop_size: the net's input side in pixels if the file has it, else None.
     """
 
     layers: Layers
@@ -41,10 +41,10 @@ class Stored:
 
 
 def read(path: pathlib.Path) -> Stored:
-    """Reads a file of weights in any format, which is recognised by its first bytes.
+    """Reads a weight file; recognises the format by the first bytes.
 
     Raises:
-      UserError: the file is unreadable, damaged, of no known format or of another net, or it could run code.
+      UserError: the file is unreadable, damaged, in an unknown format, from another net, or could run code.
     """
     try:
         with open(path, "rb") as file:
@@ -80,7 +80,7 @@ def write(path: pathlib.Path, layers: Layers, description: str) -> None:
     """Writes layers and the net's description: `.safetensors` with torchvision's names, `.npz` with Caffe's.
 
     Raises:
-      UserError: another suffix.
+      UserError: `path` has another suffix.
     """
     if path.suffix == ".npz":
         arrays = {}
@@ -126,7 +126,7 @@ def _read_safetensors(path: pathlib.Path) -> Stored:
 
 
 def _torch_layers(path: pathlib.Path, saved: Mapping[str, Any], description: str = "") -> Stored:
-    """Picks the layers out of a state dict, or out of a training checkpoint that contains one."""
+    """Extracts the layers from a state dict, or from a training checkpoint that contains one."""
     tensors, keys = {}, {}
     for key, value in _state_dict(saved).items():
         if hasattr(value, "shape"):
@@ -146,7 +146,7 @@ def _torch_layers(path: pathlib.Path, saved: Mapping[str, Any], description: str
 
 
 def _pairs(path: pathlib.Path, tensors: Mapping[str, Any], names: dict[str, tuple[str, str]]) -> Layers:
-    """The layers that the file has, each with its weight and bias."""
+    """Weight and bias of each layer in the file."""
     layers = {}
     for name, pair in names.items():
         found = [key for key in pair if key in tensors]
@@ -158,7 +158,7 @@ def _pairs(path: pathlib.Path, tensors: Mapping[str, Any], names: dict[str, tupl
 
 
 def _state_dict(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict itself; a training checkpoint has it beside the optimizer's."""
+    """The model's state dict, which a training checkpoint stores next to the optimizer's."""
 
     def is_alexnet(values: Any) -> bool:
         return isinstance(values, dict) and any("features." in str(key) for key in dict.keys(values))
@@ -169,7 +169,7 @@ def _state_dict(saved: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _caffe_layers(path: pathlib.Path, net: list[caffe_files.Layer]) -> Stored:
-    """Names a Caffe net's layers by their order, since fine-tuned nets rename the last one."""
+    """Identifies a Caffe net's layers by their order, because fine-tuned nets rename the last one."""
     convolutions = [layer for layer in net if layer.type == "Convolution" and layer.blobs]
     dense = [layer for layer in net if layer.type == "InnerProduct" and layer.blobs]
     if len(convolutions) != len(CONVOLUTIONS) or len(dense) not in (0, len(DENSE)):
@@ -191,7 +191,7 @@ def _caffe_layers(path: pathlib.Path, net: list[caffe_files.Layer]) -> Stored:
 
 
 def _caffe_variant(path: pathlib.Path, net: list[caffe_files.Layer]) -> str | None:
-    """`caffe` where normalization precedes pooling, else `caffenet`; None without normalization layers."""
+    """`caffe` if normalization precedes pooling, else `caffenet`; None without normalization layers."""
     kinds = [layer.type for layer in net if layer.type in ("LRN", "Pooling")]
     if "LRN" not in kinds:
         return None

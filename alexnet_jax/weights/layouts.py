@@ -1,8 +1,8 @@
-"""Conversion between this package's parameters and the layout of torchvision and Caffe.
+"""Conversion between this package's parameters and torchvision's and Caffe's layout.
 
-Both have one weight and one bias per layer: `[O, I, h, w]` for convolutions, where I counts the inputs of one
-group, and `[O, I]` for fully connected layers, where fc6 reads its input channel by channel. Ours have a
-leading column axis and channels last.
+Both have one weight and one bias per layer: `[O, I, h, w]` for convolutions (I inputs per group) and
+`[O, I]` for fully connected layers, where fc6's inputs are channel-major. Ours have a leading column axis and
+channels last.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import numpy as np
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.model import AlexNet, param_shapes
 
-# torchvision's names: positions in its two `Sequential`s.
+# torchvision's names are positions in two `Sequential`s.
 TORCH_NAMES = {
     "conv1": "features.0",
     "conv2": "features.3",
@@ -28,11 +28,11 @@ TORCH_NAMES = {
 LAYERS = tuple(TORCH_NAMES)
 CONVOLUTIONS, DENSE = LAYERS[:5], LAYERS[5:]
 
-Layers = dict[str, tuple[Any, Any]]  # weight and bias by layer: arrays, or tensors not yet read from the file
+Layers = dict[str, tuple[Any, Any]]  # weight and bias by layer: arrays, or tensors read on demand
 
 
 def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The shapes of each layer's weight and bias in the layout of torchvision and Caffe.
+    """The shapes of each layer's weight and bias in torchvision's and Caffe's layout.
 
     Raises:
       UserError: the net cannot be expressed in that layout.
@@ -66,7 +66,7 @@ def to_params(model: AlexNet, layers: Layers, image_size: int) -> dict[str, Any]
     for name, (weight, bias) in layers.items():
         columns, *_, outputs = shapes[name]["kernel"].shape
         weight, bias = np.asarray(weight, np.float32), np.asarray(bias, np.float32)
-        padding = columns * outputs - len(bias)  # fc8's last column, where the number of classes is odd
+        padding = columns * outputs - len(bias)  # fc8's last column, if the number of classes is odd
         weight = np.pad(weight, [(0, padding), *[(0, 0)] * (weight.ndim - 1)])
         bias = np.pad(bias, (0, padding))
         weight = weight.reshape(columns, outputs, *weight.shape[1:])
@@ -100,8 +100,8 @@ def _reorder_inputs(weight: np.ndarray, channels: int, *, to_channels_last: bool
 
 
 def swap_colours(layers: Layers) -> Layers:
-    """Turns conv1 from BGR to RGB or back."""
+    """Converts conv1 from BGR to RGB or back."""
     weight, bias = layers["conv1"]
     if np.ndim(weight) != 4:
-        return layers  # the check of shapes reports it
+        return layers  # the shape check reports it
     return {**layers, "conv1": (np.ascontiguousarray(np.asarray(weight)[:, ::-1]), bias)}

@@ -1,4 +1,4 @@
-"""Nets with trained weights: reading and writing them, the net.json of a run, weights to start a run from."""
+"""Trained nets: reading and writing weights, a run's net.json, initial weights for a run."""
 
 import dataclasses
 import json
@@ -27,12 +27,12 @@ DESCRIPTION = "net.json"  # in a workdir
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A net with its weights and what is needed to use it.
+    """A net with weights, preprocessing and class names.
 
     Attributes:
-      path: the file or workdir that it was read from.
-      variables: `{"params": ...}`, without the layers that the file lacks.
-      missing: names of the layers that the file lacks.
+      path: the file or workdir it was read from.
+      variables: `{"params": ...}`, without layers missing from the file.
+      missing: names of the layers missing from the file.
       classes: readable names by label, or None if unknown.
     """
 
@@ -52,17 +52,17 @@ def load_pretrained(
 ) -> tuple[AlexNet, dict[str, Any], Preprocess]:
     """Loads a trained net: `(model, variables, preprocess)`.
 
-    `model.apply(variables, preprocess(image)[None])` gives its logits.
+    `model.apply(variables, preprocess(image)[None])` returns logits.
 
     Args:
       path: torchvision's `.pth`, a `.safetensors` or `.npz` with the same names, Caffe's `.caffemodel`, the
         workdir of a run, or `torchvision`, `caffe` or `caffenet` for the published weights.
-      variant: of the net, where the shapes of the weights do not decide it.
-      partial: allows missing layers; they are left out of `variables` (`complete` adds them).
-      mean: for Caffe's nets, the mean image: a `.binaryproto` or RGB `[256, 256, 3]` in grey levels.
+      variant: the net's variant, if the shapes of the weights do not determine it.
+      partial: allows missing layers, which are then absent from `variables` (`complete` adds them).
+      mean: the mean image of a Caffe net: a `.binaryproto` or RGB `[256, 256, 3]` in grey levels.
 
     Raises:
-      UserError: the file is missing, damaged or of another net, or it could run code.
+      UserError: the file is missing, damaged, from another net, or could run code.
     """
     loaded = read(path, variant=variant, partial=partial, mean=mean)
     return loaded.model, loaded.variables, loaded.preprocess
@@ -71,7 +71,7 @@ def load_pretrained(
 def read(
     path: str | os.PathLike[str], *, variant: str | None = None, partial: bool = False, mean: Any = None
 ) -> Pretrained:
-    """Does the same as `load_pretrained`, and also gives the names of the classes and missing layers."""
+    """As `load_pretrained`, but also returns the names of the classes and of missing layers."""
     path = locate(path)
     if path.is_dir():
         return _read_workdir(path)
@@ -100,7 +100,7 @@ def read(
 
 
 def locate(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The existing file or directory at `path`, or the (downloaded) published weights of that name.
+    """The file or directory at `path`, or else the published weights of that name, downloaded if needed.
 
     Raises:
       UserError: there is no such file, or the weights cannot be downloaded.
@@ -115,13 +115,13 @@ def locate(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def complete(model: AlexNet, variables: dict[str, Any], image_size: int, seed: int = 0) -> dict[str, Any]:
-    """Adds the layers that `variables` lacks, initialised as the net initialises them."""
+    """Adds the layers missing from `variables`, with the net's own initialisation."""
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)))["params"])
     return {"params": {**init(jax.random.key(seed)), **variables["params"]}}
 
 
 def _from_description(path: pathlib.Path, text: str) -> tuple[AlexNet, Preprocess, tuple[str, ...] | None]:
-    """The net, preprocessing and classes that `_description` wrote."""
+    """Parses net, preprocessing and classes from a text written by `_description`."""
     try:
         values = json.loads(text)
         fields: dict[str, Any] = {
@@ -137,7 +137,7 @@ def _from_description(path: pathlib.Path, text: str) -> tuple[AlexNet, Preproces
 
 
 def _guess(path: pathlib.Path, stored: formats.Stored, variant: str | None) -> tuple[AlexNet, Preprocess]:
-    """The net and preprocessing of weights from elsewhere, by their variant."""
+    """Chooses net and preprocessing for weights of other programs, by variant."""
     variant = variant or stored.variant
     if variant is None:
         raise UserError(
@@ -153,7 +153,7 @@ def _guess(path: pathlib.Path, stored: formats.Stored, variant: str | None) -> t
 
 
 def _check_layers(path: pathlib.Path, stored: formats.Stored, shapes: Mapping[str, Any]) -> None:
-    """Raises a `UserError` that lists every array of a wrong shape or type."""
+    """Raises a `UserError` that lists every array with a wrong shape or type."""
     wrong = []
     for name, arrays in stored.layers.items():
         for key, array, shape in zip(stored.names[name], arrays, shapes[name], strict=True):
@@ -175,17 +175,17 @@ def save_pretrained(
     preprocess: Preprocess,
     classes: tuple[str, ...] | None = None,
 ) -> None:
-    """Writes a net for other programs; `load_pretrained` reads back exactly the same.
+    """Writes a net for other programs; `load_pretrained` restores it exactly.
 
     Args:
       path: ends in `.safetensors` for torchvision's names and layout (two columns become grouped
-        convolutions), which PyTorch loads with `safetensors.torch.load_file`; or in `.npz` for Caffe's, BGR:
+        convolutions), which PyTorch loads with `safetensors.torch.load_file`; or in `.npz` for Caffe's (BGR):
         `conv1/0` and `conv1/1` are pycaffe's `net.params["conv1"]`.
 
     Raises:
-      UserError: another suffix, or a net that other programs cannot express.
+      UserError: `path` has another suffix, or other programs cannot express the net.
     """
-    layer_shapes(model, preprocess.crop_size)  # refuses such nets
+    layer_shapes(model, preprocess.crop_size)  # raises for such nets
     layers = to_layers(model, variables["params"])
     formats.write(pathlib.Path(path), layers, _description(model, preprocess, classes))
 
@@ -205,15 +205,15 @@ def _description(model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...
 
 
 def describe(workdir: pathlib.Path, model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
-    """Writes a run's `net.json`, so that its weights can be used without its config or data."""
+    """Writes a run's `net.json`, which makes its weights usable without config or data."""
     write_text(workdir / DESCRIPTION, _description(model, preprocess, classes))
 
 
 def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
-    """Reads a run's `net.json`: the net, without its weights.
+    """Reads a run's `net.json`: the net without weights.
 
     Raises:
-      UserError: it is missing or damaged.
+      UserError: the file is missing or damaged.
     """
     path = pathlib.Path(workdir) / DESCRIPTION
     try:
@@ -231,17 +231,17 @@ def _read_workdir(path: pathlib.Path) -> Pretrained:
     return dataclasses.replace(net, variables={"params": params})
 
 
-# Fields in which a net may differ from the one whose layers it takes.
+# Fields in which a net may differ from the one that provides its initial weights.
 _MAY_DIFFER = {"num_classes", "dropout", "init_scheme", "hidden_bias", "compute_dtype"}
 
 
 def start_from(
     loaded: Pretrained, model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The layers that a net for `classes` takes from `loaded`; fc8 only if the classes are the same.
+    """The layers with which a net for `classes` starts from `loaded`; fc8 only if the classes are the same.
 
     Raises:
-      UserError: the weights are of another net.
+      UserError: the weights belong to another net.
     """
     theirs = loaded.model
     may_differ = _MAY_DIFFER | ({"fc_widths"} if "fc6" in loaded.missing else set())

@@ -13,7 +13,7 @@ from alexnet_jax.common.files import replacing
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A file's address and the beginning of its hash."""
+    """A file's URL and the first digits of its hash."""
 
     url: str
     algorithm: str
@@ -25,11 +25,11 @@ class Published:
 
 
 PUBLISHED = {
-    # torchvision puts the beginning of the SHA-256 into the name.
+    # The file name contains the first digits of the SHA-256.
     "torchvision": Published(
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "sha256", "7be5be79"
     ),
-    # Caffe's model zoo lists SHA-1.
+    # SHA-1, from Caffe's model zoo.
     "caffe": Published(
         "http://dl.caffe.berkeleyvision.org/bvlc_alexnet.caffemodel",
         "sha1",
@@ -44,7 +44,7 @@ _TIMEOUT_SECONDS = 30
 
 
 def fetch(name: str) -> pathlib.Path:
-    """The path of the published weights `name`, a key of `PUBLISHED`; downloads them if the cache has none.
+    """The path of the published weights `name`, a key of `PUBLISHED`; downloads them if not cached.
 
     Raises:
       UserError: the download fails or does not match the hash.

@@ -1,7 +1,7 @@
 """Reads PyTorch's `.pth` files without PyTorch and without running code from them.
 
-A `.pth` file is a pickle that names functions to call. This reader accepts the few names that construct
-tensors, replaces each by a function of its own, and refuses every other name.
+A `.pth` file is a pickle, which names functions to call. This reader accepts only the few names that
+construct tensors, replaces each with its own function, and refuses all others.
 """
 
 import collections
@@ -67,11 +67,11 @@ class Tensor:
 
 
 class _Refused(Exception):
-    """The pickle names something that no tensor needs."""
+    """The pickle uses a name that no tensor needs."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Loads tensors, dictionaries, lists, strings and numbers; collects the tensors' `storages` by key."""
+    """Loads tensors, dictionaries, lists, strings and numbers; collects the `storages` of tensors by key."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file, encoding="utf-8")
@@ -94,7 +94,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _names() -> dict[str, Any]:
-    """The names that a pickle may use: new objects for each file, as a pickle can set their attributes."""
+    """The names a pickle may use: new objects for each file, because a pickle can set their attributes."""
     return {
         "collections.OrderedDict": collections.OrderedDict,
         "torch._utils._rebuild_tensor": lambda *arguments: _tensor(*arguments[:4]),
@@ -122,13 +122,13 @@ def _natural(value: Any) -> int:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads the dictionary that `torch.save` wrote, in its zip format or the one before PyTorch 1.6.
+    """Reads a dictionary written by `torch.save`, in the zip format or the one before PyTorch 1.6.
 
     Returns:
-      The dictionary, with a `Tensor` for each tensor.
+      The dictionary, with a `Tensor` in place of each tensor.
 
     Raises:
-      UserError: the file is damaged, is no dictionary, or its pickle names anything but tensors.
+      UserError: the file is damaged or not a dictionary, or the pickle contains more than tensors.
     """
     path = pathlib.Path(path)
     try:
@@ -141,7 +141,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except UserError:
         raise
-    except Exception as error:  # a damaged pickle can fail in any way
+    except Exception as error:  # a damaged pickle can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{path}: a damaged or truncated PyTorch file ({reason}); fetch or save it again"
@@ -150,7 +150,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(
             f"{path}: contains a {type(saved).__name__}, not a state dict; save model.state_dict()"
         )
-    # `dict.items` and not `saved.items`: a pickle can give an OrderedDict attributes of any name.
+    # `dict.items`, not `saved.items`: a pickle can set any attribute of an OrderedDict.
     return dict(dict.items(saved))
 
 
