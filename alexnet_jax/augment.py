@@ -1,8 +1,8 @@
 """Augmentation on the device: random crop, mirror, PCA colour, mean subtraction, ten views.
 
-Images come as uint8 `[B, S, S, 3]` (256 x 256 in the paper) and leave as float32 in grey levels, 0-255 minus
-the mean. Each random choice is keyed by the example's place in the global batch, so it is the same on any
-number of devices.
+Images come as uint8 `[B, S, S, 3]` (256 x 256 in the paper) and leave as float32: grey levels 0-255 minus the
+mean, divided by `std` (1 for all but torchvision's net). Each random choice is keyed by the example's place
+in the global batch, so it is the same on any number of devices.
 """
 
 import dataclasses

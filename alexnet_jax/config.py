@@ -28,7 +28,7 @@ RATE_CHANGES = Bound(
     "each must be (layer, from this epoch on, rate), as ('conv1', 68.0, 1e-5)",
 )
 
-# Marks keys that may change when a run goes on: they say how long, where and how often, not what is computed.
+# Keys that may change on resume: they set duration, place and frequency, not the result (up to rounding).
 FREE = "may change"
 
 

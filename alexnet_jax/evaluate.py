@@ -26,7 +26,7 @@ from alexnet_jax.run.inputs import open_source
 from alexnet_jax.run.meter import InFlight
 from alexnet_jax.weights import pretrained
 
-# Config keys that may be overridden with --mode=eval.
+# Config keys that may be overridden with --mode=eval, besides those that are FREE.
 FOR_TESTING = ("data.source", "data.batch_size", "run.eval_views")
 
 

@@ -22,7 +22,8 @@ from alexnet_jax.kernels import cpu
 Array = jax.Array
 Initialisers = Callable[[int], tuple[Callable, Callable]]  # fan-in -> initialisers of kernel and bias
 
-BIASED = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")  # section 5: "the early stages of learning"
+# Their biases start at 1, so that ReLUs get positive inputs "in the early stages of learning" (section 5).
+BIASED = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
 
 
 class TooSmall(UserError):

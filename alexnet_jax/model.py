@@ -1,7 +1,7 @@
 """AlexNet as the paper's table: five convolutions, three fully connected layers, two columns.
 
 Every parameter has a leading axis of columns, one per GPU in 2012; `exchange` gives each column the other's
-channels before conv3, fc6, fc7 and fc8. Where the 2012 code differs from the paper, see `variants.py`.
+channels before conv3, fc6, fc7 and fc8, and joins the logits. `variants.py` has what differs in the 2012 code.
 """
 
 import bisect
@@ -35,7 +35,7 @@ class AlexNet(nn.Module):
 
     num_classes: int = 1000
     columns: int = 2  # 1 lets every layer see everything
-    # Exchanges of activations come before these; without fc8, partial logits are added. (): run 150.
+    # Layers that see all columns. Without fc8, the columns' partial logits are added. (): run 150.
     cross_column_layers: tuple[str, ...] = ("conv3", "conv6", "fc6", "fc7", "fc8")
     widths: tuple[int, ...] = (96, 256, 384, 384, 256, 256)  # filters of conv1 to conv6
     fc_widths: tuple[int, int] = (4096, 4096)  # units of fc6 and fc7
@@ -52,8 +52,8 @@ class AlexNet(nn.Module):
     overlapping_pooling: bool = True  # 3 x 3 windows at stride 2 (3.4); False: 2 x 2, run 147's paddings
     padding: tuple[int, ...] = (0, 2, 1, 1, 1)  # of conv1 to conv5
     rounding: str = "2012"  # of output sizes: 2012, up; caffe, up for pooling only; torch, down
-    # Section 7: "the depth really is important". Of what follows such a layer only the pooling stays; an
-    # exchange before it moves to the next layer.
+    # Section 7: "the depth really is important". A removed layer takes its activation and norms along, but
+    # not its pooling; if it saw all columns, the next layer does.
     removed_layers: tuple[str, ...] = ()
     conv6: bool = False  # a sixth convolution on the pooled maps, across columns (section 7.2, run 146)
     dropout: float = 0.5  # share of fc6's and fc7's outputs dropped in training

@@ -3,8 +3,8 @@
     v = 0.9 v - 0.0005 * rate * w - rate * gradient
     w = w + v
 
-Section 5 of the paper; in the code of run 145 weight decay applies to the weights alone and the biases have
-twice the rate of the weights.
+Section 5 of the paper. As in run 145, weight decay applies to the weights alone, and the biases have twice
+the rate of the weights.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def constant(rate: float) -> Schedule:
 
 
 def plateau(rate: float, factor: float) -> Schedule:
-    """The rate divided each time the validation error stopped improving (section 5)."""
+    """The rate times `factor` for each drop so far (section 5 divides by 10)."""
     return lambda step, drops: rate * jnp.float32(factor) ** drops.astype(jnp.float32)
 
 

@@ -134,7 +134,7 @@ class Session:
     stop: signals.Stop
 
     def save(self, step: int, *, last: bool = False) -> None:
-        """Saves a checkpoint, as in `record.save`."""
+        """Saves a checkpoint; see `save` in run/record.py."""
         save(self.checkpoints, self.log, self.run.workdir, step, self.state, self.record, last=last)
 
     def write_status(self, name: str, step: int | None, message: str | None = None) -> None:
@@ -173,7 +173,7 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Session]:
-    """Builds a run, claims its directory and restores its state; explains what goes wrong until the end."""
+    """Builds a run, claims its directory, restores its state; turns known failures into one-line errors."""
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.Stop(config.run.max_seconds, processes.DelayedMax()))
         run = build(config, pathlib.Path(processes.from_first(str(workdir))))
@@ -227,7 +227,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[step
 
 
 def loop(session: Session) -> str:
-    """Steps until the last one, the plateau rule or a wish to stop ends it; gives the final status."""
+    """Trains to the last step, the end of the plateau rule, or a request to stop; returns the status."""
     run, record, log, stop = session.run, session.record, session.log, session.stop
     step = int(session.state.step)
     if run.evaluates_at(step) and record.evaluated_step != step:  # was interrupted before this evaluation
@@ -271,7 +271,7 @@ def loop(session: Session) -> str:
 def evaluate_and_log(session: Session, step: int) -> None:
     """Tests the net, writes the result and lets the plateau rule lower the rate.
 
-    A wish to stop breaks it off without a trace; the resumed run begins with it.
+    A request to stop cancels it without a trace; the resumed run evaluates first.
     """
     run, record, log, started = session.run, session.record, session.log, time.monotonic()
     result = run.evaluate(session.state.params, stop=session.stop.wanted, say=log.say_own)

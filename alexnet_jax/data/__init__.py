@@ -9,6 +9,7 @@ tfds_metadata.py  the metadata of a TFDS directory: shards, features, classes
 record_files.py   array_record and TFRecord files: writing, random access
 classes.py        WordNet ids and readable names of ImageNet's classes
 pipeline.py       the order of examples; batches decoded ahead of training
+batches.py        batches placed on the mesh; unreadable images named
 decode.py         from an encoded image to the central square of section 2
 preprocess.py     from an image to a net's input: resize rule, crop, mean and scale
 statistics.py     mean image and principal colour components of a training set

@@ -1,10 +1,14 @@
 """What a run needs besides the training step: checkpoints, logs, signals, several processes.
 
 workdir          a run's directory: creates it, locks it, compares its config
-checkpoint       saves and restores with orbax; uses fingerprints and quiet
+checkpoint       saves and restores with orbax; with fingerprints, and quiet about orbax's own messages
 logs             metrics.jsonl, TensorBoard, status.json, lines for the user
 signals          SIGTERM, SIGINT and time limits
 processes        multi-process runs
+inputs           a run's images, preprocessing and training view, made from its config
+meter            batches on the devices, steps under way, and their metrics as lines of the log
+record           what a run remembers beside its state, and when it saves
+status           how a run greets, ends and explains its failures
 profiler         profiles a few training steps
 cached_features  pool5 of a frozen backbone, computed once per image
 """
