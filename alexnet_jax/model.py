@@ -1,7 +1,7 @@
 """AlexNet as the paper's table: five convolutions, three fully connected layers, two columns.
 
 Every parameter has a leading axis of columns, one per GPU in 2012; `exchange` gives each column the other's
-channels before conv3, fc6, fc7 and fc8, and joins the logits. `variants.py` has what differs in the 2012 code.
+channels before conv3, fc6, fc7 and fc8, and joins the logits. `variants.py` has the 2012 code's own net.
 """
 
 import bisect
