@@ -52,7 +52,7 @@ def colour_shift(
 
     The shift is the sum over components i of `p_i * alpha_i * s_i` with alpha_i ~ N(0, 0.1), drawn once per
     image. In the paper s_i is the eigenvalue itself. In grey levels that would swamp the image (0.1 *
-    14,830), so `paper` assumes pixels in [0, 1]: s_i = 255 * (sqrt_eigenvalue / 255) ** 2. The code behind the
+    14,830), so `paper` takes pixels in [0, 1]: s_i = 255 * (sqrt_eigenvalue / 255) ** 2. The code behind the
     paper's numbers (`original`) uses the square root: s_i = sqrt_eigenvalue, 2 to 13 times as large.
 
     Args:
