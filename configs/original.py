@@ -4,7 +4,7 @@
 
 The same images as configs/ilsvrc2010.py, with all differences of the released code from the paper's
 text: the order of layers, the within-map norm, the scale of the norms, the initial weights, the
-colour noise, the crops and the whole schedule (but see `get_config`). Not run at full scale by us: the
+colour noise, the crops and the schedule (but see `get_config`). Not run at full scale by us: the
 figures are the authors'.
 """
 
