@@ -1,6 +1,6 @@
 """AlexNet (2012) in JAX: the net, its two columns, its training.
 
-Names are imported on first use, so that the command line answers without waiting for JAX.
+Names are imported on first use, so the command line starts without importing JAX.
 """
 
 import importlib

@@ -9,7 +9,7 @@ import alexnet_jax
 from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError, did_you_mean
 
-# Name: module, what it does. The module's `main` takes the words after the name.
+# Name: (module, what it does). The module's `main` gets the arguments after the name.
 COMMANDS = {
     "train": ("launch", "Trains a net, or goes on from its last checkpoint; tests it with --mode=eval."),
     "predict": ("tools.predict", "Names what is in images."),

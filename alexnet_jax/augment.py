@@ -26,8 +26,8 @@ def random_views(
 ) -> tuple[Array, Array]:
     """Draws where to crop and whether to mirror: offsets `[B, 2]` in 0..margin (inclusive), flips `[B]` bool.
 
-    Without `crop` the offset is the central one; without `mirror` nothing is flipped. Examples with the same
-    id get the same view.
+    Without `crop` the offset is central; without `mirror` nothing is flipped. Examples with the same id get
+    the same view.
     """
     crop_key, mirror_key = jax.random.split(key)
     offsets = jnp.full((example_ids.shape[0], 2), margin // 2)
@@ -48,16 +48,16 @@ def _crop_and_mirror(image: Array, offset: Array, flip: Array, size: int) -> Arr
 def colour_shift(
     key: Array, example_ids: Array, sqrt_eigenvalues: Array, eigenvectors: Array, *, formula: str
 ) -> Array:
-    """Draws what section 4.1 adds to every pixel of an image: `[B, 3]`, in grey levels.
+    """Draws the colour shift of section 4.1, added to every pixel of an image: `[B, 3]`, in grey levels.
 
     The shift is the sum over components i of `p_i * alpha_i * s_i` with alpha_i ~ N(0, 0.1), drawn once per
-    image. In the paper s_i is the eigenvalue itself. In grey levels that would drown the picture (0.1 *
+    image. In the paper s_i is the eigenvalue itself. In grey levels that would swamp the image (0.1 *
     14,830), so `paper` takes pixels in [0, 1]: s_i = 255 * (sqrt_eigenvalue / 255) ** 2. The code behind the
-    paper's numbers (`original`) takes its square root: s_i = sqrt_eigenvalue, 2 to 13 times as much.
+    paper's numbers (`original`) uses the square root: s_i = sqrt_eigenvalue, 2 to 13 times as large.
 
     Args:
       sqrt_eigenvalues: `[3]`, in grey levels.
-      eigenvectors: `[3, 3]`, one component a column, rows R, G, B.
+      eigenvectors: `[3, 3]`, one component per column, rows R, G, B.
     """
     scale = sqrt_eigenvalues if formula == "original" else jnp.square(sqrt_eigenvalues) / 255.0
     alphas = 0.1 * _by_example(key, example_ids, lambda k: jax.random.normal(k, (3,)))
@@ -69,14 +69,14 @@ class Augment:
     """Draws one random view of each training image, as section 4.1 describes.
 
     Attributes:
-      config: what is drawn. With `colour="original"` the image is also divided by 1.1 in training, as in the
-        2012 code, "so that the scale stays as at test time".
-      size: side in pixels of the crops.
+      config: the config's section. With `colour="original"` the image is also divided by 1.1 in training, as
+        in the 2012 code, "so that the scale stays as at test time".
+      size: side of the crops in pixels.
       mean: `[S, S, 3]` mean image or `[3]` mean colour, in grey levels; the mean image is cropped and
-        mirrored with the picture, as in the 2012 code, which subtracts before it crops.
-      sqrt_eigenvalues, eigenvectors: of the colours, as in `colour_shift`.
-      std: `[3]`, by which the result is divided at the end; 1 in the paper.
-      colour_until_step: from this step on there is no colour shift (2012: epoch 68); None for never.
+        mirrored like the image, as in the 2012 code, which subtracts before it crops.
+      sqrt_eigenvalues, eigenvectors: principal components of the colours, as in `colour_shift`.
+      std: `[3]`, divides the result; 1 in the paper.
+      colour_until_step: the colour shift ends at this step (2012: epoch 68); None for never.
     """
 
     config: configs.Augment
@@ -88,12 +88,12 @@ class Augment:
     colour_until_step: int | None = None
 
     def __call__(self, images: Array, key: Array, example_ids: Array, step: Array) -> Array:
-        """The views, `[B, size, size, 3]` float32.
+        """Draws the views, `[B, size, size, 3]` float32.
 
         Args:
           images: `[B, S, S, 3]` uint8.
-          example_ids: `[B]`, places in the global batch.
-          step: the number of steps done.
+          example_ids: `[B]`, positions in the global batch.
+          step: number of steps done.
         """
         view_key, colour_key = jax.random.split(key)
         margin, runs = images.shape[1] - self.size, example_ids // self.config.run_length
@@ -117,7 +117,7 @@ class Augment:
 
 
 def centre_view(images: Array, *, mean: Array, std: Array | float = 1.0, size: int) -> Array:
-    """The central patch, minus the mean, by std: `[B, S, S, 3]` uint8 to `[B, size, size, 3]` float32."""
+    """The central patch, (x - mean) / std: `[B, S, S, 3]` uint8 to `[B, size, size, 3]` float32."""
     x = (images.astype(jnp.float32) - mean) / std
     start = (images.shape[1] - size) // 2
     return x[:, start : start + size, start : start + size, :]

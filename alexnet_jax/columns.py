@@ -1,4 +1,4 @@
-"""The two-GPU layout of section 3.5: the mesh of devices, the shardings, and the exchange between columns.
+"""The two-GPU layout of section 3.5: device mesh, shardings, and the exchange between columns.
 
 Every parameter has a leading axis of columns. On a mesh `(data, column)` the batch is split over `data`
 and, with `column` = 2, each device holds one column of the net, like each GPU in 2012.
@@ -19,7 +19,7 @@ DATA, COLUMN = "data", "column"
 
 BATCH = P(DATA)  # split over the data axis, replicated over the columns
 PART = P(None, DATA)  # the same for micro-batches `[parts, B / parts, ...]`
-PARAMETERS = P(COLUMN)  # the leading axis of every parameter
+PARAMETERS = P(COLUMN)  # split along the leading axis of every parameter
 REPLICATED = P()
 
 
@@ -27,10 +27,10 @@ def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = N
     """A mesh with axes `(data, column)`; -1 for one of them means all remaining devices.
 
     Raises:
-      UserError: a size is impossible, needs more devices than there are, or leaves a process without any.
+      UserError: a size is impossible, needs too many devices, or leaves a process without one.
     """
     devices = list(jax.devices() if devices is None else devices)
-    devices.sort(key=lambda device: (device.process_index, device.id))  # those of a process stay together
+    devices.sort(key=lambda device: (device.process_index, device.id))  # keeps a process's devices together
     sizes = {"mesh.data": data, "mesh.column": column}
     for key, size in sizes.items():
         if size != -1 and size < 1:
@@ -58,10 +58,10 @@ def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = N
 def process_slice(mesh: Mesh) -> tuple[int, int]:
     """The slice of each batch that this process reads: its index and the number of slices.
 
-    Processes that hold devices of the same row (the columns of one data shard) read the same slice.
+    Processes with devices in the same row of the mesh (the columns of one data shard) read the same slice.
 
     Raises:
-      UserError: the columns and the devices of a process do not divide evenly.
+      UserError: the columns do not divide evenly over the processes' devices.
     """
     owners = np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
     here = owners == jax.process_index()
@@ -78,20 +78,20 @@ def process_slice(mesh: Mesh) -> tuple[int, int]:
 def on_mesh(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
     """Runs `function` on each device's shard of the arguments.
 
-    Replication is not checked (`check_vma=False`): outputs without a mesh axis in their spec must be equal
-    along that axis, as logits are after the last exchange.
+    Replication is not checked (`check_vma=False`): outputs must be equal along mesh axes missing from their
+    spec, as logits are after the last exchange.
     """
-    if mesh.size == 1:  # nothing to split; an all-reduce of one device would copy all gradients
+    if mesh.size == 1:  # nothing to split; an all-reduce over one device would copy all gradients
         return function
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def exchange(xs: Sequence[jax.Array], axis_name: str | None = None) -> list[jax.Array]:
-    """Gives each column the channels of all: `[B, ..., C]` per column to `[B, ..., columns * C]`.
+    """All-gathers the columns' channels: `[B, ..., C]` per column to `[B, ..., columns * C]`.
 
     Args:
       xs: the columns held on this device, in order.
-      axis_name: mesh axis of the other columns, or None where all are held here.
+      axis_name: mesh axis of the columns, or None if this device holds them all.
     """
     joined = jnp.concatenate(xs, axis=-1) if len(xs) > 1 else xs[0]
     if axis_name is not None:
@@ -100,7 +100,7 @@ def exchange(xs: Sequence[jax.Array], axis_name: str | None = None) -> list[jax.
 
 
 def add(xs: Sequence[jax.Array], axis_name: str | None = None) -> jax.Array:
-    """The sum over all columns, here and along `axis_name`: partial logits of independent columns."""
+    """The sum over all columns, on this device and along `axis_name`: adds partial logits."""
     total = sum(xs[1:], xs[0])
     return total if axis_name is None else jax.lax.psum(total, axis_name)
 
@@ -108,9 +108,9 @@ def add(xs: Sequence[jax.Array], axis_name: str | None = None) -> jax.Array:
 def sum_over_parts(
     function: Callable[[dict[str, jax.Array]], Any], batch: dict[str, jax.Array], parts: int, mesh: Mesh
 ) -> Any:
-    """The sum of `function` over so many parts of a batch, computed one after another.
+    """The sum of `function` over the parts (micro-batches) of a batch, computed one after another.
 
-    Each device cuts its own examples, so none moves to another device.
+    Each device splits its own examples, so none moves between devices.
     """
     devices = mesh.shape[DATA]
 

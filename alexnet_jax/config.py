@@ -1,7 +1,7 @@
-"""The config: every key with its type, its bounds and its meaning; any mistake is one clear line.
+"""The config: every key with type, bounds and meaning; mistakes are one-line errors.
 
-Files in `configs/` give every key its value; `resolve` turns them into the frozen dataclasses below. Unknown,
-missing and impossible keys are errors. Each section is read by the module that owns it.
+Files in `configs/` set every key; `resolve` turns them into the frozen dataclasses below. Unknown or missing
+keys and impossible values are errors. Each section is read by the module that owns it.
 """
 
 import copy
@@ -34,16 +34,16 @@ FREE = "may change"
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the images come from and in what pieces they are read."""
+    """The images, their sizes and the batches."""
 
     source: str  # embedded, tfds:<name>, folder:<path>, kaggle:<path>, tars:<path>, prepared:<path>
     data_dir: Annotated[str | None, FREE]  # where TFDS looks; None for its default
-    num_classes: Annotated[int | None, at_least(1)]  # what the source must have; None accepts any
+    num_classes: Annotated[int | None, at_least(1)]  # checked against the source; None accepts any
     batch_size: Annotated[int, at_least(1)]  # images a step, over all devices
     micro_batches: Annotated[int, at_least(1), FREE]  # parts of a batch computed in turn, to save memory
     resize_size: Annotated[int, at_most(4096)]  # pixels: side of the stored squares; at 4096 one takes 50 MB
-    image_size: Annotated[int, at_least(1)]  # pixels: side of the crops that the net sees
-    max_bad_fraction: Annotated[float, at_least(0), at_most(1), FREE]  # of unreadable images; then it stops
+    image_size: Annotated[int, at_least(1)]  # pixels: side of the net's input crops
+    max_bad_fraction: Annotated[float, at_least(0), at_most(1), FREE]  # more unreadable images stop the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Augment:
 
     crop: bool
     mirror: bool
-    run_length: Annotated[int, at_least(1)]  # consecutive images that share a crop and a flip
+    run_length: Annotated[int, at_least(1)]  # consecutive images with the same crop and flip
     colour: Annotated[str, one_of("none", "paper", "original")]
-    colour_until_epochs: Annotated[float | None, at_least(0)]  # end of the colour noise; None for never
+    colour_until_epochs: Annotated[float | None, at_least(0)]  # when the colour shift ends; None for never
     mean: Annotated[str, one_of("image", "colour")]  # what is subtracted
 
 
@@ -62,22 +62,22 @@ class Augment:
 class Optimizer:
     """The update rule and its schedule; see `optimizer.make`."""
 
-    learning_rate: Annotated[float, at_least(0)]  # initial rate of the weights
+    learning_rate: Annotated[float, at_least(0)]  # initial, of the weights
     momentum: Annotated[float, at_least(0), below(1)]
     weight_decay: Annotated[float, at_least(0)]
-    bias_rate_factor: Annotated[float, at_least(0)]  # rate of the biases, in multiples of the weights'
-    bias_rate_drops: bool  # whether the biases' rate follows the schedule or stays constant
+    bias_rate_factor: Annotated[float, at_least(0)]  # biases' rate, in multiples of the weights'
+    bias_rate_drops: bool  # whether the biases' rate follows the schedule
     schedule: Annotated[str, one_of("plateau", "epochs", "constant")]
     drop_factor: Annotated[float, above(0), at_most(1)]  # multiplies the rate at a drop (plateau, epochs)
     drop_epochs: Annotated[tuple[float, ...], each(0, MAX_EPOCHS)]  # when the rate drops (epochs)
     patience_evals: Annotated[int, at_least(1)]  # evaluations without a new best before a drop (plateau)
-    max_drops: Annotated[int, at_least(0)]  # the next one ends the run instead (plateau)
-    layer_rates: Annotated[tuple[tuple[str, float, float], ...], RATE_CHANGES]  # own rates of single layers
+    max_drops: Annotated[int, at_least(0)]  # after these, training ends instead of a drop (plateau)
+    layer_rates: Annotated[tuple[tuple[str, float, float], ...], RATE_CHANGES]  # rates of single layers
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices on each axis; -1 for what is left. `columns.make_mesh` checks them."""
+    """Devices on each axis; -1 for all remaining ones. `columns.make_mesh` checks them."""
 
     data: Annotated[int, FREE]
     column: Annotated[int, FREE]
@@ -92,7 +92,7 @@ class Init:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How long and how often. Of a pair `_steps` and `_epochs` exactly one is set."""
+    """How long and how often. Exactly one of each pair `_steps` and `_epochs` is set."""
 
     seed: Annotated[int, at_least(0), below(2**31)]
     total_steps: Annotated[int | None, above(0), below(MAX_STEPS), FREE]
@@ -101,19 +101,19 @@ class Run:
     profile_steps: Annotated[int, at_least(0), FREE]  # steps recorded in the workdir's profile/; 0 for none
     eval_every_steps: Annotated[int | None, above(0)]
     eval_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS)]
-    eval_views: Annotated[int, one_of(1, 10)]  # the central crop, or the paper's ten views
+    eval_views: Annotated[int, one_of(1, 10)]  # 1: the central crop; 10: the paper's ten views
     save_every_steps: Annotated[int | None, above(0), FREE]
     save_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS), FREE]
-    save_every_minutes: Annotated[float | None, above(0), FREE]  # also by the clock; None for never
+    save_every_minutes: Annotated[float | None, above(0), FREE]  # also save at this interval; None for never
     keep_checkpoints: Annotated[int, at_least(1), FREE]  # newest ones kept, besides the best
-    keep_every_epochs: Annotated[float | None, above(0), FREE]  # one per so many is kept for good
-    max_seconds: Annotated[float | None, above(0), FREE]  # saves and stops in time, with exit code 75
-    allow_changes: Annotated[bool, FREE]  # goes on in a workdir of another config
+    keep_every_epochs: Annotated[float | None, above(0), FREE]  # keep one per interval for good, or None
+    max_seconds: Annotated[float | None, above(0), FREE]  # time limit: saves and exits with code 75 before it
+    allow_changes: Annotated[bool, FREE]  # resumes a workdir with a different config
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All sections. `model` has `variant` and the switches of `AlexNet`, None for the variant's own value."""
+    """All sections. `model` has `variant` and the fields of `AlexNet`, None for the variant's value."""
 
     data: Data
     model: dict[str, Any]
@@ -128,12 +128,12 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
-# Fields of `AlexNet` that are not keys: the data give the classes, the mesh the layout.
+# Fields of `AlexNet` that are not keys: they follow from the data (classes) and the mesh (layout).
 _NO_KEYS = ("parent", "name", "num_classes", "reads", "column_axis", "column_shards")
 
 
 def _hints(section: str) -> dict[str, Any]:
-    """The declared type of each key of a section; those of `model` are fields of `AlexNet`."""
+    """The declared type of each key of a section; keys of `model` are fields of `AlexNet`."""
     if section != "model":
         return typing.get_type_hints(typing.get_type_hints(Config)[section], include_extras=True)
     fields = {k: v for k, v in model.AlexNet.__annotations__.items() if k not in _NO_KEYS}
@@ -141,7 +141,7 @@ def _hints(section: str) -> dict[str, Any]:
 
 
 def model_placeholders() -> dict[str, Any]:
-    """Every switch of the net, None until a config or the command line sets it."""
+    """A placeholder for every switch of the net: None until a config or the command line sets it."""
     hints = {key: typing.get_args(hint)[0] for key, hint in _hints("model").items() if key != "variant"}
     return {key: placeholder(typing.get_origin(hint) or hint) for key, hint in hints.items()}
 
@@ -152,8 +152,8 @@ def resolve(
     """Checks a config and freezes it.
 
     Args:
-      overrides: values by dotted key, as given on the command line. A `_steps` key among them replaces its
-        `_epochs`, and the other way round.
+      overrides: values by dotted key, from the command line. A `_steps` key replaces the corresponding
+        `_epochs` and vice versa.
 
     Raises:
       UserError: a key is unknown, missing, of the wrong type or out of range; the message names it.
@@ -176,7 +176,7 @@ def of_workdir(workdir: str | pathlib.Path, overrides: dict[str, Any] | None = N
     """The config of a run, from its `config.json`.
 
     Raises:
-      UserError: it cannot be read, is not a config of this program, or an override is wrong.
+      UserError: the file is unreadable or not a config of this program, or an override is wrong.
     """
     path = pathlib.Path(workdir) / FILE_NAME
     try:
@@ -198,7 +198,7 @@ def build_model(config: Config, num_classes: int) -> model.AlexNet:
 
 
 def differences(old: Config, new: Config, *, ignore_free: bool = True) -> list[str]:
-    """Lines `key: old -> new` for each key that differs; by default only those that a run must keep."""
+    """Lines `key: old -> new` for each key that differs; by default without the keys that may change."""
     before, after = dataclasses.asdict(old), dataclasses.asdict(new)
     return [
         f"{section}.{key}: {before[section][key]!r} -> {after[section][key]!r}"
@@ -255,7 +255,7 @@ def _section(kind: type, values: dict[str, Any], name: str) -> Any:
 
 
 def _check_together(config: Config) -> None:
-    """Raises `UserError` for values that do not fit each other."""
+    """Raises `UserError` for inconsistent values."""
     data, run, rates = config.data, config.run, config.optimizer.layer_rates
     batch, parts = data.batch_size, data.micro_batches
     if batch % parts:

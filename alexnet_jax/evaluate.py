@@ -1,4 +1,4 @@
-"""Evaluation as in the paper: top-1 and top-5 error in %, each example once, in one or ten views."""
+"""Evaluation as in the paper: top-1 and top-5 error in %, each example counted once, one or ten views."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ FOR_TESTING = ("data.source", "data.batch_size", "run.eval_views")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Errors in % and mean cross entropy over `examples` readable images in `views` views each."""
+    """Errors in % and mean cross entropy over `examples` readable images, `views` views each."""
 
     top1_error: float
     top5_error: float
@@ -48,21 +48,21 @@ def log_probabilities(
     """The log of the mean of the views' softmax outputs (section 4.1): `[B, num_classes]`.
 
     Args:
-      logits_of: the net, from `[B, S, S, 3]` in its own input range to `[B, num_classes]`.
+      logits_of: the net, from preprocessed `[B, S, S, 3]` to `[B, num_classes]`.
       images: uint8 `[B, R, R, 3]`, where R is `preprocess.resize_size`.
       views: 1 for the central patch, 10 for the paper's four corners, centre, and their mirrors.
     """
     if views == 1:
         return jax.nn.log_softmax(logits_of(preprocess.view(images)))
     by_view = jax.lax.map(lambda x: jax.nn.log_softmax(logits_of(x)), preprocess.ten_views(images))
-    # Stays in logs: a small mean probability would become 0 and its loss infinite.
+    # Stay in log space: a small mean probability would underflow to 0 and make the loss infinite.
     return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
 
 
 def make_predict(
     model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
 ) -> Callable[[Any, jax.Array], jax.Array]:
-    """Gives `predict(params, images)`, the `log_probabilities` of images that are split over the mesh."""
+    """Returns `predict(params, images)`: `log_probabilities` of images split over the mesh."""
     forward = steps.forward_on_mesh(model, mesh, lambda images, *_: images, train=False)
 
     def predict(params: Any, images: jax.Array) -> jax.Array:
@@ -75,9 +75,9 @@ def make_predict(
 def make_eval_step(
     model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
 ) -> Callable[[Any, steps.Batch], steps.Metrics]:
-    """Compiles `eval_step(params, batch)`, which sums over the examples with weight.
+    """Compiles `eval_step(params, batch)`, which returns sums over the examples, by weight.
 
-    The sums are `loss`, `top1_errors`, `top5_errors` and `examples`, by the probabilities of `make_predict`.
+    The sums are `loss`, `top1_errors`, `top5_errors` and `examples`, from the output of `make_predict`.
     """
     predict = make_predict(model, mesh, preprocess, views)
 
@@ -97,7 +97,7 @@ def make_eval_step(
 
 
 class Evaluator:
-    """Tests a net on all images of a source; called with its parameters, it gives a `Result`."""
+    """Tests a net on all images of a source; call it with parameters to get a `Result`."""
 
     def __init__(
         self,
@@ -123,11 +123,11 @@ class Evaluator:
 
         Args:
           show_progress: whether to show a bar.
-          stop: asked at each batch whether to break off; the result is then None.
-          say: takes a line for each unreadable image, once.
+          stop: called at each batch; if it returns True, the evaluation ends and the result is None.
+          say: called with a line for each unreadable image, once per image.
 
         Raises:
-          UserError: there are more unreadable images than `data.max_bad_fraction`.
+          UserError: the fraction of unreadable images exceeds `data.max_bad_fraction`.
         """
         data, (part, parts) = self._config.data, columns.process_slice(self._mesh)
         sizes = {"batch_size": data.batch_size, "resize_size": data.resize_size}
@@ -136,7 +136,7 @@ class Evaluator:
         hidden = not (show_progress and processes.is_first())
         sums: steps.Metrics | None = None
         in_flight = InFlight(self._mesh)
-        in_flight.add(params)  # the training step that computes them may still run
+        in_flight.add(params)  # the step that computes them may still be running
         with progress.bar(count, "batch", "test", disable=hidden) as bar:
             for host_batch, batch in on_device(batches, self._mesh):
                 if stop():
@@ -164,13 +164,13 @@ class Evaluator:
 
 
 def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Result, int]:
-    """Tests a run's newest checkpoint: the result and the checkpoint's step.
+    """Tests a run's newest checkpoint; returns the result and the checkpoint's step.
 
     Args:
-      config: that of the run, except for the keys `FOR_TESTING`.
+      config: the run's config; only keys in `FOR_TESTING` may differ.
 
     Raises:
-      UserError: there is no checkpoint, the images cannot be found, or the config asks for another net.
+      UserError: there is no checkpoint, the images cannot be found, or the config is for another net.
     """
     trained_with = configs.of_workdir(workdir)
     lines = configs.differences(trained_with, config)

@@ -29,9 +29,9 @@ FLAGS = flags.FLAGS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `--mode` with the flags of `argv`, by default of the command line; returns the exit code."""
+    """Runs `--mode` with the flags of `argv`, by default the command line's; returns the exit code."""
     if argv is not None:
-        sys.argv = [sys.argv[0], *argv]  # where ml_collections looks for flags
+        sys.argv = [sys.argv[0], *argv]  # ml_collections reads flags from there
     directory = config_directory()
     make_importable(directory)
     if not flag_parsing.parse(define_flags, directory):
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_other_flags(config)
         if FLAGS.mode == "eval":
             return test(config)
-        from alexnet_jax.train import train  # here, so that mistakes are reported sooner
+        from alexnet_jax.train import train  # imported late, to report mistakes sooner
 
         workdir = FLAGS.workdir or fresh_workdir(config_flags.get_config_filename(FLAGS["config"]))
         return EXIT_CODES[train(config, workdir)]
@@ -104,7 +104,7 @@ def make_importable(directory: pathlib.Path) -> None:
 
 
 def fresh_workdir(config_path: str) -> pathlib.Path:
-    """`runs/<config>-<time>`, which does not exist yet."""
+    """A new path `runs/<config>-<time>`."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     base = pathlib.Path("runs") / f"{pathlib.Path(config_path).stem}-{now}"
     return next(
@@ -115,7 +115,7 @@ def fresh_workdir(config_path: str) -> pathlib.Path:
 
 
 def refuse_other_flags(config: configs.Config) -> None:
-    """Raises `UserError` in a process that was given other flags than process 0."""
+    """Raises `UserError` in a process whose flags differ from those of process 0."""
     own = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
     first, values = json.loads(processes.from_first(json.dumps([own, json.loads(config.to_json())])))
     different = [f"{key}: {first[key]!r} -> {own[key]!r}" for key in own if first[key] != own[key]]
@@ -145,7 +145,7 @@ def test(config: configs.Config) -> int:
 
 
 def summarise(config: configs.Config) -> int:
-    """Prints the table of the config's net."""
+    """Prints a table of the config's net."""
     from alexnet_jax.data import sources
     from alexnet_jax.tools import summary
 

@@ -1,4 +1,4 @@
-"""The operations of the net as the paper defines them; its layers with weights, and their initial values.
+"""The operations of the net as the paper defines them, layers with weights, and initialisation.
 
 Maps are `[B, H, W, C]`. Their sizes follow the 2012 code, where a window that hangs over the lower or right
 edge still counts ("ceil"): 224 x 224 images give 55 x 55 maps after 11 x 11 windows at stride 4.
@@ -27,11 +27,11 @@ BIASED = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
 
 
 class TooSmall(UserError):
-    """No window of a layer fits into its maps."""
+    """The input is too small for a layer's window."""
 
 
 def output_size(size: int, *, window: int, stride: int, padding: int = 0, ceil: bool = True) -> int:
-    """Number of windows along an axis of `size`; 0 where not even one fits."""
+    """Number of windows along an axis of `size`; 0 if none fits."""
     span = size + 2 * padding - window
     if span < 0:
         return 0
@@ -41,7 +41,7 @@ def output_size(size: int, *, window: int, stride: int, padding: int = 0, ceil: 
 def _edges(
     sides: Sequence[int], window: int, stride: int, padding: int, ceil: bool, name: str
 ) -> tuple[tuple[int, int], ...]:
-    """Padding before and after each axis so that exactly `output_size` windows fit (negative: cropped)."""
+    """Padding before and after each axis with which exactly `output_size` windows fit (negative: crop)."""
     counts = [output_size(side, window=window, stride=stride, padding=padding, ceil=ceil) for side in sides]
     if min(counts) < 1:
         raise TooSmall(f"{name} has windows of {window} x {window}, but sees maps of {sides[0]} x {sides[1]}")
@@ -77,10 +77,10 @@ _convolve.defvjp(cpu.convolve_forward, cpu.convolve_backward)
 
 
 def local_response_norm(x: Array, *, k: float, alpha: float, beta: float, size: int) -> Array:
-    """Divides each activation by those of `size` neighbouring channels at the same place (section 3.3).
+    """Normalises each activation over `size` neighbouring channels at the same position (section 3.3).
 
     `b_i = a_i / (k + alpha * sum_j a_j^2) ** beta` over the `size` (odd) channels j centred on i; channels
-    beyond the first and last count as 0. `alpha` multiplies each term: it is not divided by `size`.
+    beyond the first and last count as 0. `alpha` multiplies each term and is not divided by `size`.
 
     Args:
       x: `[..., C]`; bfloat16 is normalised in float32.
@@ -89,7 +89,7 @@ def local_response_norm(x: Array, *, k: float, alpha: float, beta: float, size: 
 
 
 def within_map_norm(x: Array, *, k: float, alpha: float, beta: float, size: int) -> Array:
-    """Divides each activation by its `size` x `size` neighbourhood (`size` is odd) in the same map.
+    """Normalises each activation over its `size` x `size` neighbourhood (`size` odd) in the same map.
 
     The second norm of run 145 (`layers/layers-145.cfg`), which the paper does not mention. The formula is
     that of `local_response_norm`; `alpha` multiplies each of the `size * size` terms.
@@ -121,9 +121,9 @@ def max_pool(x: Array, window: int, stride: int, ceil: bool = True, name: str = 
 
 
 def dropout(x: Array, key: Array, example_ids: Array, *, rate: float, scaled: bool) -> Array:
-    """Sets a share `rate` of `x` `[B, ...]` to 0 (section 4.2); with `scaled`, divides the rest by 1 - rate.
+    """Zeroes a fraction `rate` of `x` `[B, ...]` (section 4.2); with `scaled`, divides the rest by 1 - rate.
 
-    Each example's mask is drawn by its place `example_ids` `[B]` in the global batch: the same on any number
+    Masks are keyed by `example_ids` `[B]`, positions in the global batch, so they do not depend on the number
     of devices.
     """
     kept = 1.0 - rate
@@ -151,7 +151,7 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", kernel_init, (len(xs), self.window, self.window, inputs, self.features))
         bias = self.param("bias", bias_init, (len(xs), self.features))
         size = {"stride": self.stride, "padding": self.padding, "ceil": self.ceil, "name": self.name}
-        if len(xs) > 1 and all(x is xs[0] for x in xs):  # the same input: one convolution, twice as wide
+        if len(xs) > 1 and all(x is xs[0] for x in xs):  # same input: a single, wider convolution
             joined = jnp.concatenate(list(kernel), axis=-1).astype(xs[0].dtype)
             ys = jnp.split(convolution(xs[0], joined, **size), len(xs), axis=-1)
         else:
@@ -162,17 +162,17 @@ class Convolution(nn.Module):
 class Dense(nn.Module):
     """One fully connected layer per column; parameters `kernel` `[columns, I, O]` and `bias` `[columns, O]`.
 
-    With `bias_features` each column has only that many biases, added at its place among the outputs.
+    With `bias_features`, each column has only that many biases, added to its own part of the outputs.
     """
 
     features: int  # units of one column
     initialisers: Initialisers
     bias_features: int | None = None
-    out_dtype: str | None = None  # of the sums and the outputs; None for that of the inputs
+    out_dtype: str | None = None  # dtype of sums and outputs; None for that of the inputs
 
     @nn.compact
     def __call__(self, xs: list[Array], bias_places: Sequence[Any] = ()) -> list[Array]:
-        xs = [x.reshape(x.shape[0], -1) for x in xs]  # maps are read row by row, channels last
+        xs = [x.reshape(x.shape[0], -1) for x in xs]  # flattens maps row by row, channels last
         inputs = xs[0].shape[-1]
         kernel_init, bias_init = self.initialisers(inputs)
         kernel = self.param("kernel", kernel_init, (len(xs), inputs, self.features))
@@ -185,14 +185,14 @@ class Dense(nn.Module):
                 for b, place in zip(biases, bias_places, strict=True)
             ]
         dtype = self.out_dtype or xs[0].dtype
-        # One product batched over the columns: slicing the kernel by column would copy it.
+        # One product batched over columns: slicing the kernel by column would copy it.
         kernel = kernel.astype(xs[0].dtype)
         ys: Any = cpu.connect(jnp.stack(xs), kernel, dtype)
         return [y + b.astype(dtype) for y, b in zip(ys, biases, strict=True)]
 
 
 def initialisers(scheme: str, hidden_bias: float | None, name: str, fan_in: int) -> tuple[Callable, Callable]:
-    """The initialisers of the kernel and the bias of layer `name`, whose units have `fan_in` inputs."""
+    """Initialisers of the kernel and bias of layer `name`, by fan-in."""
     bias = hidden_bias if name in BIASED else None
     if scheme == "torch":  # PyTorch's default for its convolutions and linear layers
         bound = 1.0 / math.sqrt(fan_in)

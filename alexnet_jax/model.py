@@ -28,9 +28,9 @@ PLAIN_POOLING_PADDING = {"conv2": 1, "conv5": 0}  # layers-147.cfg
 
 
 class AlexNet(nn.Module):
-    """The net: `[B, S, S, 3]` float32 images to `[B, num_classes]` logits. Defaults are the paper's words.
+    """The net: `[B, S, S, 3]` float32 images to `[B, num_classes]` logits. Defaults follow the paper's text.
 
-    Widths are those of all columns together. `create_model` checks the fields.
+    Widths are totals over all columns. `create_model` checks the fields.
     """
 
     num_classes: int = 1000
@@ -43,12 +43,12 @@ class AlexNet(nn.Module):
     layer2: str = "activation lrn pool"
     layer5: str = "activation pool"
     activation: str = "relu"  # or tanh
-    norm: bool = True  # False leaves out every lrn and map_norm (run 148)
-    lrn_k: float = 2.0  # section 3.3, as the next three
+    norm: bool = True  # False removes every lrn and map_norm (run 148)
+    lrn_k: float = 2.0  # section 3.3, like the next three
     lrn_alpha: float = 1e-4  # multiplies each term of the sum
     lrn_beta: float = 0.75
     lrn_size: int = 5  # channels
-    lrn_across_columns: bool = False  # sums over the channels of all columns (Caffe), not only its own
+    lrn_across_columns: bool = False  # sums over all columns' channels (Caffe), not just its own
     overlapping_pooling: bool = True  # 3 x 3 windows at stride 2 (3.4); False: 2 x 2, run 147's paddings
     padding: tuple[int, ...] = (0, 2, 1, 1, 1)  # of conv1 to conv5
     rounding: str = "2012"  # of output sizes: 2012, up; caffe, up for pooling only; torch, down
@@ -56,13 +56,13 @@ class AlexNet(nn.Module):
     # not its pooling; if it saw all columns, the next layer does.
     removed_layers: tuple[str, ...] = ()
     conv6: bool = False  # a sixth convolution on the pooled maps, across columns (section 7.2, run 146)
-    dropout: float = 0.5  # share of fc6's and fc7's outputs dropped in training
+    dropout: float = 0.5  # fraction of fc6's and fc7's outputs dropped in training
     dropout_before: bool = False  # drops the inputs of fc6 and fc7 instead (torchvision)
-    dropout_scaled: bool = False  # divides by the share kept in training; False halves at test time (4.2)
+    dropout_scaled: bool = False  # divides by the kept fraction in training; False halves at test time (4.2)
     init_scheme: str = "paper"  # std 0.01 everywhere; original, 0.03 for conv3 to conv5; caffe, he, torch
     hidden_bias: float | None = None  # initial bias of `layers.BIASED`; None for that of init_scheme
     compute_dtype: str = "float32"  # bfloat16: activations and products; all else stays float32
-    reads: str = "images"  # or pool5: the net gets the convolutions' output, channels of all columns in order
+    reads: str = "images"  # or pool5: the input is pool5, channels of all columns in order
     column_axis: str | None = None  # inside `shard_map`: the mesh axis of the columns
     column_shards: int = 1  # devices along it; each holds `columns / column_shards`
 
@@ -73,19 +73,19 @@ class AlexNet(nn.Module):
         Args:
           images: `[B, S, S, 3]` float32 in the variant's input range; for all but `torchvision` this is
             0-255 minus the mean of the training set.
-          train: drops units at random, which needs `rngs={"dropout": key}`.
-          example_ids: `[B]` int32, each example's place in the global batch, from which its dropout masks are
-            drawn, so that they do not depend on the layout; by default 0 to B-1.
+          train: applies dropout, which needs `rngs={"dropout": key}`.
+          example_ids: `[B]` int32, positions in the global batch, which key the dropout masks, so they do not
+            depend on the layout; by default 0 to B-1.
 
         Raises:
-          UserError: the images do not have that shape and type, or are too small for the net.
+          UserError: the images have another shape or type, or are too small for the net.
         """
         if self.reads == "images":
             _check_images(images)
         ids = jnp.arange(images.shape[0]) if example_ids is None else example_ids
         drop = functools.partial(self._dropout, train=train, example_ids=ids)
 
-        # The shapes are those of one column of the paper's net, for images of 224 x 224.
+        # Shapes of one column of the paper's net, for 224 x 224 images.
         images = images.astype(self.compute_dtype)
         xs = [images] * (self.columns // self.column_shards)  # [B, 224, 224, 3], the same for both columns
         if self.reads == "images":
@@ -117,18 +117,18 @@ class AlexNet(nn.Module):
 
     @nn.nowrap
     def apply(self, variables: Any, images: Any, *, capture: Sequence[str] | str = (), **kwargs: Any) -> Any:
-        """Flax's `apply`: logits, or with `capture` also the activations of those names.
+        """Flax's `apply`: logits, or with `capture` also the named activations.
 
         Args:
           capture: name or names: `conv1`, `activation1`, `lrn1`, `pool1`, ..., `fc6`, `activation6`,
-            `dropout6`, `fc7`, ..., `fc8`. Layers after them are dead code for XLA.
+            `dropout6`, `fc7`, ..., `fc8`. XLA drops later layers as dead code.
 
         Returns:
           Logits, or `(logits, activations)`; activations are `[B, ...]` float32 by name, with the channels of
-          the columns held here side by side.
+          this device's columns concatenated.
 
         Raises:
-          UserError: as `__call__`, or a captured name does not exist.
+          UserError: as in `__call__`, or a captured name does not exist.
         """
         names = (capture,) if isinstance(capture, str) else tuple(capture)
         with self._explained_sizes(images):
@@ -142,14 +142,14 @@ class AlexNet(nn.Module):
 
     @nn.nowrap
     def init(self, rngs: Any, images: Any, **kwargs: Any) -> Any:
-        """Flax's `init`: `{"params": ...}`, by layer `kernel` and `bias` with a leading axis of columns."""
+        """Flax's `init`: `{"params": ...}`, `kernel` and `bias` by layer, with a leading column axis."""
         with self._explained_sizes(images):
             return super().init(rngs, images, **kwargs)
 
     @nn.nowrap
     @contextlib.contextmanager
     def _explained_sizes(self, images: Any) -> Iterator[None]:
-        """Where a layer has no room for its windows, says how large the images have to be."""
+        """If the images are too small for a layer, raises an error with the minimum size."""
         try:
             yield
         except layers.TooSmall as error:
@@ -187,7 +187,7 @@ class AlexNet(nn.Module):
         return self._record(name, layer(self._exchange_before(name, xs)))
 
     def _post_ops(self, number: int, order: str, xs: list[Array]) -> list[Array]:
-        """What follows the layer of that number."""
+        """Applies the operations in `order` after layer `number`."""
         removed = not {f"conv{number}", f"fc{number}"}.isdisjoint(self.removed_layers)
         for op in order.split():
             if op == "pool" or not removed:
@@ -224,9 +224,9 @@ class AlexNet(nn.Module):
         return self._record(f"dropout{number}", xs)
 
     def _classify(self, xs: list[Array]) -> Array:
-        """fc8: each column has its share of the classes, or independent columns add their partial logits.
+        """fc8: each column computes its share of the classes, or independent columns add partial logits.
 
-        An odd number of classes leaves the last output of the last column unused.
+        With an odd number of classes the last column's last output is unused.
         """
         share = -(-self.num_classes // self.columns)
         layer = functools.partial(
@@ -243,12 +243,12 @@ class AlexNet(nn.Module):
         return self._record("fc8", [logits[:, : self.num_classes]])[0]
 
     def _record(self, name: str, xs: list[Array]) -> list[Array]:
-        """Sows activations, for `apply` to return; without `capture` this does nothing."""
+        """Sows activations for `apply` to return; no effect without `capture`."""
         self.sow("intermediates", "activations", {name: xs}, init_fn=dict, reduce_fn=operator.or_)
         return xs
 
     def is_cross_column(self, name: str) -> bool:
-        """Whether a layer sees all columns, because of itself or of a layer removed just before it."""
+        """Whether a layer sees all columns, by itself or because of a layer removed just before it."""
         names = [layer for layer in LAYERS if layer != "conv6" or self.conv6]
         before = reversed(names[: names.index(name)])
         removed = itertools.takewhile(lambda layer: layer in self.removed_layers, before)
@@ -258,18 +258,18 @@ class AlexNet(nn.Module):
         return self._exchange(name, xs) if self.is_cross_column(name) else xs
 
     def _exchange(self, name: str, xs: list[Array]) -> list[Array]:
-        with jax.named_scope(f"exchange_{name}"):  # the name in reports of communication
+        with jax.named_scope(f"exchange_{name}"):  # the name in communication reports
             return exchange(xs, self.column_axis)
 
     def _local_channels(self, xs: list[Array], width: int) -> list[Array]:
-        """The channels of each column held here, `width` of them, out of those of all columns."""
+        """Selects from the channels of all columns those of each column held here, `width` each."""
         return [
             jax.lax.dynamic_slice_in_dim(x, self._column(i) * width, width, axis=x.ndim - 1)
             for i, x in enumerate(xs)
         ]
 
     def _column(self, index: int) -> Any:
-        """The place among all columns of column `index` of those held here."""
+        """The global index of this device's column `index`."""
         if self.column_axis is None:
             return index
         return jax.lax.axis_index(self.column_axis) * (self.columns // self.column_shards) + index

@@ -33,7 +33,7 @@ def plateau(rate: float, factor: float) -> Schedule:
 
 
 def step_decay(rate: float, factor: float, drop_steps: tuple[int, ...]) -> Schedule:
-    """The rate multiplied by `factor` at each of `drop_steps`, as by hand in `layer-params-145`."""
+    """Multiplies the rate by `factor` at each of `drop_steps`, as done by hand in `layer-params-145`."""
 
     def schedule(step: Array, drops: Array) -> Array:
         passed = sum((step >= jnp.asarray(s)).astype(jnp.float32) for s in drop_steps)
@@ -43,7 +43,7 @@ def step_decay(rate: float, factor: float, drop_steps: tuple[int, ...]) -> Sched
 
 
 def piecewise(schedule: Schedule, events: tuple[tuple[int, float], ...]) -> Schedule:
-    """`schedule` until the first event, then each event's own rate from its step on."""
+    """`schedule` until the first event, then the rate of the latest event."""
 
     def changed(step: Array, drops: Array) -> Array:
         rate = schedule(step, drops)
@@ -59,10 +59,10 @@ class Rates:
     """The learning rate of each group of parameters.
 
     Attributes:
-      weights: of the weights.
-      biases: of the biases.
-      events: by layer name, `(step, rate)` in the order of steps: from that step on all parameters of the
-        layer, weights and biases, have this rate; before the first, the rate of other layers.
+      weights: schedule of the weights.
+      biases: schedule of the biases.
+      events: by layer name, `(step, rate)` sorted by step: from that step on, the layer's weights and biases
+        have this rate; before the first event, that of other layers.
     """
 
     weights: Schedule
@@ -85,13 +85,13 @@ def _is_weight(params: Any) -> Any:
 
 
 def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransformationExtraArgs:
-    """`v = momentum * v - rate * gradient`, each parameter at its own rate; the update is v.
+    """`v = momentum * v - rate * gradient`, with a rate per parameter; the update is v.
 
-    The gradient is scaled before the momentum accumulates it, as in 2012, so a drop of the rate leaves v as
-    it is; most libraries scale after. A rate of 0 freezes: v stays and the parameter does not move, where
-    the rule alone would let it coast for some steps (the 2012 code skips such updates, too).
+    As in 2012, the gradient is scaled before it enters the momentum, so lowering the rate does not change v;
+    most libraries scale afterwards. A rate of 0 freezes the parameter and its v, where the rule alone would
+    let it coast for some steps (the 2012 code also skips such updates).
 
-    `update` needs `step=` and `drops=`; the state holds v.
+    `update` needs `step=` and `drops=`; the state is v.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, step: Array, drops: Array, **_: Any) -> Any:
@@ -125,12 +125,12 @@ def sgd_2012(
 class PlateauState:
     """ "Divide the learning rate by 10 when the validation error rate stopped improving" (section 5).
 
-    The paper did it by hand, three times, then stopped; here it is a rule.
+    The authors did this by hand, three times, and then stopped training; this is a rule for it.
 
     Attributes:
       best_error: lowest top-1 error so far, in %.
       evals_since_best: evaluations since then.
-      drops: of the rate, so far.
+      drops: drops of the rate so far.
       finished: whether training is over.
     """
 
@@ -155,10 +155,10 @@ def after_evaluation(config: configs.Optimizer, state: PlateauState, error: floa
 def make(
     config: configs.Optimizer, steps_at: Callable[[float], int]
 ) -> optax.GradientTransformationExtraArgs:
-    """The update rule with the config's schedules of weights, biases and single layers.
+    """The update rule with the config's schedules for weights, biases and single layers.
 
     Args:
-      steps_at: the step at which so many epochs are complete.
+      steps_at: converts epochs to the step at which they are complete.
     """
 
     def schedule(rate: float) -> Schedule:

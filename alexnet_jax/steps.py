@@ -1,7 +1,7 @@
 """The training step, a pure function of a state and a batch: `jax.jit` with shardings around `shard_map`.
 
-Everything random in a step follows from (seed, step, place in the global batch): a resumed run draws what
-the uninterrupted one would have drawn, on any number of devices.
+All randomness in a step derives from (seed, step, position in the global batch), so a resumed run draws the
+same numbers as an uninterrupted one, on any number of devices.
 """
 
 import functools
@@ -22,19 +22,19 @@ Array = jax.Array
 Batch = dict[str, Array]  # image uint8 [B, S, S, 3], label int32 [B], weight float32 [B]
 Metrics = dict[str, Array]
 
-_INIT, _STEPS = 0, 1  # folded into the seed for the initial weights, and for all that is random in steps
+_INIT, _STEPS = 0, 1  # folded into the seed: for the initial weights, for randomness in steps
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a step changes.
+    """Everything a step changes.
 
     Attributes:
       step: int32, steps done.
-      params: the net's parameters, each with its leading axis of columns.
-      opt_state: the momentum, in the shape of the parameters.
-      drops: int32, how often the plateau rule lowered the learning rate.
+      params: the net's parameters, with a leading axis of columns.
+      opt_state: the momentum, with the parameters' shapes.
+      drops: int32, how often the plateau rule has lowered the learning rate.
       bad_images: int32, unreadable images so far.
-      sums: metrics added up since the last logged step, and `steps`, of how many.
+      sums: metrics summed since the last logged step, and `steps`, the number of steps summed.
     """
 
     step: Array
@@ -46,7 +46,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def fresh_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state of a net with these parameters before its first step."""
+    """The state before the first step, with the given parameters."""
     sums = {key: jnp.float32(0) for key in ("loss", "top1_error", "steps")}
     counts = {name: jnp.int32(0) for name in ("step", "drops", "bad_images")}
     return TrainState(params=params, opt_state=optimizer.init(params), sums=sums, **counts)
@@ -55,7 +55,7 @@ def fresh_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSt
 def init_state(
     model: AlexNet, optimizer: optax.GradientTransformation, image_size: int, seed: int, mesh: Mesh
 ) -> TrainState:
-    """A fresh state, placed on the mesh; the numbers do not depend on the mesh."""
+    """A fresh state, placed on the mesh; the values do not depend on the mesh."""
 
     def init(key: Array) -> TrainState:
         images = jnp.zeros((1, image_size, image_size, 3))
@@ -65,7 +65,7 @@ def init_state(
 
 
 def state_shardings(mesh: Mesh) -> Any:
-    """Where each part of a `TrainState` lies: parameters and momentum by column, the rest replicated."""
+    """The sharding of each part of a `TrainState`: parameters and momentum by column, the rest replicated."""
     by_column: Any = NamedSharding(mesh, columns.PARAMETERS)
     replicated: Any = NamedSharding(mesh, columns.REPLICATED)
     others: dict[str, Any] = {name: replicated for name in ("step", "drops", "bad_images", "sums")}
@@ -79,7 +79,7 @@ def abstract_state(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Where each array of a batch lies: split over the data axis, the same for both columns."""
+    """The sharding of each array of a batch: split over the data axis, replicated over the columns."""
     return NamedSharding(mesh, columns.BATCH)
 
 
@@ -91,7 +91,7 @@ def check_columns(model: AlexNet, mesh: Mesh) -> None:
 
 
 def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, train: bool) -> Callable:
-    """The net over the mesh: `forward(params, images, key, example_ids)` gives logits `[B, num_classes]`.
+    """The net over the mesh: `forward(params, images, key, example_ids)` returns logits `[B, num_classes]`.
 
     `view(images, key, example_ids)` turns a device's uint8 images into float32 inputs; random numbers are
     keyed by `key` and `example_ids` `[B]`.
@@ -111,20 +111,20 @@ def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, t
 
 
 def cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
-    """Mean over the examples with weight of -log softmax at the label (section 3)."""
+    """Weighted mean over the examples of -log softmax at the label (section 3)."""
     return summed_cross_entropy(logits, labels, weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
 def summed_cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
-    """Sum over the examples with weight of -log softmax at the label."""
+    """Weighted sum over the examples of -log softmax at the label."""
     return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels) * weights)
 
 
 def topk_errors(scores: Array, labels: Array, k: int) -> Array:
     """1 where the label is not among the `k` best of `scores` `[B, classes]`, else 0.
 
-    Ties count against the label: a net with equal scores for all classes is never right, unless `k` covers
-    all classes. A label whose score is NaN is an error.
+    Ties count against the label: a net with equal scores for all classes is always wrong unless `k` covers
+    all classes. A NaN score at the label counts as an error.
     """
     own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
     others = jnp.arange(scores.shape[-1]) != labels[:, None]
@@ -145,10 +145,10 @@ def make_train_step(
     """Compiles `train_step(state, batch) -> (state, metrics)`; the old state is donated.
 
     Args:
-      view: what the net sees of the images, `view(images, key, example_ids, step=...)`: `augment.Augment`.
-      log_every: steps over which metrics are averaged; the sums live in the state, to survive interruptions.
-      micro_batches: parts of the batch that are computed one after another, which saves memory for
-        activations and takes one more set of gradients.
+      view: augments the images, `view(images, key, example_ids, step=...)`, such as `augment.Augment`.
+      log_every: steps over which metrics are averaged; the sums in the state survive interruptions.
+      micro_batches: parts of the batch computed one after another, which saves activation memory and costs
+        one more set of gradients.
 
     The metrics are scalars: means since the last multiple of `log_every` of `loss` and of the batch's
     `top1_error` in %, and `bad_images` so far.
@@ -201,7 +201,7 @@ def _batch_sums(logits: Array, batch: Batch) -> Metrics:
 def _with_metrics(
     state: TrainState, means: Metrics, bad_images: Array, log_every: int
 ) -> tuple[TrainState, Metrics]:
-    """Adds a batch's metrics to the state; also gives their means since the last multiple of `log_every`."""
+    """Adds a batch's metrics to the state; also returns the means since the last multiple of `log_every`."""
     first = state.step % log_every == 0
     now = {**means, "steps": jnp.float32(1)}
     sums = {key: jnp.where(first, 0, state.sums[key]) + value for key, value in now.items()}

@@ -33,7 +33,7 @@ from alexnet_jax.weights import pretrained
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run as built from its config; nothing is compiled yet."""
+    """The parts of a run, built from the config; nothing is compiled yet."""
 
     config: configs.Config
     workdir: pathlib.Path
@@ -45,23 +45,23 @@ class Run:
     init_state: Callable[[], steps.TrainState]
     abstract_state: steps.TrainState
     preprocess: Preprocess
-    start: dict[str, Any]  # trained weights to start from, by layer
+    start: dict[str, Any]  # trained initial weights, by layer
     total_steps: int
     eval_every: int
     save_every: int
     keep_every: int | None
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether the net is tested after `step`: every so often, and at the end."""
+        """Whether an evaluation follows `step`: every `eval_every` steps and at the end."""
         return is_due(step, self.eval_every) or step == self.total_steps
 
     def epoch(self, step: int) -> float:
-        """Passes over the training images done at `step`."""
+        """Epochs completed at `step`, fractional."""
         return step * self.config.data.batch_size / len(self.source)
 
 
 def build(config: configs.Config, workdir: pathlib.Path) -> Run:
-    """Opens the data and checks that the parts fit; compiles and writes nothing yet."""
+    """Opens the data, builds the parts and checks that they fit together; compiles and writes nothing."""
     data, run = config.data, config.run
     mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
     check_batch_size(data.batch_size, mesh, data.micro_batches)
@@ -108,7 +108,7 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
 
 
 def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Batch]:
-    """The run's batches from a step on: of images, or of cached features."""
+    """The run's batches from `start_step` on: images, or cached features."""
     data, seed = run.config.data, run.config.run.seed
     if cached_features.is_frozen(run.config):
         path = run.workdir / cached_features.file_name(data.source, run.model, params, run.preprocess)
@@ -123,7 +123,7 @@ def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Ba
 
 @dataclasses.dataclass
 class Session:
-    """A run under way: its state, its record, and what it writes to."""
+    """A run in progress: its state, its record and its outputs."""
 
     run: Run
     state: steps.TrainState
@@ -144,7 +144,7 @@ class Session:
             logs.write_status(self.run.workdir, name, **at, eval=self.record.evaluation, message=message)
 
     def finish(self, name: str, step: int | None, message: str | None = None) -> str:
-        """Writes the last status, and says how the run went and how to go on."""
+        """Writes the final status; prints the result and the next commands."""
         self.write_status(name, step, message)
         self.log.say(f"{name}{f': {message}' if message else ''}")
         for line in status.farewell(self.run.workdir, name, self.record):
@@ -153,15 +153,15 @@ class Session:
 
 
 def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
-    """Trains, or goes on from `workdir`'s last checkpoint, to the config's last step.
+    """Trains to the config's last step, from `workdir`'s last checkpoint if there is one.
 
     Returns:
-      How it ended: `done`, `interrupted` (by SIGTERM, SIGINT or `run.max_seconds`, after a checkpoint) or
+      The final status: `done`, `interrupted` (by SIGTERM, SIGINT or `run.max_seconds`, after a checkpoint) or
       `diverged`.
 
     Raises:
       UserError: the config, the data or the directory has a mistake.
-      Fault: the disk is full, the directory is gone, or there is too little memory.
+      Fault: the disk is full, the directory has been removed, or memory runs out.
     """
     with opened(config, workdir) as session:
         try:
@@ -177,7 +177,7 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.Stop(config.run.max_seconds, processes.DelayedMax()))
         run = build(config, pathlib.Path(processes.from_first(str(workdir))))
-        processes.barrier()  # no process changes the directory before all have read it
+        processes.barrier()  # all read the directory before any changes it
         stack.enter_context(status.explained_faults(run.workdir))
         stack.enter_context(workdirs.opened(run.workdir, config))
         stack.enter_context(status.reported_failures(run.workdir))
@@ -207,7 +207,7 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[step
     """The newest good checkpoint's state, or a fresh one.
 
     Raises:
-      UserError: all checkpoints are damaged, or there is another number of training images than before.
+      UserError: all checkpoints are damaged, or the number of training images has changed.
     """
     restored = checkpoints.restore(run.abstract_state)
     if restored is None:
@@ -230,7 +230,7 @@ def loop(session: Session) -> str:
     """Trains to the last step, the end of the plateau rule, or a request to stop; returns the status."""
     run, record, log, stop = session.run, session.record, session.log, session.stop
     step = int(session.state.step)
-    if run.evaluates_at(step) and record.evaluated_step != step:  # was interrupted before this evaluation
+    if run.evaluates_at(step) and record.evaluated_step != step:  # interrupted before this evaluation
         evaluate_and_log(session, step)
     in_flight = InFlight(run.mesh)
     images = open_batches(run, session.state.params, step)
@@ -252,7 +252,7 @@ def loop(session: Session) -> str:
             meter.flush()
             try:
                 evaluate_and_log(session, step)
-            except UserError:  # too many unreadable images; once they are repaired the run goes on from here
+            except UserError:  # too many unreadable images; once they are fixed, the run resumes here
                 session.save(step, last=True)
                 raise
             meter.restart(step)

@@ -1,4 +1,4 @@
-"""What people mean by "AlexNet", as differences from the paper's words, and the bounds of all switches."""
+"""The nets called "AlexNet", as differences from the paper's text, and the bounds of all switches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ INITS = ("paper", "original", "caffe", "he", "torch")
 ROUNDINGS = ("2012", "caffe", "torch")
 DTYPES = ("float32", "bfloat16")
 
-# BVLC's bvlc_alexnet: groups instead of columns, norms across them, images of 227 x 227.
+# BVLC's bvlc_alexnet: groups instead of columns, norms across groups, 227 x 227 images.
 _CAFFE: dict[str, Any] = {
     "lrn_k": 1.0,
     "lrn_alpha": 1e-4 / 5,
@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "init_scheme": "original",
     },
     "caffe": _CAFFE,
-    # BVLC's bvlc_reference_caffenet: the same with the norms after pooling.
+    # BVLC's bvlc_reference_caffenet: the same with norms after pooling.
     "caffenet": {
         **_CAFFE,
         "layer1": "activation pool lrn",
@@ -67,7 +67,7 @@ _PLAIN_PADDINGS = (AlexNet.padding[1::3], tuple(PLAIN_POOLING_PADDING.values()))
 _MULTIPLE = "each must be a positive multiple of the {m.columns} columns"
 _ORDER = f"list each of {', '.join(POST_OPS)} at most once, separated by spaces"
 
-# Key, what must hold, and what to do where it does not; checked in this order.
+# Key, condition, and advice if it does not hold; checked in this order.
 BOUNDS: tuple[tuple[str, Callable[[AlexNet], bool], str], ...] = (
     ("num_classes", lambda m: m.num_classes >= 1, "a net needs at least one class"),
     ("columns", lambda m: m.columns >= 1, "must be 1 or more; the paper has 2"),
@@ -117,10 +117,10 @@ BOUNDS: tuple[tuple[str, Callable[[AlexNet], bool], str], ...] = (
 
 
 def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: Any) -> AlexNet:
-    """The net of a variant, with single switches overridden: any field of `AlexNet`.
+    """Builds a variant's net, with any fields of `AlexNet` overridden.
 
     Raises:
-      UserError: the variant or a switch does not exist, a value has the wrong type, or a value or a
+      UserError: the variant or a switch does not exist, a value has the wrong type, or a value or
         combination is impossible.
     """
     if as_type(variant, str, "model.variant") not in VARIANTS:

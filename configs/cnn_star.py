@@ -1,4 +1,4 @@
-"""CNN* of Table 2, its second part, on ILSVRC-2012: 38.99 % top-1, 16.62 % top-5 error in ten views.
+"""CNN* of Table 2, second part, on ILSVRC-2012: 38.99 % top-1, 16.62 % top-5 error in ten views.
 
     python main.py --config=configs/cnn_star.py --config.init.path=RUN --workdir=DIR
 
@@ -12,9 +12,9 @@ from configs import run145
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Run 146-2012-2011: the layers of the first part but the last, conv1 nearly frozen, the new fc8 faster.
+    """Run 146-2012-2011: starts from the first part except fc8; conv1 nearly frozen, the new fc8 faster.
 
-    Deviations: fc8's biases have the rate of its weights; the others are those of configs/original.py.
+    Deviations: fc8's biases have its weights' rate; otherwise as in configs/original.py.
     """
     config = run145.get_config()
     config.model.conv6 = True
@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.colour_until_epochs = 38.0
 
     config.optimizer.learning_rate = 0.001
-    config.optimizer.bias_rate_factor = 20.0  # 0.02, as ever
+    config.optimizer.bias_rate_factor = 20.0  # 0.02, as in the other runs
     config.optimizer.drop_epochs = (22.0, 42.0)
     config.optimizer.layer_rates = (
         ("conv1", 0.0, 0.0001),

@@ -1,9 +1,9 @@
-"""CNN* of Table 2, its first part: a sixth convolution, trained on all of ImageNet (Fall 2011).
+"""CNN* of Table 2, first part: a sixth convolution, trained on all of ImageNet (Fall 2011).
 
     python main.py --config=configs/cnn_star_fall2011.py --config.data.source=folder:PATH --workdir=DIR
 
-PATH has `train/<WordNet id>/` with the 15 million images in 21,841 classes and a `val/` of some of them.
-configs/cnn_star.py goes on from DIR; the top-1 error here was not published. Not run at full scale by us.
+PATH has `train/<WordNet id>/` with the 15 million images in 21,841 classes and a `val/` with some of them.
+configs/cnn_star.py continues from DIR; no top-1 error was published for it. Not run at full scale by us.
 """
 
 import ml_collections
@@ -12,11 +12,11 @@ from configs import original
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Run 146-2011 (layers-146-2011.cfg and its notes): 8.1 epochs, the rate down to a tenth from epoch 6 on.
+    """Run 146-2011 (layers-146-2011.cfg and its notes): 8.1 epochs, the rate a tenth from epoch 6 on.
 
-    Deviations: the authors began with the convolutions of run 146-2009, trained on 10,000 classes from those
-    of run 145, at a rate of 0.001 there; this begins with random ones at 0.01. Between fc7 and their 21,843
-    outputs they had 2 x 1024 linear units, which are left out. The others are those of configs/original.py.
+    Deviations: the authors started from the convolutions of run 146-2009 (10,000 classes, itself started from
+    run 145), with a rate of 0.001 there; this starts from random ones at 0.01. Between fc7 and their 21,843
+    outputs they had 2 x 1024 linear units, which are omitted. Otherwise as in configs/original.py.
     """
     config = original.get_config()
     config.data.source = "folder:fall2011"

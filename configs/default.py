@@ -1,4 +1,4 @@
-"""The paper's net, run 145, on the images in the repository, at the size of a laptop.
+"""The paper's net, run 145, on the images in the repository, scaled down for a laptop.
 
     python main.py --config=configs/default.py
 
@@ -14,24 +14,24 @@ from alexnet_jax.config import model_placeholders
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A value for every key, with its reason; alexnet_jax/config.py says what each key means.
+    """A value for every key, with the reason; alexnet_jax/config.py explains the keys.
 
-    `placeholder(type)` is None until it is set to that type.
+    `placeholder(type)` is None until set to a value of that type.
     """
     config = ml_collections.ConfigDict()
 
     config.data = {
         "source": "embedded",
         "data_dir": placeholder(str),  # ~/tensorflow_datasets
-        "num_classes": placeholder(int),  # those of the source
+        "num_classes": placeholder(int),  # the source's
         "batch_size": 64,  # the paper's 128 would leave too few steps for so few images
         "micro_batches": 1,
-        "resize_size": 73,  # 256 for 224 in the paper
+        "resize_size": 73,  # 256 for crops of 224 in the paper
         "image_size": 64,
         "max_bad_fraction": 0.01,
     }
     config.model = {
-        "variant": "original",  # run 145; or paper (its words), caffe, caffenet, torchvision
+        "variant": "original",  # run 145; or paper (as written), caffe, caffenet, torchvision
         # All other switches, such as norm or columns, are fields of `AlexNet` (alexnet_jax/model.py).
         **model_placeholders(),
     }
@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
         "mirror": True,  # section 4.1
         "run_length": 1,  # 32 in the 2012 code
         "colour": "original",  # section 4.1, as in the 2012 code
-        "colour_until_epochs": placeholder(float),  # to the end
+        "colour_until_epochs": placeholder(float),  # until the end
         "mean": "image",  # section 2
     }
     config.optimizer = {
@@ -49,23 +49,23 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 0.0005,  # section 5
         "bias_rate_factor": 2.0,  # layer-params-145.cfg
         "bias_rate_drops": True,  # False for most of run 145
-        "schedule": "epochs",  # section 5 as a rule: plateau
+        "schedule": "epochs",  # plateau automates section 5
         "drop_factor": 0.1,  # section 5
-        "drop_epochs": (4.0,),  # there is time for one drop only
+        "drop_epochs": (4.0,),  # there is only time for one drop
         "patience_evals": 3,
         "max_drops": 3,  # section 5: "reduced three times prior to termination"
         "layer_rates": (),  # as (("conv1", 68.0, 0.00001),): conv1's own rate from epoch 68 on
     }
     config.mesh = {
         "data": -1,  # all devices split the batch
-        "column": 1,  # each holds both columns
+        "column": 1,  # each device holds both columns
     }
     config.init = {
         "path": placeholder(str),  # random weights; configs/finetune.py starts from trained ones
     }
     config.run = {
-        "seed": 0,  # of the initial weights, the order of the images, and the random numbers in a step
-        "total_steps": placeholder(int),  # of each pair _steps and _epochs one is set
+        "seed": 0,  # for the initial weights, the order of the images and the randomness in steps
+        "total_steps": placeholder(int),  # set one of each pair _steps and _epochs
         "total_epochs": 5.0,  # two minutes on two CPU cores
         "log_every_steps": 20,  # metrics are means over these steps
         "profile_steps": 0,  # for TensorBoard or Perfetto

@@ -2,8 +2,8 @@
 
     python main.py --config=configs/finetune.py --config.data.source=folder:PHOTOS --config.init.path=WEIGHTS
 
-PHOTOS has `train/<class>/` and `val/<class>/`; WEIGHTS is what `alexnet_jax.load_pretrained` reads, all
-layers or the convolutions alone.
+PHOTOS has `train/<class>/` and `val/<class>/`; WEIGHTS is anything `alexnet_jax.load_pretrained` reads,
+with all layers or just the convolutions.
 
 Measured with torchvision's convolutions and `--config.model.fc_widths="(256, 256)"` on 245 photographs of
 ants and bees, tested on 153: 8.9 % top-1 error (mean of seeds 0, 1, 2; 7.8 to 10.5), in about two minutes on
@@ -18,11 +18,10 @@ CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Frozen convolutions and no augmentation: the features of each image are computed once and cached.
+    """Frozen convolutions and no augmentation, so each image's features are computed once and cached.
 
     With `--config.augment.mirror=True` or other `optimizer.layer_rates`, such as `(("conv1", 0.0, 0.0),)`,
-    they are not, and a step takes as long as in any training. `--config.init.path=` starts from random
-    weights.
+    nothing is cached and steps take as long as usual. `--config.init.path=` starts from random weights.
     """
     config = default.get_config()
 
@@ -32,14 +31,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = 224
 
     config.model.variant = "torchvision"
-    config.model.init_scheme = "torch"  # of the new layers
+    config.model.init_scheme = "torch"  # for the new layers
 
     config.augment.crop = False
     config.augment.mirror = False
     config.augment.colour = "none"
-    config.augment.mean = "colour"  # without init.path; else the mean is that of the weights
+    config.augment.mean = "colour"  # without init.path; otherwise the mean comes with the weights
 
-    config.optimizer.learning_rate = 0.003  # of 0.01, 0.003 and 0.001 the best on ants against bees
+    config.optimizer.learning_rate = 0.003  # the best of 0.01, 0.003 and 0.001 on ants against bees
     config.optimizer.drop_epochs = (14.0,)
     config.optimizer.layer_rates = tuple((name, 0.0, 0.0) for name in CONVOLUTIONS)
 

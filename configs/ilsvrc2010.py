@@ -2,12 +2,12 @@
 
     python main.py --config=configs/ilsvrc2010.py --config.data.source=tars:PATH --workdir=DIR
 
-PATH holds the official archives of ILSVRC-2010 with the labels of its test images. 1.26 million training
+PATH contains the official archives of ILSVRC-2010 with the labels of its test images. 1.26 million training
 images; the authors stopped after 93 epochs, five to six days on two GTX 580. Not run at full scale by us:
 the figures are the paper's.
 
-The set is tested on its test images, as in Table 1, so nothing is steered by them: the rate drops at the
-epochs at which the authors lowered it for these images (layer-params-145.cfg).
+Evaluated on the test images, as in Table 1, so they must not steer the training: the rate drops at the epochs
+at which the authors lowered it for these images (layer-params-145.cfg).
 """
 
 import ml_collections
@@ -16,10 +16,10 @@ from configs import imagenet2012
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """As for ILSVRC-2012, on the images of 2010, the only set whose test labels were published.
+    """As for ILSVRC-2012, on the 2010 images, the only set with published test labels.
 
-    Deviations from the paper's words: those of configs/imagenet2012.py, and the times of the drops, which the
-    paper chose by the validation error.
+    Deviations from the paper: those of configs/imagenet2012.py, and the times of the drops, which the paper
+    chose by the validation error.
     """
     config = imagenet2012.get_config()
     config.data.source = "tars:ILSVRC2010"

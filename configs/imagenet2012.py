@@ -3,7 +3,7 @@
     python main.py --config=configs/imagenet2012.py --workdir=DIR
 
 Needs ImageNet's two tars where TFDS looks for them, <data_dir>/downloads/manual;
-`--config.data.source=folder:PATH` and the like take it in other forms. About 90 epochs of 10,009 steps;
+other forms: `--config.data.source=folder:PATH` and the like. About 90 epochs of 10,009 steps;
 the authors took five to six days on two GTX 580. Not run at full scale by us: the figures are the paper's.
 """
 
@@ -13,11 +13,11 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The paper's words where it has any, for the images of ILSVRC-2012.
+    """The paper's own settings wherever it states them, on ILSVRC-2012.
 
-    Deviations: run 145's initial weights in conv3 to conv5, without which the net starts very slowly; weight
-    decay on the weights alone and biases at twice the rate, as in the released code; the mean colour where
-    the source brings no mean image (prepared records do: set augment.mean=image); the rate drops by a rule.
+    Deviations: run 145's initial weights in conv3 to conv5, without which training starts very slowly; weight
+    decay on weights only and biases at twice the rate, as in the released code; the mean colour if the source
+    has no mean image (prepared records have one: set augment.mean=image); an automatic rule for rate drops.
     """
     config = default.get_config()
 
@@ -28,14 +28,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = 224  # section 4.1
 
     config.model.variant = "paper"
-    # With the paper's 0.01 in conv3 to conv5 the loss stays at chance for long: for an epoch of the default
+    # With the paper's 0.01 in conv3 to conv5 the loss long stays at chance: for an epoch of the default
     # config with variant=paper.
     config.model.init_scheme = "original"
 
     config.augment.colour = "paper"
-    config.augment.mean = "colour"  # section 2 has the mean image, which prepared records have
+    config.augment.mean = "colour"  # section 2 uses the mean image, which prepared records have
 
-    config.optimizer.schedule = "plateau"  # section 5, by rule instead of by hand
+    config.optimizer.schedule = "plateau"  # section 5, automatic instead of by hand
     config.optimizer.patience_evals = 5
     config.optimizer.max_drops = 3  # section 5
 

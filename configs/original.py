@@ -2,9 +2,9 @@
 
     python main.py --config=configs/original.py --config.data.source=tars:PATH --workdir=DIR
 
-The same images as configs/ilsvrc2010.py, with everything in which the released code differs from the
-paper's words: the order of layers, the within-map norm, the scale of the norms, the initial weights, the
-colour noise, the crops and the whole schedule (but see `get_config`). Not run at full scale by us: the
+The same images as configs/ilsvrc2010.py, with all differences of the released code from the paper's
+text: the order of layers, the within-map norm, the scale of the norms, the initial weights, the
+colour noise, the crops and the schedule (but see `get_config`). Not run at full scale by us: the
 figures are the authors'.
 """
 
@@ -16,15 +16,15 @@ from configs import ilsvrc2010
 def get_config() -> ml_collections.ConfigDict:
     """layers/layers-145.cfg and layer-params-145.cfg of the released code.
 
-    Deviations: the mean colour is subtracted where the source brings no mean image (prepared records do:
-    set augment.mean=image); broken images keep their place with weight 0 instead of being dropped; when the
-    biases' rate was lowered is not recorded, so it is not.
+    Deviations: the mean colour is subtracted if the source has no mean image (prepared records have one: set
+    augment.mean=image); broken images keep their position with weight 0 instead of being dropped; the biases'
+    rate is never lowered, because it is not recorded when the authors did.
     """
     config = ilsvrc2010.get_config()
 
     config.model.variant = "original"
 
-    config.augment.run_length = 32  # one crop and one flip for 32 images in a row
+    config.augment.run_length = 32  # 32 consecutive images share a crop and a flip
     config.augment.colour = "original"
     config.augment.colour_until_epochs = 68.0
 

@@ -11,7 +11,7 @@ from configs import original
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """As run 145-2010, on the images of 2012 and with the rates of these notes.
+    """As run 145-2010, on the 2012 images and with the rates in the notes of this run.
 
     Deviations: those of configs/original.py.
     """

@@ -2,9 +2,9 @@
 
     python main.py --config=configs/run145_half.py --config.data.source=tars:PATH --workdir=DIR
 
-conv5 and the fully connected layers are as wide as in both columns; otherwise the net would have half as many
-parameters. The figures are the authors', on the test images (layer-params-145-half.cfg); not run at full
-scale by us.
+conv5 and the fully connected layers are as wide as both columns together; otherwise the net would have half
+as many parameters. The figures are the authors', on the test images (layer-params-145-half.cfg); not run at
+full scale by us.
 """
 
 import ml_collections

@@ -12,7 +12,7 @@ from configs import run145
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """No norm across channels nor within maps, and the rates of its notes."""
+    """No norms across channels or within maps, and the rates in its notes."""
     config = run145.get_config()
     config.model.norm = False
 

@@ -2,8 +2,8 @@
 
     python main.py --config=configs/run150.py --workdir=DIR
 
-On ILSVRC-2012's validation images. Its columns are wider in conv2 and fc6, which makes up for the weights
-that the exchange would need. The figures are the authors' (layer-params-150.cfg); not run at
+On ILSVRC-2012's validation images. Its columns are wider in conv2 and fc6, to make up for the missing
+cross-column weights. The figures are the authors' (layer-params-150.cfg); not run at
 full scale by us.
 """
 
@@ -13,7 +13,7 @@ from configs import run145
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """conv2 with 160 filters a column, fc6 with 4096 and fc7 with 2048 units; only the logits are added."""
+    """conv2 with 160 filters a column, fc6 with 4096 and fc7 with 2048 units; partial logits are added."""
     config = run145.get_config()
     config.model.cross_column_layers = ()
     config.model.widths = (96, 320, 384, 384, 256, 256)

@@ -14,8 +14,8 @@ from configs import run145
 def get_config() -> ml_collections.ConfigDict:
     """conv2, norm across channels, norm within maps, pooling, ReLU; the rate to a thousandth in four steps.
 
-    Deviations: the notes do not say after how many epochs the schedule ends; 90 are assumed, and the rate
-    drops at each quarter of them. Theirs also takes the biases to a tenth at half-time; here they stay.
+    Deviations: the notes do not say when the schedule ends; this assumes 90 epochs, with a drop each quarter.
+    The authors also lowered the biases' rate to a tenth halfway; here it stays.
     """
     config = run145.get_config()
     config.model.layer2 = "lrn map_norm pool activation"

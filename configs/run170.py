@@ -14,7 +14,7 @@ from configs import run145
 def get_config() -> ml_collections.ConfigDict:
     """The net of run 145; the rate in four steps, by equal factors, to a 250th at the end ("dexp").
 
-    Deviations: theirs also takes the biases to a tenth at half-time; here they stay.
+    Deviations: the authors also lowered the biases' rate to a tenth halfway; here it stays.
     """
     config = run145.get_config()
     config.augment.colour_until_epochs = 68.0

@@ -1,6 +1,6 @@
 """Caffe without Caffe: writes `.caffemodel` files with Google's protobuf, and runs AlexNet in NumPy.
 
-Shares nothing with the package, so that both can be held against each other.
+Shares nothing with the package, so the two can be compared.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ _MESSAGES = {
         ("channels", 2, _INT32, _ONE),
         ("height", 3, _INT32, _ONE),
         ("width", 4, _INT32, _ONE),
-        ("data", 5, _BYTES, _ONE),  # repeated float, packed: the same on the wire, and fast to fill
+        ("data", 5, _BYTES, _ONE),  # repeated float, packed: the same encoding, and fast to fill
         ("shape", 7, "BlobShape", _ONE),
     ],
     "LRNParameter": [
@@ -86,7 +86,7 @@ def _messages():
 
 
 def caffemodel(layers, order=ALEXNET + HEAD, *, v1=False, crop_size=227, alpha=1e-4, names=None) -> bytes:
-    """The bytes of a net with `layers` (weight and bias by name, as Caffe has them) in `order`."""
+    """The bytes of a net with `layers` (weight and bias by name, in Caffe's layout) in `order`."""
     net = _messages()["NetParameter"](name="AlexNet")
     for name in order.split():
         kind = "InnerProduct" if name.startswith("fc") else _KINDS.get(name[:4], name)
@@ -99,7 +99,7 @@ def caffemodel(layers, order=ALEXNET + HEAD, *, v1=False, crop_size=227, alpha=1
         for array in layers.get(name, ()):
             blob = layer.blobs.add()
             blob.data = array.astype("<f4").tobytes()
-            if v1:  # four sides, with ones in front
+            if v1:  # four dimensions, left-padded with ones
                 sides = (1,) * (4 - array.ndim) + array.shape
                 blob.num, blob.channels, blob.height, blob.width = sides
             else:
@@ -108,7 +108,7 @@ def caffemodel(layers, order=ALEXNET + HEAD, *, v1=False, crop_size=227, alpha=1
 
 
 def mean_binaryproto(mean: np.ndarray) -> bytes:
-    """`[3, H, W]` BGR as the `.binaryproto` that Caffe computes."""
+    """`[3, H, W]` BGR as a `.binaryproto`, as computed by Caffe."""
     blob = _messages()["BlobProto"](num=1, channels=3, height=mean.shape[1], width=mean.shape[2])
     blob.data = mean.astype("<f4").tobytes()
     return blob.SerializeToString()

@@ -21,7 +21,7 @@ class Forms:
 
         Args:
           root: the directory to write to.
-          ids: WordNet ids of the synsets, any order.
+          ids: WordNet ids of the synsets, in any order.
           truth: the WordNet id of each validation image.
           images: at least `len(ids) * TRAIN_EACH + len(truth)` encoded images.
         """
@@ -62,7 +62,7 @@ class Forms:
         write(self.root / "tars/ILSVRC2012_img_train.tar", tar(synsets))
         val = tar({name: data for name, (_, data) in self.val.items()})
         write(self.root / "tars/ILSVRC2012_img_val.tar", val)
-        # The kit's numbers are not in the order of the ids; here the order is reversed.
+        # The kit's numbers do not follow the order of the ids; here they are reversed.
         number = {wordnet_id: n + 1 for n, wordnet_id in enumerate(reversed(self.ids))}
         truth = "".join(f"{number[i]}\n" for i in self.truth)
         kit = {
@@ -77,7 +77,7 @@ class Forms:
 
 
 def meta_mat(number: dict[str, int], year: str = "2012") -> bytes:
-    """The kit's table of synsets as a MATLAB file."""
+    """The kit's synset table as a MATLAB file."""
     import scipy.io
 
     synsets = np.zeros(

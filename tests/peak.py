@@ -1,6 +1,6 @@
-"""The peak of a process's own memory, which nothing of the process that started it goes into.
+"""The peak memory of a process alone, excluding that of its parent.
 
-Linux's `ru_maxrss` is no such thing: a child's begins at the peak of its parent.
+Linux's `ru_maxrss` does not work: a child's starts at its parent's peak.
 """
 
 import os
@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def kilobytes() -> int | None:
-    """The most that this process has held since it was started; None where no /proc tells."""
+    """This process's peak memory since its start; None without /proc."""
     try:
         status = pathlib.Path("/proc/self/status").read_text()
     except OSError:
@@ -28,7 +28,7 @@ needed = pytest.mark.skipif(kilobytes() is None, reason="no /proc here that tell
 
 
 def said_by(program: str, *arguments: object) -> list[str]:
-    """The words that a new process prints, which can import `tests.peak`."""
+    """Runs a program in a new process that can import `tests.peak`; returns the words it prints."""
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Several processes of `main.py` on this machine, as a launcher would start them."""
+"""Runs several processes of `main.py` on this machine, as a launcher would."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ import time
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
-# A narrow net, dropout and augmentation on.
+# A narrow net with dropout and augmentation.
 RUN = {
     **tiny.NET,
     "run.log_every_steps": 5,
@@ -43,7 +43,7 @@ def command(*arguments):
 
 
 class Job:
-    """`count` processes that find each other by flags; each writes what it says to a file in `logs`."""
+    """`count` processes, connected by flags; each writes its output to a file in `logs`."""
 
     def __init__(self, count, logs, *arguments, devices=1, timeout=120, each=lambda index: []):
         logs.mkdir(exist_ok=True)
@@ -68,7 +68,7 @@ class Job:
         return self.files[index].read_text()
 
     def wait_until(self, pattern, index=0, seconds=300):
-        """Until a process has said something."""
+        """Waits until a process's output matches `pattern`."""
         deadline = time.monotonic() + seconds
         while not re.search(pattern, self.said(index)):
             assert self.processes[index].poll() is None, self.said(index)
@@ -76,7 +76,7 @@ class Job:
             time.sleep(0.02)
 
     def codes(self, seconds=300):
-        """The exit codes of all."""
+        """Waits for all processes; returns their exit codes."""
         try:
             return [process.wait(timeout=seconds) for process in self.processes]
         finally:

@@ -1,6 +1,6 @@
-"""The same mathematics a second time: float64 NumPy, one window after the other, from the paper's words.
+"""An independent reference in float64 NumPy, one window after another, written from the paper's text.
 
-Nothing here shares code or method with the package. Maps are `[B, H, W, C]` and kernels `[h, w, I, O]`.
+Shares neither code nor method with the package. Maps are `[B, H, W, C]` and kernels `[h, w, I, O]`.
 """
 
 import math
@@ -13,9 +13,9 @@ Params = dict[str, dict[str, Array]]  # by layer: kernel and bias, each with a l
 
 
 def starts(size: int, window: int, stride: int, padding: int = 0, ceil: bool = True) -> list[int]:
-    """Where the windows along an axis begin: one more every `stride` until the last place is covered.
+    """Where the windows along an axis start: every `stride`, until the last position is covered.
 
-    With `ceil` the last window may hang over the end; without it, only windows that fit count.
+    With `ceil` the last window may extend beyond the end; without it, only windows that fit count.
     """
     end = size + padding
     places = [-padding]
@@ -53,7 +53,7 @@ def max_pool(x: Array, window: int, stride: int, ceil: bool = True) -> Array:
 
 
 def max_pool_gradient(x: Array, g: Array, window: int, stride: int, ceil: bool = True) -> Array:
-    """Each `g` goes to the first of the largest in its window, read row by row."""
+    """Each `g` goes to the first maximum in its window, in row-major order."""
     rows, cols = (starts(size, window, stride, 0, ceil) for size in x.shape[1:3])
     out = np.zeros(x.shape)
     for b, i, j, c in np.ndindex(g.shape):
@@ -64,7 +64,7 @@ def max_pool_gradient(x: Array, g: Array, window: int, stride: int, ceil: bool =
 
 
 def _wide(x: Array) -> Array:
-    """In double precision; complex stays complex, for derivatives."""
+    """Converts to double precision; complex stays complex, for derivatives."""
     x = np.asarray(x)
     return x.astype(np.result_type(x.dtype, np.float64))
 
@@ -101,7 +101,7 @@ def softmax(x: Array) -> Array:
 
 
 def paper_net(params: Params, images: Array) -> dict[str, Array]:
-    """The net in the paper's words at test time: every layer's output, both columns side by side."""
+    """The paper's net at test time: every layer's output, both columns concatenated."""
 
     def norm(x: Array) -> Array:
         return local_response_norm(x, k=2.0, alpha=1e-4, beta=0.75, size=5)
@@ -116,7 +116,7 @@ def paper_net(params: Params, images: Array) -> dict[str, Array]:
 
 
 def original_net(params: Params, images: Array) -> dict[str, Array]:
-    """Run 145: its order of layers, alpha shared out over the window, the second norm within each map."""
+    """Run 145: its order of layers, alpha divided by the window, the second norm within maps."""
 
     def norm(x: Array) -> Array:
         return local_response_norm(x, k=2.0, alpha=1e-4 / 5, beta=0.75, size=5)
@@ -185,7 +185,7 @@ def _two_columns(
 
 
 def random_params(shapes: dict[str, dict[str, tuple[int, ...]]], seed: int) -> Params:
-    """Weights that keep the scale of what passes through (He), and biases that matter; float32."""
+    """Weights that preserve the activations' scale (He) and non-negligible biases; float32."""
     rng = np.random.default_rng(seed)
     return {
         layer: {
@@ -198,7 +198,7 @@ def random_params(shapes: dict[str, dict[str, tuple[int, ...]]], seed: int) -> P
 
 
 def relative_error(actual: Array, expected: Array) -> float:
-    """Largest deviation, as a share of the largest entry of `expected`."""
+    """Largest deviation, relative to the largest entry of `expected`."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     assert np.all(np.isfinite(actual))

@@ -8,7 +8,7 @@ from alexnet_jax.data import sources
 
 CLASSES = 10
 
-# Values of a config, by key; the images are the smallest that the net takes, nearly.
+# Config values by key; the images are nearly the smallest the net accepts.
 NET = {
     "data.batch_size": 8,
     "data.resize_size": 60,
@@ -20,7 +20,7 @@ NET = {
 
 
 def make_images(root: pathlib.Path, *, train: int, test: int) -> pathlib.Path:
-    """A folder of embedded images as PNG files, so many of each class, read sooner than all of them."""
+    """Writes a few embedded images per class as a folder of PNG files, which is faster to read than all."""
     for split, per_class in (("train", train), ("test", test)):
         encoded, labels = sources.open_source("embedded", split).read(np.arange(2000))
         for label in range(CLASSES):

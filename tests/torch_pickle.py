@@ -1,4 +1,4 @@
-"""State dicts as `torch.save` writes them, without PyTorch, for the tests of what reads them."""
+"""Writes state dicts like `torch.save`, without PyTorch, to test the reader."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclasses.dataclass
 class Name:
-    """A function or class that the pickle names and that cannot be imported here."""
+    """A function or class named by the pickle that cannot be imported here."""
 
     module: str
     name: str
@@ -24,7 +24,7 @@ class Name:
 
 @dataclasses.dataclass
 class Tensor:
-    """A view of the float32 storage `key`, which holds `count` numbers."""
+    """A view of the float32 storage `key` of `count` numbers."""
 
     key: str
     count: int

@@ -1,1 +1,1 @@
-"""Shared by the whole package: errors, files, progress bars, the command line, process settings."""
+"""Shared by all of the package: errors, files, progress bars, the command line, process settings."""

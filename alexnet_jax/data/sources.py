@@ -52,7 +52,7 @@ class Source(Protocol):
         An unreadable image is `b""`, which counts as a bad image.
 
         Raises:
-          Fault: a file has vanished since the source was opened; going on without it would change the run.
+          Fault: a file has vanished since the source was opened; continuing without it would change the run.
         """
         ...
 

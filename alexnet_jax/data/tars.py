@@ -82,7 +82,7 @@ class TarSource:
 
 
 def open_tars(directory: pathlib.Path, split: str, key: str) -> TarSource:
-    """Opens one split of the tars in `directory`; errors begin with `key`.
+    """Opens one split of the tars in `directory`; `key` is the config's key and value, for errors.
 
     Labels number the training tar's synsets in the order of their WordNet ids, as usual.
 
