@@ -29,13 +29,10 @@ def logs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reads() -> Iterator[None]:
-    """Drops the log messages of a load and, if it fails, those of reads that end later."""
+    """Drops the log messages of a load and, from then on, those of reads that end after it has failed."""
+    _ignore_late_reads()  # before the load: a late read may be reported while the failure is being handled
     with logs():
-        try:
-            yield
-        except Exception:
-            _ignore_late_reads()
-            raise
+        yield
 
 
 @contextlib.contextmanager
