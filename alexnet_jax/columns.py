@@ -118,10 +118,10 @@ def sum_over_parts(
         x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PART))
 
-    def add(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
+    def add_part(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, function(part)), None
 
     cut_batch = jax.tree.map(cut, batch)
     result = jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut_batch))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
-    return jax.lax.scan(add, zeros, cut_batch)[0]
+    return jax.lax.scan(add_part, zeros, cut_batch)[0]

@@ -167,7 +167,9 @@ def make(
                 return plateau(rate, config.drop_factor)
             case "epochs":
                 return step_decay(rate, config.drop_factor, tuple(map(steps_at, config.drop_epochs)))
-        return constant(rate)
+            case "constant":
+                return constant(rate)
+        raise ValueError(f"optimizer.schedule={config.schedule}: allowed by config.py, but not made here")
 
     bias_rate = config.bias_rate_factor * config.learning_rate
     events: dict[str, tuple[tuple[int, float], ...]] = {}

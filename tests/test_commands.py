@@ -1,6 +1,8 @@
 """What all commands share: one list, help, errors, an answer without waiting for JAX, progress."""
 
 import importlib
+import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from alexnet_jax import __main__
 from alexnet_jax.common import progress
 from alexnet_jax.common.errors import UserError
 
+NAMED = re.compile(r"python -m alexnet_jax((?:\.| )[\w.]+)")  # a dot names a module, which is no command
 FLAG_COMMANDS = ("train", "summary")  # with absl's flags, as main.py
 COMMANDS = (
     *FLAG_COMMANDS,
@@ -125,3 +128,17 @@ def test_short_work_says_nothing_in_a_pipe(capsys):
     with progress.bar(7, "image") as bar:
         bar.update(7)
     assert capsys.readouterr().err == ""
+
+
+def test_every_command_that_is_named_exists():
+    """In messages, docstrings and guides: a run once ended by naming a command that was gone."""
+    root = pathlib.Path(__file__).parents[1]
+    files = [root / "README.md", *root.glob("docs/*.md"), *root.glob("configs/*.py")]
+    files += [
+        *root.glob("alexnet_jax/**/*.py"),
+        *root.glob("experiments/*.py"),
+        *root.glob("notebooks/*.ipynb"),
+    ]
+    named = {word.lstrip() for path in files for word in NAMED.findall(path.read_text())}
+    assert {"train", "predict", "prepare"} <= named
+    assert named <= {*__main__.COMMANDS, "COMMAND"}

@@ -13,13 +13,14 @@ import numpy as np
 
 @dataclasses.dataclass
 class Name:
-    """A function or class named by the pickle that cannot be imported here."""
+    """A function or class that is written by name alone: PyTorch, which has it, need not be installed."""
 
     module: str
     name: str
 
     def __call__(self) -> None:
-        raise NotImplementedError
+        """Only here because `pickle` refuses to write what cannot be called."""
+        raise AssertionError(f"{self.module}.{self.name} is a name to write, not to call")
 
 
 @dataclasses.dataclass

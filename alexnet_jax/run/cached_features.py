@@ -37,7 +37,7 @@ def is_frozen(config: configs.Config) -> bool:
 
 
 def view(maps: jax.Array, key: jax.Array, example_ids: jax.Array, step: jax.Array) -> jax.Array:
-    """Identity, in place of `augment.training_views`."""
+    """Identity, in place of `augment.Augment`."""
     del key, example_ids, step
     return maps
 
