@@ -59,7 +59,7 @@ def colour_shift(
       sqrt_eigenvalues: `[3]`, in grey levels.
       eigenvectors: `[3, 3]`, one component per column, rows R, G, B.
     """
-    scale = sqrt_eigenvalues if formula == "original" else jnp.square(sqrt_eigenvalues) / 255.0
+    scale = {"original": sqrt_eigenvalues, "paper": jnp.square(sqrt_eigenvalues) / 255.0}[formula]
     alphas = 0.1 * _by_example(key, example_ids, lambda k: jax.random.normal(k, (3,)))
     return (alphas * scale) @ eigenvectors.T
 
