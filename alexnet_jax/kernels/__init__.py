@@ -1,1 +1,1 @@
-"""Faster implementations of the definitions in `layers.py`, with the same results."""
+"""How the operations of `layers.py` are computed, and their gradients."""

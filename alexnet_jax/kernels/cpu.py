@@ -1,7 +1,8 @@
-"""Faster gradients and convolutions on CPUs. Skip this on a first reading.
+"""The arithmetic behind `layers.py`, written to be fast on CPUs. Skip this on a first reading.
 
-The definitions are in `layers.py`. XLA's own code is slower on CPUs, in places several times
-(`python -m benchmarks.kernels`). Maps are `[B, H, W, C]`. Other devices use XLA's convolutions.
+Norms, pooling and dense products, with their gradients, run on every device; the convolutions here are for
+CPUs, and other devices use XLA's. XLA's own code is slower on CPUs, in places several times
+(`python -m benchmarks.kernels`). Maps are `[B, H, W, C]`.
 """
 
 import functools
