@@ -4,19 +4,18 @@ Reading needs neither TensorFlow nor an index file. Any record can be read by it
 shuffle costs nothing.
 """
 
-import contextlib
 import functools
 import importlib
-import io
-import logging
 import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from alexnet_jax.common import files, host
-from alexnet_jax.common.errors import Fault, UserError, vanished
+from alexnet_jax.common import files
+from alexnet_jax.common.errors import Fault, vanished
+
+Reader = Callable[[list[int]], Sequence[bytes]]  # from positions to records
 
 
 def encode_example(values: Mapping[str, bytes | int]) -> bytes:
@@ -66,23 +65,10 @@ def count_records(path: pathlib.Path) -> int:
 class Shard:
     """Random access to the records of one file, which is opened at the first read; thread-safe."""
 
-    def __init__(self, path: str, key: str) -> None:
-        """Checks that the file exists and has a format with random access; errors begin with `key`.
-
-        Raises:
-          UserError: the file is missing, or its format has no random access.
-        """
-        openers = {".array_record": _open_array_record, ".tfrecord": _open_tfrecord}
-        name = os.path.basename(path)
-        found = next((opener for mark, opener in openers.items() if mark in name), None)
-        if not os.path.exists(path):
-            raise UserError(f"{key}: {path} is missing from the data set; make or fetch the set again")
-        if found is None:
-            raise UserError(
-                f"{key}: {path} is stored without random access; prepare the set again as array_record"
-            )
-        self._path, self._open, self._lock = path, found, threading.Lock()
-        self._read: Callable[[list[int]], Sequence[bytes]] | None = None
+    def __init__(self, path: str, file_format: str) -> None:
+        """`file_format` is a key of `READERS`."""
+        self._path, self._open, self._lock = path, READERS[file_format], threading.Lock()
+        self._reader: Reader | None = None
 
     def read(self, positions: list[int]) -> Sequence[bytes]:
         """Reads records together or, if that fails, one by one; a broken record is `b""`.
@@ -91,7 +77,12 @@ class Shard:
           Fault: the file has vanished.
         """
         try:
-            return self._opened()(positions)
+            with self._lock:
+                if self._reader is None:
+                    if not os.path.exists(self._path):
+                        raise vanished(self._path)
+                    self._reader = self._open(self._path)
+            return self._reader(positions)
         except Fault:
             raise
         except Exception:  # array_record raises its own types
@@ -99,23 +90,15 @@ class Shard:
                 return [b""]
             return [self.read([position])[0] for position in positions]
 
-    def _opened(self) -> Callable[[list[int]], Sequence[bytes]]:
-        with self._lock:
-            if self._read is None:
-                if not os.path.exists(self._path):
-                    raise vanished(self._path)
-                self._read = self._open(self._path)
-            return self._read
 
-
-def _open_array_record(path: str) -> Callable[[list[int]], Sequence[bytes]]:
-    # No read-ahead, as reads are in random order. array_record's own data source would start threads for
-    # each read.
+def _open_array_record(path: str) -> Reader:
+    # No read-ahead, as reads are in random order. TFDS's data source reads the same way, but starts threads
+    # for each batch and logs an error for groups larger than one, which the embedded set has.
     options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
     return _array_record().ArrayRecordReader(path, **options).read
 
 
-def _open_tfrecord(path: str) -> Callable[[list[int]], Sequence[bytes]]:
+def _open_tfrecord(path: str) -> Reader:
     """Indexes the file: a record is its length (8 bytes), a checksum (4), its bytes and a checksum (4).
 
     The lengths lead from one record to the next; this follows them once, with one small read per record.
@@ -132,19 +115,12 @@ def _open_tfrecord(path: str) -> Callable[[list[int]], Sequence[bytes]]:
     return lambda positions: [os.pread(file, length(starts[p]), starts[p] + 12) for p in positions]
 
 
+READERS = {"array_record": _open_array_record, "tfrecord": _open_tfrecord}
+
+
 @functools.cache
 def _example_type() -> Any:
-    # TFDS has a copy of the definition, which works without TensorFlow. Importing TFDS without TensorFlow
-    # prints dozens of warnings.
-    if host.has_tensorflow():
-        return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
-    finally:
-        logging.disable(before)
+    return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
 
 
 def _array_record() -> Any:

@@ -1,5 +1,6 @@
 """TFDS directories as sources: the embedded set, prepared records, and any TFDS data set by name."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -7,9 +8,9 @@ import numpy as np
 
 from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError, did_you_mean
-from alexnet_jax.data.record_files import Shard, parse_example
+from alexnet_jax.data.record_files import READERS, Shard, parse_example
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.data.tfds_metadata import Metadata, import_tfds, read_class_names, read_metadata
+from alexnet_jax.data.tfds_metadata import first_line, import_tfds, read_class_names, read_info
 
 # The splits to use as "test", in order of preference: a labelled test set first (the labels of some test
 # sets were never published).
@@ -23,29 +24,41 @@ TFDS_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 class RecordSource:
     """One split of a TFDS directory: encoded images and labels by index. See `sources.Source`."""
 
-    def __init__(self, metadata: Metadata, split: str, key: str) -> None:
-        """Opens `split`, one of the directory's splits; errors begin with `key`, the config's key and value.
+    def __init__(self, path: pathlib.Path, split: str, key: str) -> None:
+        """Opens the split of the directory `path` to use as `split`, "train" or "test".
+
+        Errors begin with `key`, the config's key and value.
 
         Raises:
-          UserError: the split has no examples, unpublished labels or a format without random access.
+          UserError: the directory is incomplete, or the split has no examples, unpublished labels or a format
+            without random access.
         """
-        self._metadata, self._split = metadata, split
-        self.class_ids: tuple[str, ...] = metadata.class_ids
-        self.class_names: tuple[str, ...] = read_class_names(metadata.directory, self.class_ids)
+        info, self._image_key, self._label_key = read_info(path, key)
+        self._split = _choose_split(info, split, key)
+        self.class_ids: tuple[str, ...] = tuple(info.features[self._label_key].names)
+        self.class_names: tuple[str, ...] = read_class_names(path, self.class_ids)
         self.num_classes: int = len(self.class_ids)
-        self.statistics: Statistics | None = Statistics.load(metadata.directory)
+        self.statistics: Statistics | None = Statistics.load(path)
         # The side of the images if all are square RGB JPEGs of one size, like prepared records.
-        height, width, channels = metadata.image_shape
-        square = metadata.image_encoding == "jpeg" and (width, channels) == (height, 3)
+        image = info.features[self._image_key]
+        height, width, channels = image.shape
+        square = image.encoding_format == "jpeg" and (width, channels) == (height, 3)
         self.jpeg_size: int | None = height if square else None
-        shards = metadata.splits[split]
-        self._shards = [Shard(path, key) for path, _ in shards]
-        self._first = np.cumsum([0] + [count for _, count in shards])
-        self.description = f"{metadata.name}: {len(self):,} {split} images in {self.num_classes:,} classes"
+        instructions = info.splits[self._split].file_instructions
+        if missing := next((i.filename for i in instructions if not os.path.exists(i.filename)), None):
+            raise UserError(f"{key}: {missing} is missing from the data set; make or fetch the set again")
+        if info.file_format.value not in READERS:
+            raise UserError(
+                f"{key}: {path} is stored without random access, as {info.file_format.value}; prepare the "
+                "set again as array_record"
+            )
+        self._shards = [Shard(os.fspath(i.filename), info.file_format.value) for i in instructions]
+        self._first = np.cumsum([0] + [i.examples_in_shard for i in instructions])
+        self.description = f"{info.name}: {len(self):,} {self._split} images in {self.num_classes:,} classes"
         if not len(self):
-            raise UserError(f"{key}: the {split} split has no images")
+            raise UserError(f"{key}: the {self._split} split has no images")
         if self.read(np.array([0]))[1][0] < 0:  # TFDS stores -1 for unpublished labels
-            raise UserError(f"{key}: the labels of the {split} split were never published")
+            raise UserError(f"{key}: the labels of the {self._split} split were never published")
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -55,8 +68,8 @@ class RecordSource:
         images, labels = [b""] * len(indices), np.zeros(len(indices), np.int32)
         for i, example in enumerate(self._examples(indices)):
             if example is not None:
-                images[i] = example[self._metadata.image_key].bytes_list.value[0]
-                labels[i] = example[self._metadata.label_key].int64_list.value[0]
+                images[i] = example[self._image_key].bytes_list.value[0]
+                labels[i] = example[self._label_key].int64_list.value[0]
         return images, labels
 
     def name(self, index: int) -> str:
@@ -79,15 +92,14 @@ class RecordSource:
 
 
 def open_prepared(path: pathlib.Path, split: str, key: str) -> RecordSource:
-    """Opens a TFDS directory without importing TFDS; errors begin with `key`.
+    """Opens a TFDS directory; errors begin with `key`.
 
     Raises:
       UserError: `path` is not a TFDS directory or has no such split.
     """
     if not (path / "dataset_info.json").exists():
         raise UserError(f"{key}: {path} has no dataset_info.json; it is no prepared set, or was not finished")
-    metadata = read_metadata(path, key)
-    return RecordSource(metadata, _choose_split(metadata, split, key), key)
+    return RecordSource(path, split, key)
 
 
 def open_tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSource:
@@ -104,36 +116,37 @@ def open_tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSo
         known = tfds.list_builders(with_community_datasets=False)  # the community list needs a download
         raise UserError(f"{key}: TFDS has no such data set; {did_you_mean(short, known, most=8)}") from error
     except (ValueError, AssertionError) as error:
-        raise UserError(f"{key}: {_first_line(error)}") from error
+        raise UserError(f"{key}: {first_line(error)}") from error
     if not builder.info.splits:
-        host.tensorflow()  # TFDS needs TensorFlow to prepare a data set
+        if not host.has_tensorflow():
+            raise UserError(
+                f"{key}: TFDS needs TensorFlow to prepare a data set: pip install tensorflow-cpu; a prepared "
+                "set or a folder (data.source=prepared:PATH, folder:PATH) does not"
+            )
+        host.tensorflow()
         try:
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
         except Exception as error:  # network, disk, missing tar: TFDS raises many types
-            raise UserError(f"{key}: TFDS could not prepare it ({_first_line(error)})") from error
+            raise UserError(f"{key}: TFDS could not prepare it ({first_line(error)})") from error
     return open_prepared(pathlib.Path(builder.data_dir), split, key)
 
 
-def _choose_split(metadata: Metadata, split: str, key: str) -> str:
+def _choose_split(info: Any, split: str, key: str) -> str:
     """The data set's name for `split`; checks the split's size if known."""
     wanted = ("train",) if split == "train" else _TEST_SPLITS
-    if split == "test" and metadata.name in TEST_LABELS_UNPUBLISHED:
+    if split == "test" and info.name in TEST_LABELS_UNPUBLISHED:
         wanted = tuple(name for name in wanted if name != "test")
-    chosen = next((name for name in wanted if name in metadata.splits), None)
-    expected = TFDS_SIZES.get(metadata.name, {})
+    chosen = next((name for name in wanted if name in info.splits), None)
+    expected = TFDS_SIZES.get(info.name, {})
     if chosen is None:
-        have = ", ".join(metadata.splits) or "none"
+        have = ", ".join(info.splits) or "none"
         hint = " (TFDS drops a split whose tar is missing)" if expected else ""
         raise UserError(f"{key}: no split to {split} on; it has {have}{hint}")
-    number = sum(count for _, count in metadata.splits[chosen])
+    number = info.splits[chosen].num_examples
     if number != expected.get(chosen, number):
         raise UserError(
             f"{key}: {chosen} has {number:,} examples, not {expected[chosen]:,}; its tar was cut short or "
-            f"missing, so delete {metadata.directory} and prepare it again"
+            f"missing, so delete {info.data_dir} and prepare it again"
         )
     return chosen
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

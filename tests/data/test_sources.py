@@ -1,6 +1,10 @@
 """Every kind of source gives its images, labels and names; wrong ones say what to fix."""
 
+import json
 import pathlib
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,16 +12,14 @@ from PIL import Image
 
 from alexnet_jax.common.errors import Fault, UserError
 from alexnet_jax.data import record_files, sources, tfds_metadata
-from tests.data import tfds_metadata_of
 
-
-def test_directories_are_read_as_tfds_reads_them():
-    """We read them without TFDS, which needs TensorFlow."""
-    assert tfds_metadata.read_metadata(sources.EMBEDDED, "") == tfds_metadata_of.by_tfds(sources.EMBEDDED)
+# The label as features.json describes it, and a text in its place.
+LABEL = re.search(r'"label": \{.*?\}.*?\}', (sources.EMBEDDED / "features.json").read_text(), re.S)[0]
+TEXT = """"label": {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}}"""
 
 
 @pytest.mark.parametrize(("file", "before", "after", "message"), [
-    ("features.json", "classLabel", "text", "not a set of images with one class label"),
+    ("features.json", LABEL, TEXT, "not a set of images with one class label"),
     ("features.json", "featuresDict", "tensor", "is no TFDS directory of images"),
     ("features.json", "{", "[", "is no TFDS directory of images"),
     ("dataset_info.json", "shardLengths", "lengths", "is no TFDS directory of images"),
@@ -39,6 +41,31 @@ def make_folder(root: pathlib.Path, layout: dict[str, int]) -> None:
         (root / where).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             Image.new("RGB", (8, 8), (i, 0, 0)).save(root / where / f"{i}.png")
+
+
+def modules_by_reading(spec: str) -> tuple[set[str], set[str]]:
+    """The modules after a fresh process has opened a source, and those that reading adds."""
+    code = (
+        "import json, sys, numpy as np\n"
+        "from alexnet_jax.data import sources\n"
+        f"source = sources.open_source({spec!r}, 'train')\n"
+        "opened = set(sys.modules)\n"
+        "source.read(np.arange(len(source))), source.name(0)\n"
+        "print(json.dumps([sorted(opened), sorted(set(sys.modules) - opened)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    opened, added = json.loads(done.stdout)
+    return set(opened), set(added)
+
+
+def test_what_reading_needs_is_imported_before_threads_start(tmp_path):
+    """While TFDS is imported, relative imports in other threads fail."""
+    opened, added = modules_by_reading("embedded")
+    assert "tensorflow_datasets" in opened and "tensorflow" not in opened and added == set()
+    make_folder(tmp_path, {"train/a": 1, "train/b": 1})
+    opened, added = modules_by_reading(f"folder:{tmp_path}")
+    assert "tensorflow_datasets" not in opened and added == set()
 
 
 def test_embedded():
