@@ -1,39 +1,38 @@
 """Reads Caffe's `.caffemodel` and `.binaryproto` files without Caffe.
 
-Both are protocol buffers defined in `caffe.proto`; this reader knows the few fields that AlexNet needs. The
-numbers below are field numbers of `caffe.proto`.
+Both are protocol buffers defined in `caffe.proto`; `_MESSAGES` has the few fields that AlexNet needs.
 """
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
-import struct
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 from alexnet_jax.common.errors import UserError
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
-
-_NET_LAYERS_V1, _NET_LAYERS = 2, 100  # NetParameter: before and since 2014
-# LayerParameter and its predecessor V1LayerParameter, where a layer's type is a number.
-_LAYER = {"name": 1, "type": 2, "blobs": 7, "transform": 100, "lrn": 118}
-_LAYER_V1 = {"name": 4, "type": 5, "blobs": 6, "transform": 36, "lrn": 18}
+# Fields of the messages of caffe.proto as "name number type[=default]"; `*` marks a repeated field. A layer
+# was a `V1LayerParameter` until 2014, with a number as its type, with a `V0LayerParameter` in it until 2013.
+_LAYER = "transform_param {} TransformationParameter, lrn_param {} LRNParameter"
+_MESSAGES = {
+    "BlobShape": "dim* 1 int64",
+    "BlobProto": "num 1 int32, channels 2 int32, height 3 int32, width 4 int32, shape 7 BlobShape, "
+    "data* 5 float, double_data* 8 double",
+    "LRNParameter": "local_size 1 uint32=5, alpha 2 float=1, beta 3 float=0.75, k 5 float=1",
+    "TransformationParameter": "crop_size 3 uint32",
+    "V1LayerParameter": "v0 1 bytes, name 4 string, type 5 int32, blobs* 6 BlobProto, "
+    + _LAYER.format(36, 18),
+    "LayerParameter": "name 1 string, type 2 string, blobs* 7 BlobProto, " + _LAYER.format(100, 118),
+    "NetParameter": "layers* 2 V1LayerParameter, layer* 100 LayerParameter",
+}
+_DIMENSIONS = ("num", "channels", "height", "width")
 _TYPES_V1 = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 6: "Dropout"}
-_BLOB_SHAPE, _BLOB_DATA, _BLOB_DOUBLES, _BLOB_DIMENSIONS = 7, 5, 8, (1, 2, 3, 4)  # BlobProto
-_SHAPE_DIM = 1  # BlobShape
-_CROP_SIZE = 3  # TransformationParameter
-_LRN = {
-    "lrn_size": (1, 5),
-    "lrn_alpha": (2, 1.0),
-    "lrn_beta": (3, 0.75),
-    "lrn_k": (5, 1.0),
-}  # number, default
-
-Fields = dict[int, list[Any]]  # values in order, by field number: int or memoryview
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +61,14 @@ def read_net(path: str | os.PathLike[str]) -> list[Layer]:
       UserError: the file is damaged or not a Caffe net.
     """
     with _damage_reported(path, ".caffemodel"):
-        net = _fields(memoryview(pathlib.Path(path).read_bytes()))
-        layers = [_layer(_fields(message), _LAYER) for message in net.get(_NET_LAYERS, [])]
-        layers += [_layer(_fields(message), _LAYER_V1) for message in net.get(_NET_LAYERS_V1, [])]
+        net = _message_types()["NetParameter"].FromString(pathlib.Path(path).read_bytes())
+        layers = [_layer(layer) for layer in (*net.layer, *net.layers)]
+        old = any(layer.HasField("v0") for layer in net.layers)
+    if old:
+        raise UserError(
+            f"{path}: a .caffemodel of 2013, which is not supported; convert it with Caffe's "
+            "upgrade_net_proto_binary"
+        )
     if not layers:
         raise UserError(f"{path}: not a .caffemodel: it has no layers")
     return layers
@@ -77,7 +81,7 @@ def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
       UserError: the file is damaged or not a colour image.
     """
     with _damage_reported(path, ".binaryproto"):
-        blob = _blob(_fields(memoryview(pathlib.Path(path).read_bytes())))
+        blob = _blob(_message_types()["BlobProto"].FromString(pathlib.Path(path).read_bytes()))
     if blob.ndim not in (3, 4) or blob.size != 3 * np.prod(blob.shape[-2:]):
         raise UserError(f"{path}: not a colour image, but of shape {list(blob.shape)}")
     mean = blob.reshape(3, *blob.shape[-2:])
@@ -88,87 +92,53 @@ def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
 def _damage_reported(path: str | os.PathLike[str], suffix: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, IndexError, struct.error, TypeError) as error:
+    except (DecodeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{path}: a damaged or truncated {suffix} ({error}); fetch it again") from error
 
 
-def _layer(fields: Fields, numbers: dict[str, int]) -> Layer:
-    def first(name: str, default: Any = b"") -> Any:
-        return fields.get(numbers[name], [default])[0]
+@functools.cache
+def _message_types() -> dict[str, Any]:
+    """The classes of protobuf's messages by name."""
+    file = descriptor_pb2.FileDescriptorProto(name="alexnet_jax_caffe.proto", package="caffe")
+    for message, fields in _MESSAGES.items():
+        added = file.message_type.add(name=message)
+        for field in fields.split(", "):
+            name, number, kind = field.split()
+            kind, _, default = kind.partition("=")
+            new = added.field.add(name=name.removesuffix("*"), number=int(number))
+            new.label = new.LABEL_REPEATED if name.endswith("*") else new.LABEL_OPTIONAL
+            if kind in _MESSAGES:
+                new.type, new.type_name = new.TYPE_MESSAGE, f".caffe.{kind}"
+            else:
+                new.type, new.default_value = new.Type.Value(f"TYPE_{kind.upper()}"), default
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}"))
+        for name in _MESSAGES
+    }
 
-    kind = first("type")
+
+def _layer(layer: Any) -> Layer:
+    lrn = layer.lrn_param
     return Layer(
-        name=str(first("name"), "utf-8"),
-        type=_TYPES_V1.get(kind, str(kind)) if isinstance(kind, int) else str(kind, "utf-8"),
-        blobs=[_blob(_fields(blob)) for blob in fields.get(numbers["blobs"], [])],
-        crop_size=int(_fields(first("transform")).get(_CROP_SIZE, [0])[0]),
-        lrn=_lrn(_fields(first("lrn"))),
+        name=layer.name,
+        type=_TYPES_V1.get(layer.type, str(layer.type)),
+        blobs=[_blob(blob) for blob in layer.blobs],
+        crop_size=layer.transform_param.crop_size,
+        lrn={
+            "lrn_size": lrn.local_size,
+            "lrn_alpha": lrn.alpha / lrn.local_size,  # Caffe divides by the window, AlexNet does not
+            "lrn_beta": lrn.beta,
+            "lrn_k": lrn.k,
+        },
     )
 
 
-def _lrn(fields: Fields) -> dict[str, float]:
-    values = {}
-    for name, (number, default) in _LRN.items():
-        found = fields.get(number, [default])[0]
-        values[name] = struct.unpack("<f", found)[0] if isinstance(found, memoryview) else found
-    values["lrn_alpha"] /= values["lrn_size"]  # Caffe divides by the window, AlexNet does not
-    return values
-
-
-def _blob(fields: Fields) -> np.ndarray:
-    if _BLOB_DATA in fields:
-        data = np.frombuffer(b"".join(fields[_BLOB_DATA]), "<f4")  # packed, or one number per element
-    else:
-        data = np.frombuffer(b"".join(fields.get(_BLOB_DOUBLES, [])), "<f8").astype(np.float32)
-    if _BLOB_SHAPE in fields:
-        dimensions = _fields(fields[_BLOB_SHAPE][0]).get(_SHAPE_DIM, [])
-        shape = [n for part in dimensions for n in ([part] if isinstance(part, int) else _varints(part))]
-    else:  # before 2014: always four dimensions, left-padded with ones
-        shape = [int(fields.get(number, [0])[0]) for number in _BLOB_DIMENSIONS]
+def _blob(blob: Any) -> np.ndarray:
+    data = np.array(blob.data or blob.double_data, np.float32)
+    # Before 2014: always four dimensions, left-padded with ones.
+    shape = list(blob.shape.dim) if blob.HasField("shape") else [getattr(blob, n) for n in _DIMENSIONS]
     if np.prod(shape, dtype=np.int64) != data.size:
         raise ValueError(f"{data.size} numbers for a blob of {shape}")
     return data.reshape(shape)
-
-
-def _fields(data: memoryview | bytes) -> Fields:
-    """Splits a message into fields by number: integers, and everything else as bytes, in order."""
-    fields: Fields = {}
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == _VARINT:
-            value, position = _varint(data, position)
-        else:
-            if wire_type == _BYTES:
-                length, position = _varint(data, position)
-            elif wire_type in (_FIXED32, _FIXED64):
-                length = 4 if wire_type == _FIXED32 else 8
-            else:
-                raise ValueError("not a protocol buffer")
-            if position + length > len(data):
-                raise ValueError("it ends within a field")
-            value = data[position : position + length]
-            position += length
-        fields.setdefault(number, []).append(value)
-    return fields
-
-
-def _varint(data: memoryview | bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise ValueError("not a protocol buffer")
-
-
-def _varints(data: memoryview) -> Iterator[int]:
-    position = 0
-    while position < len(data):
-        value, position = _varint(data, position)
-        yield value

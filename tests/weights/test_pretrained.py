@@ -19,7 +19,7 @@ import safetensors.numpy
 from alexnet_jax import create_model
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
-from alexnet_jax.weights import pretrained, torch_files
+from alexnet_jax.weights import caffe_files, pretrained, torch_files
 from alexnet_jax.weights.pretrained import load_pretrained, save_pretrained
 from tests import caffe, torch_pickle
 from tests.fixtures import seeded
@@ -121,6 +121,39 @@ def test_caffe_nets_that_differ_are_refused(tmp_path):
     path.write_bytes(caffe.caffemodel(layers, "Data conv1 relu1 norm1 pool1 conv2"))
     with pytest.raises(UserError, match="2 convolutions and 0 fully connected layers"):
         load_pretrained(path, partial=True)
+
+
+def test_every_truncation_and_flip_of_caffes_files_is_one_clear_line(tmp_path):
+    rng = np.random.default_rng(0)
+    blobs = {"conv1": (rng.random((2, 3, 2, 2), np.float32), rng.random(2, np.float32))}
+    mean = rng.random((3, 5, 5)).astype(np.float32)
+    for read, data in (
+        (caffe_files.read_net, caffe.caffemodel(blobs, caffe.ALEXNET)),
+        (caffe_files.read_net, caffe.caffemodel(blobs, caffe.ALEXNET, v1=True)),
+        (caffe_files.read_mean, caffe.mean_binaryproto(mean)),
+    ):
+        (tmp_path / "file").write_bytes(data)
+        read(tmp_path / "file")
+        broken = [data[:length] for length in range(len(data))]
+        for place in range(len(data)):
+            broken.append(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        refused = 0
+        for content in broken:
+            (tmp_path / "file").write_bytes(content)
+            try:
+                read(tmp_path / "file")
+            except UserError as error:  # anything else fails the test
+                assert "\n" not in str(error) and str(error).startswith(str(tmp_path))
+                refused += 1
+        assert refused > len(data) / 2
+
+
+def test_a_caffe_net_of_2013_says_how_to_convert_it(tmp_path):
+    # NetParameter.layers (2): one V1LayerParameter, whose field 1 is a V0LayerParameter named "conv1".
+    layer = b"\x0a\x07\x0a\x05conv1"
+    (tmp_path / "w.caffemodel").write_bytes(b"\x12" + bytes([len(layer)]) + layer)
+    with pytest.raises(UserError, match=r"w.caffemodel: .*2013.*upgrade_net_proto_binary"):
+        load_pretrained(tmp_path / "w.caffemodel")
 
 
 def test_caffe_mean_image_is_turned_to_rgb(tmp_path):
