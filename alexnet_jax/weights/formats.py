@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import sys
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -127,22 +128,32 @@ def _read_safetensors(path: pathlib.Path) -> Stored:
 
 def _torch_layers(path: pathlib.Path, saved: Mapping[str, Any], description: str = "") -> Stored:
     """Extracts the layers from a state dict, or from a training checkpoint that contains one."""
-    tensors, keys = {}, {}
-    for key, value in _state_dict(saved).items():
-        if hasattr(value, "shape"):
-            clean = ".".join(part for part in str(key).split(".") if part not in _WRAPPERS)
-            tensors[clean], keys[clean] = value, str(key)
+    arrays = {str(key): value for key, value in _state_dict(saved).items() if hasattr(value, "shape")}
+    clean = {key: ".".join(part for part in key.split(".") if part not in _WRAPPERS) for key in arrays}
     names = {name: (f"{torch}.weight", f"{torch}.bias") for name, torch in TORCH_NAMES.items()}
-    known = {key for pair in names.values() for key in pair}
-    if names["conv1"][0] not in tensors:
-        some = ", ".join(list(keys.values())[:3]) or "no tensors"
-        raise UserError(f"{path}: not an AlexNet: no features.0.weight in it, but {some}, ...")
-    if unknown := [keys[key] for key in tensors if key not in known]:
+    first = names["conv1"][0]
+    # The net may be part of a larger one, as `backbone.features.0.weight`.
+    prefix = next((name.removesuffix(first) for name in clean.values() if _ends_with(name, first)), None)
+    if prefix is None:
+        some = ", ".join(list(arrays)[:3]) or "no tensors"
+        raise UserError(f"{path}: not an AlexNet: no {first} in it, but {some}, ...")
+    keys = {name.removeprefix(prefix): key for key, name in clean.items() if name.startswith(prefix)}
+    known = {name for pair in names.values() for name in pair}
+    others = [name for name in keys if name not in known]
+    if unknown := [keys[name] for name in others if name.split(".")[0] in ("features", "classifier")]:
         raise UserError(f"{path}: not an AlexNet: it also has {', '.join(unknown[:3])}")
+    if ignored := [key for key in arrays if key not in keys.values()] + [keys[name] for name in others]:
+        more = ", ..." if len(ignored) > 3 else ""
+        print(f"{path}: ignores {', '.join(ignored[:3])}{more}, which no AlexNet has", file=sys.stderr)
+    tensors = {name: arrays[key] for name, key in keys.items()}
     layers = _pairs(path, tensors, names)
     variant = "torchvision" if layers["conv1"][1].shape == (64,) else None
     shown = {name: (keys[names[name][0]], keys[names[name][1]]) for name in layers}
     return Stored(layers, shown, description, variant)
+
+
+def _ends_with(name: str, end: str) -> bool:
+    return f".{name}".endswith(f".{end}")
 
 
 def _pairs(path: pathlib.Path, tensors: Mapping[str, Any], names: dict[str, tuple[str, str]]) -> Layers:

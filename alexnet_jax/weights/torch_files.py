@@ -74,7 +74,7 @@ class _Unpickler(pickle.Unpickler):
     """Loads tensors, dictionaries, lists, strings and numbers; collects the `storages` of tensors by key."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file, encoding="utf-8")
+        super().__init__(file, encoding="latin-1")  # Python 2's byte strings, whatever they contain
         self.storages: dict[str, Storage] = {}
         self._names = _names()
 
@@ -95,7 +95,14 @@ class _Unpickler(pickle.Unpickler):
 
 def _names() -> dict[str, Any]:
     """The names a pickle may use: new objects for each file, because a pickle can set their attributes."""
+    dtypes = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
     return {
+        # What `torch.load(weights_only=True)` accepts too, and this package ignores.
+        "collections.Counter": collections.Counter,
+        "builtins.set": set,
+        "__builtin__.set": set,
+        "torch.device": lambda *names: ":".join(map(str, names)),
+        **{f"torch.{name}": name for name in dtypes.split()},
         "collections.OrderedDict": collections.OrderedDict,
         "torch._utils._rebuild_tensor": lambda *arguments: _tensor(*arguments[:4]),
         "torch._utils._rebuild_tensor_v2": lambda *arguments: _tensor(*arguments[:4]),

@@ -204,6 +204,37 @@ def test_checkpoints_and_prefixes(monkeypatch, tmp_path, convolutions, prefix, i
     np.testing.assert_array_equal(variables["params"]["conv1"]["kernel"][0], expected)
 
 
+PREFIXES = (
+    *("net.", "net.0.", "model.net.", "backbone.", "encoder.", "module.backbone.", "student.", "teacher."),
+    *("ema.", "ema_model.", "alexnet.", "base.", "base_model.", "base_network.", "feature_extractor."),
+    *("cnn.", "network.", "learner.model.", "0.", "a.b.c.d."),
+)
+EXTRAS = ("n_averaged", "criterion.weight", "normalize.mean", "head.weight", "backbone.scale", "epoch")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_any_prefix_and_extra_tensors(tmp_path, capsys, convolutions, prefix):
+    """lightning#3629, pytorch#65495: the net within a larger one, with tensors that are not its own."""
+    state = {prefix + key: array for key, array in convolutions.items()}
+    path = write_convolutions(tmp_path / "w.safetensors", state)
+    _, variables, _ = load_pretrained(path, partial=True)
+    expected = convolutions["features.0.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(variables["params"]["conv1"]["kernel"][0], expected)
+    assert capsys.readouterr().err == ""
+    for extra in (*EXTRAS, prefix + "fc.weight"):
+        write_convolutions(path, {**state, extra: np.ones(2, np.float32)})
+        assert load_pretrained(path, partial=True)[0] == create_model("torchvision")
+        assert capsys.readouterr().err == f"{path}: ignores {extra}, which no AlexNet has\n"
+
+
+def test_a_prefix_may_not_hide_another_net(tmp_path, convolutions):
+    state = {f"net.{key}": array for key, array in convolutions.items()}
+    state["net.features.12.weight"] = np.zeros((1, 1, 3, 3), np.float32)
+    path = write_convolutions(tmp_path / "vgg.safetensors", state)
+    with pytest.raises(UserError, match=r"not an AlexNet: it also has net.features.12.weight"):
+        load_pretrained(path, partial=True)
+
+
 def test_data_parallel_features(tmp_path, convolutions):
     """PyTorch's own ImageNet example wrapped only AlexNet's convolutions."""
     state = {key.replace("features.", "features.module."): a for key, a in convolutions.items()}
@@ -325,6 +356,33 @@ def test_a_malicious_pickle_is_refused_by_name(
     with pytest.raises(UserError, match=f"names {name}, which is no part of a tensor"):
         load_pretrained(path)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize(
+    "value",
+    [
+        collections.Counter({3: 2}),
+        {1, 2},
+        torch_pickle.Name("torch", "float32"),
+        torch_pickle.Name("torch", "bfloat16"),
+        torch_pickle.Name("torch", "int64"),
+        Harm(torch_pickle.Name("torch", "device"), "cuda", 1),
+    ],
+    ids=["Counter", "set", "float32", "bfloat16", "int64", "device"],
+)
+def test_what_weights_only_allows_is_read(tmp_path, value, protocol):
+    """pytorch#98921: a scheduler's Counter and the like beside the weights."""
+    out = io.BytesIO()
+    torch_pickle._Pickler(out, protocol).dump({"epoch": 3, "other": value})
+    saved = torch_files.read(as_zip(tmp_path / "w.pth", out.getvalue()))
+    device = "cuda:1" if isinstance(value, Harm) else None
+    assert saved["epoch"] == 3 and saved["other"] == (device or getattr(value, "name", value))
+
+
+def test_byte_strings_of_python_2(tmp_path):
+    data = b"\x80\x02}U\x04nameU\x02\xe9\xffs."  # {"name": "\xe9\xff"} as Python 2 pickles it
+    assert torch_files.read(as_zip(tmp_path / "w.pth", data)) == {"name": "\xe9\xff"}
 
 
 def test_a_tar_from_before_2017_says_how_to_save_it_again(tmp_path):
