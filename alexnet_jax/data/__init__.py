@@ -5,7 +5,7 @@ folders.py        one folder of images per class
 kaggle.py         Kaggle's unpacked ImageNet archive
 tars.py           the official tars of ILSVRC-2012 and 2010, read without unpacking, and their development kit
 records.py        TFDS directories: the embedded set, prepared records, any TFDS data set by name
-tfds_metadata.py  the metadata of a TFDS directory: shards, features, classes
+tfds_metadata.py  the metadata of a TFDS directory, written and read by TFDS
 record_files.py   array_record and TFRecord files: writing, random access
 classes.py        WordNet ids and readable names of ImageNet's classes
 pipeline.py       the order of examples; batches decoded ahead of training

@@ -45,13 +45,13 @@ class RecordSource:
         square = image.encoding_format == "jpeg" and (width, channels) == (height, 3)
         self.jpeg_size: int | None = height if square else None
         instructions = info.splits[self._split].file_instructions
-        if missing := next((i.filename for i in instructions if not os.path.exists(i.filename)), None):
-            raise UserError(f"{key}: {missing} is missing from the data set; make or fetch the set again")
         if info.file_format.value not in READERS:
             raise UserError(
                 f"{key}: {path} is stored without random access, as {info.file_format.value}; prepare the "
                 "set again as array_record"
             )
+        if missing := next((i.filename for i in instructions if not os.path.exists(i.filename)), None):
+            raise UserError(f"{key}: {missing} is missing from the data set; make or fetch the set again")
         self._shards = [Shard(os.fspath(i.filename), info.file_format.value) for i in instructions]
         self._first = np.cumsum([0] + [i.examples_in_shard for i in instructions])
         self.description = f"{info.name}: {len(self):,} {self._split} images in {self.num_classes:,} classes"

@@ -43,6 +43,24 @@ def make_folder(root: pathlib.Path, layout: dict[str, int]) -> None:
             Image.new("RGB", (8, 8), (i, 0, 0)).save(root / where / f"{i}.png")
 
 
+@pytest.mark.parametrize(
+    ("file_format", "message"),
+    [
+        ("array_record", r"fashion_mnist-train\.array_record-00000-of-00001 is missing from the data set"),
+        ("tfrecord", r"fashion_mnist-train\.tfrecord-00000-of-00001 is missing from the data set"),
+        ("riegeli", "is stored without random access, as riegeli; prepare the set again as array_record"),
+        ("parquet", "is stored without random access, as parquet; prepare the set again as array_record"),
+    ],
+)
+def test_a_missing_shard_and_formats_without_random_access(file_format, message, tmp_path):
+    for name in ("dataset_info.json", "features.json", "label.labels.txt"):
+        text = (sources.EMBEDDED / name).read_text()
+        (tmp_path / name).write_text(text.replace('"array_record"', f'"{file_format}"'))
+    with pytest.raises(UserError, match=message) as raised:
+        sources.open_source(f"prepared:{tmp_path}", "train")
+    assert "\n" not in str(raised.value)
+
+
 def modules_by_reading(spec: str) -> tuple[set[str], set[str]]:
     """The modules after a fresh process has opened a source, and those that reading adds."""
     code = (
