@@ -131,8 +131,8 @@ class Harness:
         assert restored is not None
         state, record = restored
         return {
-            "parameters": checkpoint.fingerprint(state.params),
-            "state": checkpoint.fingerprint(state),
+            "parameters": runs.digest(state.params),
+            "state": runs.digest(state),
             "step": int(state.step),
             "record": record,
             "metrics": untimed(workdir),
