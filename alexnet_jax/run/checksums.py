@@ -14,11 +14,11 @@ _CHUNK_BYTES = 2**20
 
 
 def write(directory: pathlib.Path) -> None:
-    """Writes `checksums.json` into `directory`: the CRC-32 of each file below it."""
+    """Writes `checksums.json` into `directory`: the CRC-32 of each file below it, and their own."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     sums = {path.relative_to(directory).as_posix(): _crc32(path) for path in paths}
     sums.pop(FILE, None)
-    files.write_text(directory / FILE, json.dumps(sums, indent=0))
+    files.write_text(directory / FILE, json.dumps({"files": sums, "crc32": _of(sums)}))
 
 
 def damage(directory: pathlib.Path, only: str | None = None) -> str | None:
@@ -31,8 +31,12 @@ def damage(directory: pathlib.Path, only: str | None = None) -> str | None:
       FileNotFoundError: there are no checksums.
     """
     try:
-        sums = {name: int(crc) for name, crc in json.loads((directory / FILE).read_text()).items()}
-    except (ValueError, AttributeError, TypeError, IsADirectoryError):
+        saved = json.loads((directory / FILE).read_text())
+        sums = saved["files"]
+        intact = saved["crc32"] == _of(sums)
+    except (ValueError, KeyError, TypeError, IsADirectoryError):
+        intact = False
+    if not intact:
         return f"{FILE} has changed"
     for name, crc in sums.items() if only is None else [(only, sums.get(only))]:
         if not (directory / name).is_file():
@@ -48,3 +52,7 @@ def _crc32(path: pathlib.Path) -> int:
         while chunk := file.read(_CHUNK_BYTES):
             crc = zlib.crc32(chunk, crc)
     return crc
+
+
+def _of(sums: dict[str, int]) -> int:
+    return zlib.crc32(json.dumps(sums).encode())

@@ -58,8 +58,8 @@ def save(
 ) -> None:
     """Starts saving a checkpoint in the background; with `last`, waits until it is on disk.
 
-    A failed save is only a warning: earlier checkpoints exist, and a later save may succeed. It ends the run if
-    it is the last save or the second in a row to fail.
+    A failed save is only a warning: earlier checkpoints exist, and a later save may succeed. It ends the run
+    if it is the last save or the second in a row to fail.
 
     Args:
       state: a `TrainState`; its parameters must be finite.

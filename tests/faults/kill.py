@@ -30,7 +30,9 @@ from alexnet_jax.run import checkpoint, logs, status
 from tests.faults import runs
 
 # What is killed, one process after another.
-PHASES = {phase: (phase,) for phase in ("start", "compile", "step", "save", "evaluation", "epoch end", "end")}
+PHASES: dict[str, tuple[str, ...]] = {
+    phase: (phase,) for phase in ("start", "compile", "step", "save", "evaluation", "epoch end", "end")
+}
 PHASES["restore"] = ("step", "start")
 RESULTS = "results.jsonl"
 
