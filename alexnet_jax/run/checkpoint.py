@@ -317,6 +317,8 @@ def _reading_alone() -> Iterator[None]:
 def _refuse_other_arrays(path: pathlib.Path, saved: Any, wanted: Any) -> None:
     """Raises `UserError` if the arrays differ in shape or dtype."""
     there, here = _arrays(saved), _arrays(wanted)
+    if not there:
+        raise ValueError("it has no arrays")
     different = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if not different:
         return

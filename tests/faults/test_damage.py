@@ -4,12 +4,14 @@ import pathlib
 import re
 import shutil
 
+import jax
+import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.run import checkpoint
+from alexnet_jax.run import checkpoint, checksums
 from tests.faults import runs
 
 
@@ -81,7 +83,9 @@ def saved(whole, abstract_state):
 
 def restore(run, abstract_state):
     said = []
-    (state, record) = checkpoint.Checkpoints(run, say=said.append).restore(abstract_state)
+    restored = checkpoint.Checkpoints(run, say=said.append).restore(abstract_state)
+    assert restored is not None
+    state, record = restored
     return state, record, "\n".join(said)
 
 
@@ -196,6 +200,53 @@ def test_what_is_no_damage_sets_nothing_aside(run, abstract_state, monkeypatch):
     with pytest.raises(RuntimeError, match="Out of memory"):
         restore(run, abstract_state)
     assert not (run / "damaged").exists()
+
+
+def test_other_dtypes_are_one_line_and_nothing_is_moved(run, abstract_state):
+    """flax#924, jax#6059: JAX_ENABLE_X64 set between two starts; every checkpoint was called damaged."""
+    wanted = jax.tree.map(
+        lambda x: (
+            jax.ShapeDtypeStruct(x.shape, np.float64, sharding=x.sharding) if x.dtype == np.float32 else x
+        ),
+        abstract_state,
+    )
+    kernel = "is float32 there and float64 in this process"
+    with pytest.raises(UserError, match=rf"was saved with other dtypes: .* {kernel}.*set JAX_ENABLE_X64"):
+        restore(run, wanted)
+    assert newest(run).is_dir()
+    assert not (run / "damaged").exists()
+
+
+@pytest.mark.parametrize("is_verified", [True, False])
+def test_what_another_version_saved_and_this_one_cannot_read_is_not_moved(
+    run, abstract_state, monkeypatch, is_verified
+):
+    def unreadable(*_):
+        raise ValueError("unknown format")
+
+    monkeypatch.setattr(checkpoint.ocp, "load", unreadable)
+    metadata = newest(run) / "_CHECKPOINT_METADATA"
+    metadata.write_text(re.sub(r'"flax": "[^"]*"', '"flax": "0.1.2"', metadata.read_text()))
+    checksums.write(newest(run))
+    if not is_verified:
+        (newest(run) / checksums.FILE).unlink()
+    said = r"shows no damage \(unknown format\); it was saved with flax 0\.1\.2 \(here .*\); use those"
+    with pytest.raises(UserError, match=said) as caught:
+        restore(run, abstract_state)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=said):
+        checkpoint.restore_params(run, abstract_state.params["fc6"]["kernel"].sharding)
+    assert newest(run).is_dir()
+    assert not (run / "damaged").exists()
+
+
+def test_without_checksums_and_unreadable_the_one_before_is_used(run, abstract_state):
+    """As after a power cut between a save and its checksums."""
+    (newest(run) / checksums.FILE).unlink()
+    empty(newest(run) / "state/manifest.ocdbt")
+    state, _, said = restore(run, abstract_state)
+    assert int(state.step) == BEFORE
+    assert f"checkpoint {NEWEST} is damaged" in said
 
 
 def test_a_checkpoint_of_another_net_is_left_in_its_place(run, config):
