@@ -2,6 +2,7 @@
 
 workdir          a run's directory: creates it, locks it, compares its config
 checkpoint       saves and restores with orbax
+verified         finds the newest checkpoint that is not damaged, and reads it
 checksums        finds damaged files of a checkpoint before orbax reads them
 logs             metrics.jsonl, TensorBoard, status.json, lines for the user
 signals          SIGTERM, SIGINT and time limits

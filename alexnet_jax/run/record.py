@@ -10,8 +10,6 @@ from alexnet_jax.optimizer import PlateauState
 from alexnet_jax.run import checkpoint, logs
 from alexnet_jax.run.meter import Diverged, all_finite
 
-MOST_FAILED_SAVES = 2  # in a row; then the run ends
-
 
 @dataclasses.dataclass
 class Record:
@@ -82,7 +80,7 @@ def save(
             part()
         except checkpoint.SaveError as reason:
             message = f"{workdir}: a checkpoint could not be written ({reason}); {last_good(checkpoints)}"
-            if (last and part is write) or checkpoints.failed_saves >= MOST_FAILED_SAVES:
+            if (last and part is write) or checkpoints.failed_saves > 1:
                 raise Fault(f"{message}; make room and start the same command again") from reason
             log.say(f"warning: {message}; training goes on")
 
