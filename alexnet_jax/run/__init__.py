@@ -1,7 +1,9 @@
 """What a run needs besides the training step: checkpoints, logs, signals, several processes.
 
 workdir          a run's directory: creates it, locks it, compares its config
-checkpoint       saves and restores with orbax; with fingerprints, and quiet about orbax's own messages
+checkpoint       saves and restores with orbax
+verified         finds the newest checkpoint that is not damaged, and reads it
+checksums        finds damaged files of a checkpoint before orbax reads them
 logs             metrics.jsonl, TensorBoard, status.json, lines for the user
 signals          SIGTERM, SIGINT and time limits
 processes        multi-process runs

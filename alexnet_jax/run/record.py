@@ -56,15 +56,15 @@ def save(
 ) -> None:
     """Starts saving a checkpoint in the background; with `last`, waits until it is on disk.
 
-    Before the last save a full disk is only a warning: earlier checkpoints still exist, and a later save may
-    succeed.
+    A failed save is only a warning: earlier checkpoints exist, and a later save may succeed. It ends the run
+    if it is the last save or the second in a row to fail.
 
     Args:
       state: a `TrainState`; its parameters must be finite.
 
     Raises:
       Diverged: a parameter is not finite.
-      Fault: the last checkpoint could not be written.
+      Fault: the last checkpoint, or the second in a row, could not be written.
     """
     if not all_finite(state.params):
         raise Diverged(f"a parameter is not finite at step {step}")
@@ -80,7 +80,7 @@ def save(
             part()
         except checkpoint.SaveError as reason:
             message = f"{workdir}: a checkpoint could not be written ({reason}); {last_good(checkpoints)}"
-            if last and part is write:
+            if (last and part is write) or checkpoints.failed_saves > 1:
                 raise Fault(f"{message}; make room and start the same command again") from reason
             log.say(f"warning: {message}; training goes on")
 

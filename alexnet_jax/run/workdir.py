@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import socket
 import sys
 import time
@@ -18,6 +19,7 @@ from alexnet_jax.run import logs, processes
 
 LOCK = "lock"
 VISIBLE_WITHIN_SECONDS = 20.0
+PATH_MAX, LONGEST_BELOW = 4096, 300  # bytes: Linux's limit, and what the paths below the directory need
 
 
 @contextmanager
@@ -30,6 +32,7 @@ def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
       UserError: the directory cannot be written, is in use, contains a run with another config (each
         difference is listed), or is not shared by all processes.
     """
+    check_path(workdir)
     if not processes.is_first():
         processes.barrier()
         _find(workdir)
@@ -46,6 +49,25 @@ def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
         _claim(workdir, config)
         processes.barrier()
         yield
+
+
+def check_path(workdir: pathlib.Path) -> None:
+    """Raises `UserError` for paths to which orbax cannot save: URLs, patterns, too long ones."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(workdir)):  # pathlib turns gs://bucket into gs:/bucket
+        raise UserError(
+            f"--workdir={workdir}: looks like a URL, and only directories can be written; mount it (such as "
+            "with gcsfuse) or copy a local directory there"
+        )
+    path = str(workdir.absolute())
+    if found := re.search(r"[*?\\\udc80-\udcff]|\[.*\]", path, re.DOTALL):
+        raise UserError(
+            f"--workdir={workdir}: orbax cannot save to a path with {found.group()!a}; choose one "
+            "without *, ?, [...], backslashes and bytes that are not UTF-8"
+        )
+    if (longest := len(os.fsencode(path)) + LONGEST_BELOW) > PATH_MAX:
+        raise UserError(
+            f"--workdir={path[:100]}...: too long by {longest - PATH_MAX} bytes; choose a shorter path"
+        )
 
 
 def _find(workdir: pathlib.Path) -> None:

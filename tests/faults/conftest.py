@@ -65,7 +65,7 @@ def outcome(abstract_state):
         restored = checkpoint.Checkpoints(workdir).restore(abstract_state)
         assert restored is not None
         state, record = restored
-        return Outcome(checkpoint.fingerprint(state), int(state.step), record, untimed(workdir))
+        return Outcome(runs.digest(state), int(state.step), record, untimed(workdir))
 
     return read
 

@@ -30,7 +30,9 @@ from alexnet_jax.run import checkpoint, logs, status
 from tests.faults import runs
 
 # What is killed, one process after another.
-PHASES = {phase: (phase,) for phase in ("start", "compile", "step", "save", "evaluation", "epoch end", "end")}
+PHASES: dict[str, tuple[str, ...]] = {
+    phase: (phase,) for phase in ("start", "compile", "step", "save", "evaluation", "epoch end", "end")
+}
 PHASES["restore"] = ("step", "start")
 RESULTS = "results.jsonl"
 
@@ -131,8 +133,8 @@ class Harness:
         assert restored is not None
         state, record = restored
         return {
-            "parameters": checkpoint.fingerprint(state.params),
-            "state": checkpoint.fingerprint(state),
+            "parameters": runs.digest(state.params),
+            "state": runs.digest(state),
             "step": int(state.step),
             "record": record,
             "metrics": untimed(workdir),

@@ -1,11 +1,16 @@
 """Real processes of main.py with a narrow net, for what may happen to them."""
 
+import hashlib
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import time
+from typing import Any
+
+import jax
+import numpy as np
 
 from tests import tiny
 
@@ -44,6 +49,15 @@ def environment(**more: str) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         **more,
     }
+
+
+def digest(tree: Any) -> str:
+    """A hash of all arrays of a tree: names, types and bits."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
+        sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        sha.update(np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()
 
 
 class Process:

@@ -105,6 +105,27 @@ def test_a_save_that_fails_in_mid_run_is_a_warning(
     assert outcome(workdir).state == whole[1].state
 
 
+def test_the_second_failed_save_in_a_row_ends_the_run(disk, config, after_step, tmp_path, capsys):
+    """tensorpack#1317: training went on to the end with nothing saved."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    disk.workdir.mkdir()
+    (workdir / "checkpoints").symlink_to(disk.workdir)
+    after_step(4, lambda: disk.fill(leave=ROOM_FOR_LOGS))
+    longer = config(**{"run.total_steps": 30, "run.eval_every_steps": 30})
+    with pytest.raises(Fault, match="a checkpoint could not be written") as caught:
+        training.train(longer, workdir)
+    disk.make_room()
+    assert "the last good checkpoint is of step 3; make room and start the same" in str(caught.value)
+    assert capsys.readouterr().err.count("training goes on") == 1
+    assert status(workdir)["status"] == "failed"
+    assert "could not be written" in status(workdir)["message"]
+    assert (
+        max(line["step"] for line in logs.read_metrics(workdir)) <= 12
+    )  # saves at 6 and 9, seen at 9 and 12
+    assert training.train(longer, workdir) == "done"
+
+
 def test_a_last_save_that_fails_is_a_fault_and_the_run_goes_on_later(
     disk, config, whole, outcome, after_step
 ):

@@ -1,0 +1,79 @@
+"""Paths to which a run may be told to save: each works, or is refused before anything is written."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from alexnet_jax import train as training
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.run import checkpoint, workdir
+from tests.faults import runs
+
+# What shells, globs, URLs, formats and other systems give a meaning, alone and between letters.
+PARTS = (
+    *("[x]", "[", "]", "[!a]", "*", "?", "\\", "%", "%20", "%s", "{}", "{a,b}", "'", '"', " ", "\t", "\n"),
+    *("é", "日本語", "😀", "\udcff", "~", "$HOME", "#", "&", ";", "|", "!", "^", "=", "@", ":", "-", ".h"),
+)
+NAMES = [name for part in PARTS for name in (part, f"a{part}b")] + ["x" * 250]
+REFUSED = ("[x]", "[!a]", "*", "?", "\\", "\udcff")  # orbax loses what it saves there, or cannot save
+
+
+@pytest.fixture(scope="module")
+def state():
+    return {"params": {"w": jnp.arange(12.0).reshape(3, 4)}, "step": jnp.int32(3)}
+
+
+@pytest.mark.parametrize("is_parent", [False, True], ids=["name", "parent"])
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_path_works_or_is_refused(tmp_path, state, name, is_parent):
+    """tensorflow#34290, ray#15367: brackets in the path lost the run."""
+    path = tmp_path / name / "run" if is_parent else tmp_path / name
+    if any(part in name for part in REFUSED):
+        with pytest.raises(UserError, match=r"orbax cannot save to a path with .*; choose one without"):
+            workdir.check_path(path)
+        return
+    workdir.check_path(path)
+    path.mkdir(parents=True)
+    checkpoints = checkpoint.Checkpoints(path)
+    checkpoints.save(3, state, {"evaluated_step": 2})
+    checkpoints.wait()
+    checkpoints.close()
+    said = []
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    restored = checkpoint.Checkpoints(path, say=said.append).restore(abstract)
+    assert restored is not None
+    assert runs.digest(restored[0]) == runs.digest(state)
+    assert (restored[1], said) == ({"evaluated_step": 2}, [])
+
+
+def test_the_longest_path_that_is_accepted_works(tmp_path, state):
+    path = tmp_path
+    while len(str(path)) < workdir.PATH_MAX - workdir.LONGEST_BELOW - 202:
+        path /= "x" * 200
+    path /= "x" * (workdir.PATH_MAX - workdir.LONGEST_BELOW - len(str(path)) - 1)
+    workdir.check_path(path)
+    path.mkdir(parents=True)
+    checkpoints = checkpoint.Checkpoints(path)
+    checkpoints.save(10**9, state, {})
+    checkpoints.wait()
+    assert checkpoints.saved_step == 10**9
+    with pytest.raises(UserError, match="too long by 1 bytes; choose a shorter path"):
+        workdir.check_path(path.with_name(f"{path.name}x"))
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket", "hdfs://host:8020/run", "file:///tmp/run"])
+def test_a_url_is_refused(url):
+    """tensorpack#1317: a bucket became a local folder, and nothing was saved in it."""
+    with pytest.raises(UserError, match="looks like a URL, and only directories can be written"):
+        workdir.check_path(pathlib.Path(url))
+
+
+def test_a_refused_path_is_one_line_before_anything_is_written(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("gs://bucket/run", "r/[x]"):
+        with pytest.raises(UserError, match="--workdir=") as caught:
+            training.train(config(), path)
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
