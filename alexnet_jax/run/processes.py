@@ -163,8 +163,8 @@ def _start(place: dict[str, Any], timeout_seconds: int) -> None:
         where = place["coordinator_address"] or "the launcher's address"
         raise Fault(
             f"process {place['process_id']} of {place['num_processes']}: not all other processes started "
-            f"within {timeout_seconds} s (process 0 is at {where}); check their messages, --num_processes and "
-            "--process_id of each, and whether the port is free and reachable"
+            f"within {timeout_seconds} s (process 0 is at {where}); check their messages, --num_processes "
+            "and --process_id of each, and whether the port is free and reachable"
         ) from error
     except (ValueError, KeyError) as error:
         raise UserError(
