@@ -35,7 +35,7 @@ _CALLS_BEHIND = 2  # a `DelayedMax` lags this many calls, so nobody waits for it
 # --- launcher detection ----------------------------------------------------------------------------------
 
 _FLAGS = ("coordinator_address", "num_processes", "process_id")
-_TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+_MPI, _SLURM = "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
 
 
 def find(
@@ -58,13 +58,13 @@ def find(
     """
     if count is not None and count < 1:
         raise UserError(f"--num_processes={count}: must be 1 or more")
-    launched = _is_launched(environment)
+    launched = _is_launched(environment) or _on_tpu_vm(environment)
     if count == 1 or (not launched and (coordinator, count, index) == (None, None, None)):
         return None
     coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
-    if _several(environment, "OMPI_COMM_WORLD_SIZE") and "OMPI_MCA_orte_hnp_uri" not in environment:
+    if int(environment.get(_MPI, 1)) > 1 and "OMPI_MCA_orte_hnp_uri" not in environment:
         # Since Open MPI 5, mpirun does not tell processes its address, so JAX does not detect it.
-        count = count or int(environment["OMPI_COMM_WORLD_SIZE"])
+        count = count or int(environment[_MPI])
         index = int(environment.get("OMPI_COMM_WORLD_RANK", -1)) if index is None else index
     values = dict(zip(_FLAGS, (coordinator, count, index), strict=True))
     missing = [f"--{flag}" for flag, value in values.items() if value is None]
@@ -80,19 +80,22 @@ def find(
     return {**values, "local_device_ids": _own_devices(environment) if launched else []}
 
 
-def _several(environment: Mapping[str, str], *names: str) -> bool:
-    return any(int(environment.get(name, 1)) > 1 for name in names)
-
-
 def _is_launched(environment: Mapping[str, str]) -> bool:
     """Whether this looks like one of several processes: Open MPI, Slurm, a TPU slice, a Kubernetes job."""
     # Slurm's variable is that of the job step: a batch script without srun has none.
-    if _several(environment, "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+    if any(int(environment.get(name, 1)) > 1 for name in (_MPI, _SLURM)):
         return True
-    if any("," in environment.get(name, "") for name in _TPU_HOSTS):
+    if any("," in environment.get(name, "") for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")):
         return True
     in_indexed_job = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(environment)
     return in_indexed_job and importlib.util.find_spec("kubernetes") is not None
+
+
+def _on_tpu_vm(environment: Mapping[str, str]) -> bool:
+    """Whether this may be a host of a TPU slice without the variables: JAX asks its metadata server."""
+    if importlib.util.find_spec("libtpu") is None or "TPU_WORKER_HOSTNAMES" in environment:
+        return False
+    return "TPU_SKIP_MDS_QUERY" not in environment  # JAX sets it where there are no chips
 
 
 def _own_devices(environment: Mapping[str, str]) -> list[int] | None:
@@ -103,12 +106,11 @@ def _own_devices(environment: Mapping[str, str]) -> list[int] | None:
     shown = environment.get("CUDA_VISIBLE_DEVICES")
     if shown is not None and "," not in shown:
         return []
-    if _several(environment, "OMPI_COMM_WORLD_SIZE"):
-        if environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1":
-            return []
-        return [int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))]
-    tasks = environment.get("SLURM_STEP_NUM_TASKS")
-    return [] if tasks is not None and tasks == environment.get("SLURM_STEP_NUM_NODES") else None
+    if int(environment.get(_MPI, 1)) > 1:
+        alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+        return [] if alone else [int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))]
+    alone = _SLURM in environment and environment[_SLURM] == environment.get("SLURM_STEP_NUM_NODES")
+    return [] if alone else None
 
 
 # --- the job ---------------------------------------------------------------------------------------------
@@ -128,10 +130,9 @@ def job(place: dict[str, Any] | None, timeout_seconds: int = 300) -> Iterator[No
       Fault: the other processes did not start in time, or one was lost.
       UserError: the launcher's variables are incomplete.
     """
-    if place is None:
+    if place is None or not _start(place, timeout_seconds):
         yield
         return
-    _start(place, timeout_seconds)
     name = f"process {jax.process_index()} of {jax.process_count()} ({os.getpid()} on {socket.gethostname()})"
     try:
         with _last_words(f"error: {name} was ended, most likely because another one died; {faults.RESUME}"):
@@ -148,8 +149,8 @@ def job(place: dict[str, Any] | None, timeout_seconds: int = 300) -> Iterator[No
         raise
 
 
-def _start(place: dict[str, Any], timeout_seconds: int) -> None:
-    """Calls `jax.distributed.initialize`, with one-line errors."""
+def _start(place: dict[str, Any], timeout_seconds: int) -> bool:
+    """Calls `jax.distributed.initialize`, with one-line errors; False on a TPU host that is no slice's."""
     with contextlib.suppress(AttributeError):  # JAX 0.7 cannot turn it off
         # Its SIGTERM handler would replace that of `signals.Stop`.
         jax.config.update("jax_enable_preemption_service", False)
@@ -167,6 +168,8 @@ def _start(place: dict[str, Any], timeout_seconds: int) -> None:
             "and --process_id of each, and whether the port is free and reachable"
         ) from error
     except (ValueError, KeyError) as error:
+        if not _is_launched(os.environ) and set(place.values()) == {None}:
+            return False
         raise UserError(
             f"the launcher's variables are incomplete or wrong ({' '.join(str(error).split())}); start with "
             "srun or mpirun, or give --coordinator_address, --num_processes and --process_id; "
@@ -174,6 +177,7 @@ def _start(place: dict[str, Any], timeout_seconds: int) -> None:
         ) from error
     finally:
         pool.shutdown(wait=False)
+    return True
 
 
 @contextlib.contextmanager
@@ -243,16 +247,14 @@ def together(make: Callable[[], T]) -> T:
     `make` must not communicate with the other processes.
     """
     result: Any = None
-    error: UserError | Fault | None = None
     try:
-        result = make()
-    except (UserError, Fault) as caught:
-        error = caught
-    mine = None if error is None else [isinstance(error, UserError), str(error)]
+        result, mine = make(), None
+    except (UserError, Fault) as error:
+        result, mine = error, [isinstance(error, UserError), str(error)]
     for index, text in enumerate(gather(json.dumps(mine))):
         if (found := json.loads(text)) is not None:
             is_mistake, message = found
-            raise error or (UserError if is_mistake else Fault)(f"process {index}: {message}")
+            raise result if mine else (UserError if is_mistake else Fault)(f"process {index}: {message}")
     return result
 
 
