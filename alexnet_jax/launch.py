@@ -9,6 +9,7 @@ CONFIG is a file, or the name of one that comes with the package, such as imagen
 
 import dataclasses
 import datetime
+import functools
 import importlib
 import json
 import pathlib
@@ -37,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not flag_parsing.parse(define_flags, directory):
         return 0
     overrides = config_flags.get_override_values(FLAGS["config"])
+    if FLAGS.mode == "eval" and FLAGS.workdir is None:
+        raise UserError("--workdir: missing; name the run to test")
     config = None if FLAGS.mode == "eval" else configs.resolve(FLAGS.config, overrides)
     if config is not None and FLAGS.mode == "summary":
         return summarise(config)
     place = processes.find(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
     with processes.job(place, FLAGS.start_timeout_seconds):
         if config is None:
-            if FLAGS.workdir is None:
-                raise UserError("--workdir: missing; name the run to test")
-            config = configs.of_workdir(FLAGS.workdir, overrides)
+            config = processes.together(functools.partial(configs.of_workdir, FLAGS.workdir, overrides))
         refuse_other_flags(config)
         if FLAGS.mode == "eval":
             return test(config)
@@ -115,16 +116,24 @@ def fresh_workdir(config_path: str) -> pathlib.Path:
 
 
 def refuse_other_flags(config: configs.Config) -> None:
-    """Raises `UserError` in a process whose flags differ from those of process 0."""
+    """Raises `UserError` in all processes if the flags of one differ from those of process 0."""
     own = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
-    first, values = json.loads(processes.from_first(json.dumps([own, json.loads(config.to_json())])))
-    different = [f"{key}: {first[key]!r} -> {own[key]!r}" for key in own if first[key] != own[key]]
-    different += configs.differences(configs.resolve(values), config, ignore_free=False)
-    if different:
-        raise UserError(
-            f"this process was given other flags than process 0 ({'; '.join(different)}); start all with "
-            "the same flags, apart from --process_id"
+    first, *others = processes.gather(json.dumps([own, json.loads(config.to_json())]))
+    for index, text in enumerate(others, 1):
+        if text == first:
+            continue
+        (flags_0, config_0), (flags_i, config_i) = json.loads(first), json.loads(text)
+        different = [
+            f"{key}: {flags_0[key]!r} -> {flags_i[key]!r}" for key in own if flags_0[key] != flags_i[key]
+        ]
+        different += configs.differences(
+            configs.resolve(config_0), configs.resolve(config_i), ignore_free=False
         )
+        if different:
+            raise UserError(
+                f"process {index} was given other flags than process 0 ({'; '.join(different)}); start all "
+                "with the same flags, apart from --process_id"
+            )
 
 
 def test(config: configs.Config) -> int:

@@ -45,7 +45,7 @@ def command(*arguments):
 class Job:
     """`count` processes, connected by flags; each writes its output to a file in `logs`."""
 
-    def __init__(self, count, logs, *arguments, devices=1, timeout=120, each=lambda index: []):
+    def __init__(self, count, logs, *arguments, devices=1, timeout=120, each=lambda index: [], folders=None):
         logs.mkdir(exist_ok=True)
         self.files = [logs / f"{index}.txt" for index in range(count)]
         where = [
@@ -56,7 +56,7 @@ class Job:
         self.processes = [
             subprocess.Popen(
                 command(*where, f"--process_id={index}", *arguments, *each(index)),
-                cwd=ROOT,
+                cwd=folders[index] if folders else ROOT,
                 env=environment(devices),
                 stdout=file.open("w"),
                 stderr=subprocess.STDOUT,
@@ -67,11 +67,11 @@ class Job:
     def said(self, index):
         return self.files[index].read_text()
 
-    def wait_until(self, pattern, index=0, seconds=300):
-        """Waits until a process's output matches `pattern`."""
+    def wait_until(self, pattern, index=0, seconds=300, alive=True):
+        """Waits until a process's output matches `pattern`; it must not end before, if `alive`."""
         deadline = time.monotonic() + seconds
         while not re.search(pattern, self.said(index)):
-            assert self.processes[index].poll() is None, self.said(index)
+            assert not alive or self.processes[index].poll() is None, self.said(index)
             assert time.monotonic() < deadline, self.said(index)
             time.sleep(0.02)
 

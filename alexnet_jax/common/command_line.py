@@ -66,9 +66,10 @@ def quiet_interrupts() -> Iterator[None]:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exits without waiting for other threads: orbax's or the job's may never end after a failure."""
+    """Exits without waiting for other threads, or for lost processes: they may never end after a failure."""
     others = (t for t in threading.enumerate() if t is not threading.main_thread())
-    if all(thread.daemon for thread in others):
+    in_job = "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+    if all(thread.daemon for thread in others) and not in_job:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()

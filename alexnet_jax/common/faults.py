@@ -3,9 +3,12 @@
 import errno
 import os
 import pathlib
+import re
 
 from alexnet_jax.common.errors import Fault, UserError
 
+RESUME = "start the same command again in all processes to resume from the last checkpoint"
+_COLLECTIVE = re.compile("Gloo|NCCL|coordination service", re.IGNORECASE)
 _MEMORY = (
     "out of memory; raise data.micro_batches, lower data.batch_size or data.image_size, or use more devices "
     "(mesh.data, mesh.column)"
@@ -18,6 +21,8 @@ def explain(error: BaseException, workdir: pathlib.Path) -> Fault | UserError | 
         return error
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return Fault(_MEMORY)
+    if (lost := lost_process(error)) is not None:
+        return lost
     if not workdir.exists() or (isinstance(error, FileNotFoundError) and _is_within(error, workdir)):
         return Fault(f"{workdir}: was removed while the run was using it")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -28,6 +33,14 @@ def explain(error: BaseException, workdir: pathlib.Path) -> Fault | UserError | 
             f"({error.strerror}); fix that and start the same command again to resume"
         )
     return None
+
+
+def lost_process(error: BaseException) -> Fault | None:
+    """The `Fault` that explains a failed exchange with the other processes; None for other errors."""
+    if isinstance(error, Fault | UserError) or not _COLLECTIVE.search(str(error)):
+        return None
+    reason = " ".join(str(error).split())[:200]
+    return Fault(f"another process died or failed, so this one ends, too ({reason}); {RESUME}")
 
 
 def _is_within(error: OSError, workdir: pathlib.Path) -> bool:

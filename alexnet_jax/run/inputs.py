@@ -1,5 +1,6 @@
 """A run's images and preprocessing: opens the source in all processes and builds the training view."""
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -20,13 +21,14 @@ def open_source(data: configs.Data, split: str) -> sources.Source:
     Raises:
       UserError: as in `sources.open_configured`, or the processes find different images.
     """
-    source = sources.open_configured(data, split)
-    found = f"{len(source):,} {split} images of {source.num_classes} classes"
-    if (first := processes.from_first(found)) != found:
-        raise UserError(
-            f"data.source={data.source}: has {found} here, but {first} for process 0; give all processes "
-            "the same images"
-        )
+    source = processes.together(functools.partial(sources.open_configured, data, split))
+    found = processes.gather(f"{len(source):,} {split} images of {source.num_classes} classes")
+    for index, other in enumerate(found):
+        if other != found[0]:
+            raise UserError(
+                f"data.source={data.source}: has {found[0]} for process 0, but {other} for process {index}; "
+                "give all processes the same images"
+            )
     return source
 
 

@@ -56,7 +56,7 @@ class Stop:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: JAX's, in C
         signal.set_wakeup_fd(self._fd_before)
         os.close(self._write)
         self._thread.join()

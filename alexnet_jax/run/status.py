@@ -1,7 +1,6 @@
 """The status of a run: failure reports, the first and last lines it prints, library versions."""
 
 import contextlib
-import functools
 import importlib.metadata
 import json
 import math
@@ -34,10 +33,9 @@ def explained_faults(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reported_failures(workdir: pathlib.Path) -> Iterator[None]:
-    """Writes the status `running`, and `failed` with the reason on any exception or on a process's death."""
+    """Writes the status `running`, and `failed` with the reason on any exception."""
     if processes.is_first():
         logs.write_status(workdir, "running")
-        processes.on_death(functools.partial(logs.write_failure, workdir))
     try:
         yield
     except BaseException as error:

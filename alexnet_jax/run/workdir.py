@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from alexnet_jax import config as configs
@@ -33,21 +33,9 @@ def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
         difference is listed), or is not shared by all processes.
     """
     check_path(workdir)
-    if not processes.is_first():
-        processes.barrier()
-        _find(workdir)
-        yield
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / LOCK, "a+")  # noqa: SIM115  (closed by _locked)
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir}: cannot be written ({error.strerror}); choose another"
-        ) from error
-    with _locked(lock, workdir):
-        _claim(workdir, config)
-        processes.barrier()
+    with ExitStack() as stack:
+        processes.together(lambda: _claim(workdir, config, stack) if processes.is_first() else None)
+        processes.together(lambda: _find(workdir))
         yield
 
 
@@ -82,8 +70,16 @@ def _find(workdir: pathlib.Path) -> None:
         time.sleep(0.1)
 
 
-def _claim(workdir: pathlib.Path, config: configs.Config) -> None:
-    """Writes the config, unless the directory contains a run with a different one."""
+def _claim(workdir: pathlib.Path, config: configs.Config, stack: ExitStack) -> None:
+    """Locks the directory until `stack` closes; writes the config unless another run is there."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / LOCK, "a+")  # noqa: SIM115  (closed by _locked)
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: cannot be written ({error.strerror}); choose another"
+        ) from error
+    stack.enter_context(_locked(lock, workdir))
     if (workdir / configs.FILE_NAME).exists():
         different = configs.differences(configs.of_workdir(workdir), config)
         if different and not config.run.allow_changes:
