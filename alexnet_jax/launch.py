@@ -147,7 +147,7 @@ def test(config: configs.Config) -> int:
 def summarise(config: configs.Config) -> int:
     """Prints a table of the config's net."""
     from alexnet_jax.data import sources
-    from alexnet_jax.tools import summary
+    from alexnet_jax.run import summary
 
     num_classes = config.data.num_classes or sources.open_configured(config.data, "train").num_classes
     table = summary.summarise(configs.build_model(config, num_classes), config.data.image_size)

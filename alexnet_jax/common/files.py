@@ -39,3 +39,14 @@ def write_npz(path: str | os.PathLike[str], arrays: dict[str, Any], *, compress:
     """Writes arrays by name as `.npz`."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         (np.savez_compressed if compress else np.savez)(file, **arrays)
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    """`[H, W, 3]` uint8 as PNG."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
