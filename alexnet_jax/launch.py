@@ -15,15 +15,17 @@ import pathlib
 import sys
 import types
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax import config as configs
 from alexnet_jax.common import flag_parsing
 from alexnet_jax.common.command_line import EXIT_CODES
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.run import processes
+
+if TYPE_CHECKING:
+    from alexnet_jax import config as configs
 
 FLAGS = flags.FLAGS
 
@@ -36,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_importable(directory)
     if not flag_parsing.parse(define_flags, directory):
         return 0
+    from alexnet_jax import config as configs  # imported late, as they import JAX, which takes seconds
+    from alexnet_jax.run import processes
+
     overrides = config_flags.get_override_values(FLAGS["config"])
     config = None if FLAGS.mode == "eval" else configs.resolve(FLAGS.config, overrides)
     if config is not None and FLAGS.mode == "summary":
@@ -114,8 +119,11 @@ def fresh_workdir(config_path: str) -> pathlib.Path:
     )
 
 
-def refuse_other_flags(config: configs.Config) -> None:
+def refuse_other_flags(config: "configs.Config") -> None:
     """Raises `UserError` in a process whose flags differ from those of process 0."""
+    from alexnet_jax import config as configs
+    from alexnet_jax.run import processes
+
     own = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
     first, values = json.loads(processes.from_first(json.dumps([own, json.loads(config.to_json())])))
     different = [f"{key}: {first[key]!r} -> {own[key]!r}" for key in own if first[key] != own[key]]
@@ -127,9 +135,10 @@ def refuse_other_flags(config: configs.Config) -> None:
         )
 
 
-def test(config: configs.Config) -> int:
+def test(config: "configs.Config") -> int:
     """Tests the workdir's last checkpoint and prints the result."""
     from alexnet_jax import evaluate
+    from alexnet_jax.run import processes
 
     if flag_parsing.gives_config(sys.argv):
         print(
@@ -144,8 +153,9 @@ def test(config: configs.Config) -> int:
     return 0
 
 
-def summarise(config: configs.Config) -> int:
+def summarise(config: "configs.Config") -> int:
     """Prints a table of the config's net."""
+    from alexnet_jax import config as configs
     from alexnet_jax.data import sources
     from alexnet_jax.run import summary
 

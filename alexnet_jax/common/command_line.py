@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        if options.get("default") is not None:
+        if options.get("default") not in (None, argparse.SUPPRESS):
             options["help"] += " (default: %(default)s)"
         return super().add_argument(*names, **options)
 
