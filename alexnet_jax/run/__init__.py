@@ -2,7 +2,8 @@
 
 workdir          a run's directory: creates it, locks it, compares its config
 checkpoint       saves and restores with orbax; with fingerprints, and quiet about orbax's own messages
-logs             metrics.jsonl, TensorBoard, status.json, lines for the user
+logs             metrics.jsonl, status.json, lines for the user
+dashboards       TensorBoard's event files, Weights & Biases
 signals          SIGTERM, SIGINT and time limits
 processes        multi-process runs
 inputs           a run's images, preprocessing and training view, made from its config
@@ -10,5 +11,6 @@ meter            batches on the devices, steps under way, and their metrics as l
 record           what a run remembers beside its state, and when it saves
 status           how a run greets, ends and explains its failures
 profiler         profiles a few training steps
+summary          a table of the net's layers
 cached_features  pool5 of a frozen backbone, computed once per image
 """

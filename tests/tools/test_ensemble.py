@@ -110,7 +110,7 @@ def test_what_is_no_file_of_predictions(tmp_path):
     assert not predicting.holds_predictions(path)
     with pytest.raises(UserError, match=r"weights\.npz: not a file of predictions"):
         predicting.load(path)
-    with pytest.raises(UserError, match=r"predictions\.csv: predictions are written as \.npz"):
+    with pytest.raises(UserError, match=r"predictions\.csv: must end in \.npz"):
         predicting.save(tmp_path / "predictions.csv", made())
 
 
@@ -261,7 +261,7 @@ def test_a_submission_of_images_without_labels(run, images, tmp_path, capsys):
         (["{run}", "--member_weights=a"], "--member_weights=a"),
         (["{run}", "--source=folder:{images}", "--member_weights=1,2"], "give 1 weights"),
         (["{run}", "--views=3"], "--views"),
-        (["{run}", "--out=x.parquet"], "x.parquet: predictions are written as .npz"),
+        (["{run}", "--out=x.parquet"], "x.parquet: must end in .npz"),
     ],
 )
 def test_mistakes_are_one_line(run, images, arguments, words):
