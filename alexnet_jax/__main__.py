@@ -3,13 +3,14 @@
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import alexnet_jax
+from alexnet_jax import arguments
 from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError, did_you_mean
 
-# Name: (module, what it does). The module's `main` gets the arguments after the name.
+# Name: (module, what it does). The module's `main` gets the parsed arguments; `launch.main` parses its flags.
 COMMANDS = {
     "train": ("launch", "Trains a net, or goes on from its last checkpoint; tests it with --mode=eval."),
     "predict": ("tools.predict", "Names what is in images."),
@@ -40,7 +41,7 @@ def listing() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    name, *others = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("--help", "-h"):
         print(listing())
         return 0
@@ -49,9 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         raise UserError(f"{name}: no such command; {did_you_mean(name, [*COMMANDS, '--help', '--version'])}")
+    given: Any = others
+    if name == "summary":
+        given = ["--mode=summary", *others]
+    elif name != "train":
+        given = arguments.parse(name, others)
     with command_line.quiet_interrupts():
         module = importlib.import_module(f"alexnet_jax.{COMMANDS[name][0]}")
-    return module.main([*(["--mode=summary"] if name == "summary" else []), *arguments])
+    return module.main(given)
 
 
 def run() -> NoReturn:

@@ -99,6 +99,7 @@ class Run:
     total_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS), FREE]
     log_every_steps: Annotated[int, at_least(1)]
     profile_steps: Annotated[int, at_least(0), FREE]  # steps recorded in the workdir's profile/; 0 for none
+    wandb_project: Annotated[str | None, FREE]  # mirrors the metrics to Weights & Biases; None for not
     eval_every_steps: Annotated[int | None, above(0)]
     eval_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS)]
     eval_views: Annotated[int, one_of(1, 10)]  # 1: the central crop; 10: the paper's ten views

@@ -16,15 +16,17 @@ import pathlib
 import sys
 import types
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax import config as configs
 from alexnet_jax.common import flag_parsing
 from alexnet_jax.common.command_line import EXIT_CODES
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.run import processes
+
+if TYPE_CHECKING:
+    from alexnet_jax import config as configs
 
 FLAGS = flags.FLAGS
 
@@ -37,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_importable(directory)
     if not flag_parsing.parse(define_flags, directory):
         return 0
+    from alexnet_jax import config as configs  # imported late, as they import JAX, which takes seconds
+    from alexnet_jax.run import processes
+
     overrides = config_flags.get_override_values(FLAGS["config"])
     if FLAGS.mode == "eval" and FLAGS.workdir is None:
         raise UserError("--workdir: missing; name the run to test")
@@ -115,8 +120,11 @@ def fresh_workdir(config_path: str) -> pathlib.Path:
     )
 
 
-def refuse_other_flags(config: configs.Config) -> None:
+def refuse_other_flags(config: "configs.Config") -> None:
     """Raises `UserError` in all processes if the flags of one differ from those of process 0."""
+    from alexnet_jax import config as configs
+    from alexnet_jax.run import processes
+
     own = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
     first, *others = processes.gather(json.dumps([own, json.loads(config.to_json())]))
     for index, text in enumerate(others, 1):
@@ -136,9 +144,10 @@ def refuse_other_flags(config: configs.Config) -> None:
             )
 
 
-def test(config: configs.Config) -> int:
+def test(config: "configs.Config") -> int:
     """Tests the workdir's last checkpoint and prints the result."""
     from alexnet_jax import evaluate
+    from alexnet_jax.run import processes
 
     if flag_parsing.gives_config(sys.argv):
         print(
@@ -153,10 +162,11 @@ def test(config: configs.Config) -> int:
     return 0
 
 
-def summarise(config: configs.Config) -> int:
+def summarise(config: "configs.Config") -> int:
     """Prints a table of the config's net."""
+    from alexnet_jax import config as configs
     from alexnet_jax.data import sources
-    from alexnet_jax.tools import summary
+    from alexnet_jax.run import summary
 
     num_classes = config.data.num_classes or sources.open_configured(config.data, "train").num_classes
     table = summary.summarise(configs.build_model(config, num_classes), config.data.image_size)

@@ -152,10 +152,8 @@ def after_evaluation(config: configs.Optimizer, state: PlateauState, error: floa
     return dataclasses.replace(state, evals_since_best=0, drops=state.drops + 1)
 
 
-def make(
-    config: configs.Optimizer, steps_at: Callable[[float], int]
-) -> optax.GradientTransformationExtraArgs:
-    """The update rule with the config's schedules for weights, biases and single layers.
+def make_rates(config: configs.Optimizer, steps_at: Callable[[float], int]) -> Rates:
+    """The config's schedules for weights, biases and single layers.
 
     Args:
       steps_at: converts epochs to the step at which they are complete.
@@ -175,9 +173,12 @@ def make(
     events: dict[str, tuple[tuple[int, float], ...]] = {}
     for layer, epoch, rate in sorted(config.layer_rates, key=lambda event: event[1]):
         events[layer] = (*events.get(layer, ()), (steps_at(epoch), rate))
-    rates = Rates(
-        weights=schedule(config.learning_rate),
-        biases=schedule(bias_rate) if config.bias_rate_drops else constant(bias_rate),
-        events=events,
-    )
-    return sgd_2012(rates, momentum=config.momentum, weight_decay=config.weight_decay)
+    biases = schedule(bias_rate) if config.bias_rate_drops else constant(bias_rate)
+    return Rates(weights=schedule(config.learning_rate), biases=biases, events=events)
+
+
+def make(
+    config: configs.Optimizer, steps_at: Callable[[float], int]
+) -> optax.GradientTransformationExtraArgs:
+    """The config's update rule; arguments as in `make_rates`."""
+    return sgd_2012(make_rates(config, steps_at), momentum=config.momentum, weight_decay=config.weight_decay)

@@ -11,8 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from alexnet_jax import columns, evaluate, steps
@@ -40,6 +38,7 @@ class Run:
     mesh: Mesh
     source: Source
     model: AlexNet
+    rates: optimizers.Rates
     train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.Metrics]]
     evaluate: evaluate.Evaluator
     init_state: Callable[[], steps.TrainState]
@@ -94,6 +93,7 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
         mesh=mesh,
         source=source,
         model=model,
+        rates=optimizers.make_rates(config.optimizer, steps_at),
         train_step=steps.make_train_step(read_model, optimizer, mesh, view, seed=run.seed, **every),
         evaluate=evaluate.Evaluator(config, model, mesh, test_source, preprocess),
         init_state=init_state,
@@ -197,7 +197,8 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
         profile = stack.enter_context(contextlib.closing(profiler.Profile(run.workdir, profiled, say)))
         state, record = restore_or_init(run, checkpoints)
         left, params = range(int(state.step), run.total_steps), run.abstract_state.params
-        log = stack.enter_context(contextlib.closing(status.open_log(run.workdir, record, left)))
+        log = status.open_log(run.workdir, record, left, config, run.model)
+        stack.enter_context(contextlib.closing(log))
         for line in status.greeting(config, run.source, run.mesh, params, run.start, left):
             log.say(line)
         yield Session(run, state, record, checkpoints, log, profile, stop)
@@ -235,7 +236,8 @@ def loop(session: Session) -> str:
     in_flight = InFlight(run.mesh)
     images = open_batches(run, session.state.params, step)
     batches = TrainingBatches(images, run.mesh, run.source, log, in_flight)
-    meter = Meter(run.config, run.source, log, batches, step, run.total_steps)
+    rates = functools.partial(record.learning_rates, run.rates)
+    meter = Meter(run.config, run.source, log, batches, step, run.total_steps, rates)
     while step < run.total_steps and not record.plateau.finished:
         batch = next(batches)
         in_flight.make_room()
@@ -281,8 +283,7 @@ def evaluate_and_log(session: Session, step: int) -> None:
     record.add_evaluation(step, evaluation)
     values = {f"eval/{k}": v for k, v in evaluation.items()}
     log.metrics(step, run.epoch(step), {**values, "eval/seconds": time.monotonic() - started})
-    kernel: Any = multihost_utils.process_allgather(session.state.params["conv1"]["kernel"], tiled=True)
-    log.image(step, "conv1", logs.filters_image(np.asarray(kernel)))
+    log.weights(step, session.state.params)
     session.write_status("running", step)
     if run.config.optimizer.schedule != "plateau":
         return

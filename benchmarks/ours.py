@@ -80,7 +80,7 @@ def net(given: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     from alexnet_jax import columns
-    from alexnet_jax.tools import summary
+    from alexnet_jax.run import summary
     from alexnet_jax.variants import create_model
 
     mesh = columns.make_mesh(devices=jax.devices()[: given.devices])

@@ -25,8 +25,7 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import batches, sources
 from alexnet_jax.data.statistics import ILSVRC
 from alexnet_jax.model import AlexNet
-from alexnet_jax.run import inputs
-from alexnet_jax.tools import summary
+from alexnet_jax.run import inputs, summary
 from benchmarks import collectives, scaling_text
 from benchmarks.collectives import Collective
 

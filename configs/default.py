@@ -69,6 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
         "total_epochs": 5.0,  # two minutes on two CPU cores
         "log_every_steps": 20,  # metrics are means over these steps
         "profile_steps": 0,  # for TensorBoard or Perfetto
+        "wandb_project": placeholder(str),
         "eval_every_steps": placeholder(int),
         "eval_every_epochs": 1.0,
         "eval_views": 1,

@@ -134,7 +134,7 @@ def of_runs(runs: Sequence[Run], temporary: pathlib.Path, source: str | None) ->
         loaded = pretrained.read(run.workdir)
         path = temporary / f"filters{number}.png"
         pixels = logs.filters_image(np.asarray(loaded.variables["params"]["conv1"]["kernel"]))
-        path.write_bytes(logs.as_png(pixels))
+        path.write_bytes(files.as_png(pixels))
         filters.append(picture(path, f"{run.name}: conv1's filters, the first column's above the second's."))
         if source is not None:
             path = temporary / f"figure4-{number}.png"

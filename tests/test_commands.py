@@ -93,6 +93,34 @@ def test_help_of_the_commands_with_a_config(name):
         assert words in done.stdout
 
 
+@pytest.mark.parametrize("words", [*([name] for name in COMMANDS), ["main.py"]], ids=lambda words: words[0])
+def test_help_does_not_import_jax(words):
+    start = "from alexnet_jax import __main__; __main__.main([sys.argv[1], '--help'])"
+    if words == ["main.py"]:
+        start = "import runpy; sys.argv[1:] = ['--help']; runpy.run_path('main.py', run_name='__main__')"
+    program = f"import sys\ntry: {start}\nexcept SystemExit as left: assert not left.code\n"
+    program += "assert not {'jax', 'tensorflow', 'flax'} & set(sys.modules)"
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert "--" in done.stdout
+
+
+def test_help_shows_defaults(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["predict", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "number of classes to name (default: 5)" in text
+    assert "(default: torchvision)" in text and "(default: None)" not in text
+
+
+@pytest.mark.parametrize("command", [["features", "x", "--out"], ["ensemble", "x", "--out"], ["export", "x"]])
+@pytest.mark.parametrize("name, reason", [("none/a.npz", "no folder none"), ("a.txt", "must end in .*npz")])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(command, name, reason):
+    with pytest.raises(UserError, match=reason):
+        __main__.main([*command, name])
+
+
 def test_summary_takes_a_config_by_name():
     done, _ = run("summary", "--config=imagenet2012")
     assert done.returncode == 0, done.stderr

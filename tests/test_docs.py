@@ -21,7 +21,7 @@ import alexnet_jax
 from alexnet_jax import __main__, create_model, evaluate, train
 from alexnet_jax import config as configs
 from alexnet_jax.data.preprocess import Preprocess
-from alexnet_jax.tools import summary
+from alexnet_jax.run import summary
 from alexnet_jax.weights import pretrained
 from tests import tiny
 

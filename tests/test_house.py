@@ -29,6 +29,7 @@ BELOW = {
     "train": ("evaluate",),
     "tools": ("evaluate",),
     "launch": ("train", "tools"),
+    "arguments": ("common",),
 }
 
 # The top of the package is the paper; the other files there are the way in.

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from alexnet_jax import __main__
 from alexnet_jax import config as configs
 from alexnet_jax import optimizer as optimizers
 from alexnet_jax import train as training
 from alexnet_jax.data.batches import on_device
-from alexnet_jax.tools import summary
+from alexnet_jax.run import summary
 from tests import tiny as narrow
 
 # By layer: filters of all columns, window, channels that each sees (its own column's, or all); a fully
@@ -168,7 +169,7 @@ def test_pre_train_transfer_and_ensemble(images, tmp_path):
     """CNN*'s chain in small: 10 classes; 4 others from its layers but the last; two such nets averaged."""
     import shutil
 
-    from alexnet_jax.tools import ensemble, predictions
+    from alexnet_jax.tools import predictions
     from alexnet_jax.weights import pretrained
 
     fewer = tmp_path / "fewer"
@@ -200,10 +201,10 @@ def test_pre_train_transfer_and_ensemble(images, tmp_path):
 
     out = tmp_path / "both.npz"
     members = [str(tmp_path / f"star{seed}") for seed in (0, 1)]
-    assert ensemble.main([*members, "--views=10", f"--out={out}", "--json"]) == 0
+    assert __main__.main(["ensemble", *members, "--views=10", f"--out={out}", "--json"]) == 0
     alone = []
     for member in members:
-        ensemble.main([member, "--views=10", f"--out={tmp_path / 'one.npz'}"])
+        __main__.main(["ensemble", member, "--views=10", f"--out={tmp_path / 'one.npz'}"])
         alone.append(predictions.load(tmp_path / "one.npz"))
     both = predictions.load(out)
     assert both.probabilities == pytest.approx(

@@ -1,5 +1,6 @@
 """The loop on real images and a narrow net: resume, evaluation, schedules, bad images, divergence."""
 
+import dataclasses
 import functools
 import gzip
 import json
@@ -24,6 +25,7 @@ from alexnet_jax.data.batches import on_device
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.run import checkpoint, inputs, logs
 from alexnet_jax.run import meter as meter_module
+from alexnet_jax.run.record import Record
 from configs import default
 from tests import tiny as narrow
 
@@ -82,6 +84,11 @@ def test_trains_evaluates_saves_and_says_so(tiny, tmp_path):
     assert {"train/loss", "train/top1_error", "train/images_per_second", "train/input_wait_seconds"} <= set(
         lines[0]
     )
+    names = "train/learning_rate", "train/learning_rate_biases"
+    rates = [tuple(line[name] for name in names) for line in lines if "train/loss" in line]
+    own = config.optimizer
+    expected = (own.learning_rate, own.learning_rate * own.bias_rate_factor)
+    np.testing.assert_allclose(rates, [expected] * len(rates), rtol=1e-6)
     end = status(tmp_path)
     assert (end["status"], end["step"], end["epoch"]) == ("done", 12, pytest.approx(1.6))
     assert (end["eval"]["views"], end["eval"]["examples"]) == (1, 30)
@@ -103,7 +110,9 @@ def test_rates_are_of_the_steps_that_are_done(tiny, monkeypatch):
         metrics=lambda step, epoch, values: lines.update({step: values}), restart_clock=lambda step: None
     )
     batches = types.SimpleNamespace(wait_seconds=0.0)
-    meter = meter_module.Meter(config, Images(range(60)), log, batches, 10, total_steps=100)
+    meter = meter_module.Meter(
+        config, Images(range(60)), log, batches, 10, 100, lambda step: (1.0 * step, 2.0 * step)
+    )
     metrics = {"loss": jnp.float32(1), "top1_error": jnp.float32(90), "bad_images": jnp.int32(0)}
     for step in range(11, 23):
         if step not in (11, 12, 15):  # else the step before has been waited for
@@ -117,6 +126,19 @@ def test_rates_are_of_the_steps_that_are_done(tiny, monkeypatch):
     assert list(lines) == [12, 16, 20]
     assert [line["train/images_per_second"] for line in lines.values()] == 3 * [config.data.batch_size]
     assert [line["train/input_wait_seconds"] for line in lines.values()] == [0.5, 0.75, 1.0]
+    assert [line["train/learning_rate"] for line in lines.values()] == [12.0, 16.0, 20.0]
+    assert [line["train/learning_rate_biases"] for line in lines.values()] == [24.0, 32.0, 40.0]
+
+
+def test_the_logged_rates_are_those_of_the_step_just_done():
+    section = configs.resolve(default.get_config()).optimizer
+    section = dataclasses.replace(section, schedule="epochs", drop_epochs=(2.0,), learning_rate=0.5)
+    rates = optimizers.make_rates(section, lambda epoch: round(10 * epoch))
+    at = [Record().learning_rates(rates, step)[0] for step in (1, 20, 21)]
+    np.testing.assert_allclose(at, [0.5, 0.5, 0.5 * section.drop_factor])
+    dropped = Record(plateau=optimizers.PlateauState(drops=2))
+    rates = optimizers.make_rates(dataclasses.replace(section, schedule="plateau"), round)
+    np.testing.assert_allclose(dropped.learning_rates(rates, 5)[0], 0.5 * section.drop_factor**2, rtol=1e-6)
 
 
 class Images(list):

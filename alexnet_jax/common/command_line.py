@@ -2,14 +2,16 @@
 
 import argparse
 import contextlib
+import inspect
 import io
 import os
+import pathlib
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from alexnet_jax.common import host
 from alexnet_jax.common.errors import Fault, UserError
@@ -19,14 +21,45 @@ FAULT, WRONG_USE, CTRL_C = 1, 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `UserError` on wrong arguments, for `command` to print."""
+    """Shows defaults in the help; raises `UserError` on wrong arguments, for `command` to print."""
 
     def __init__(self, module: str, doc: str | None) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(f"python -m {module}", description=doc, formatter_class=formatter)
+        super().__init__(
+            f"python -m {module}", description=inspect.cleandoc(doc or ""), formatter_class=formatter
+        )
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        if options.get("default") not in (None, argparse.SUPPRESS):
+            options["help"] += " (default: %(default)s)"
+        return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help shows the arguments")
+
+
+def new_file(*endings: str) -> Callable[[str], pathlib.Path]:
+    """The `type` of an argument for a file to write; wrong ones are refused before any work.
+
+    Args:
+      endings: the allowed ones, such as `.npz`; any if there are none.
+    """
+
+    def checked(name: str) -> pathlib.Path:
+        path = pathlib.Path(name).expanduser()
+        if endings and path.suffix.lower() not in endings:
+            reason = f"must end in {' or '.join(endings)}"
+        elif path.is_dir():
+            reason = "is a folder; give a file name"
+        elif not path.parent.is_dir():
+            reason = f"there is no folder {path.parent}"
+        elif not os.access(path.parent, os.W_OK):
+            reason = f"the folder {path.parent} cannot be written"
+        else:
+            return path
+        raise argparse.ArgumentTypeError(f"{name}: {reason}")
+
+    return checked
 
 
 def command(main: Callable[[], int]) -> NoReturn:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from alexnet_jax.common.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
@@ -36,6 +38,19 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_npz(path: str | os.PathLike[str], arrays: dict[str, Any], *, compress: bool = False) -> None:
-    """Writes arrays by name as `.npz`."""
+    """Writes arrays by name; raises `UserError` unless `path` ends in .npz."""
+    if pathlib.Path(path).suffix != ".npz":
+        raise UserError(f"{path}: must end in .npz")
     with replacing(path) as temporary, open(temporary, "wb") as file:
         (np.savez_compressed if compress else np.savez)(file, **arrays)
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    """`[H, W, 3]` uint8 as PNG."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,12 +1,6 @@
-"""Any source to prepared records: a TFDS directory of square JPEGs and the statistics of their colours.
+"""The command `prepare`: any source to a TFDS directory of square JPEGs and colour statistics."""
 
-    python -m alexnet_jax prepare --source=folder:PHOTOS --out=PREPARED
-
-Decoding large photographs and scaling them down takes most of the time of reading ImageNet; here it is done
-once. After any interruption the same command continues: shards are finished one at a time in `OUT.partial`,
-which is renamed to `OUT` when all are there and their counts have been checked.
-"""
-
+import argparse
 import dataclasses
 import io
 import json
@@ -15,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import tqdm
@@ -242,22 +235,9 @@ def _dataset_name(out: pathlib.Path) -> str:
     return name
 
 
-def _flags(argv: Sequence[str] | None) -> dict[str, Any]:
-    parser = command_line.Parser("alexnet_jax prepare", __doc__)
-    parser.add_argument("--source", required=True, help="what to prepare, as data.source in a config")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the directory to make")
-    parser.add_argument("--data_dir", help="where TFDS keeps its data sets")
-    both = ["train", "test"]
-    parser.add_argument("--splits", nargs="+", default=both, choices=both, help="which, by default both")
-    parser.add_argument("--resize_size", type=int, default=256, help="side of the squares in pixels (256)")
-    parser.add_argument("--quality", type=int, default=95, help="of the JPEGs, 1 to 100 (95)")
-    parser.add_argument("--shard_examples", type=int, default=1250, help="images in a file (1250)")
-    return vars(parser.parse_args(argv))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def main(args: argparse.Namespace) -> int:
     """Runs `prepare` from the command line and returns its exit code."""
-    given = _flags(argv)
+    given = vars(args)
     out = given["out"] = given["out"].expanduser()
     try:
         bad = prepare(**given)

@@ -1,17 +1,19 @@
-"""A run's log: metrics as JSON lines, TensorBoard events, status, progress on the terminal."""
+"""A run's log: metrics as JSON lines and on dashboards, status, progress on the terminal."""
 
 import json
 import os
 import pathlib
-import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 
 from alexnet_jax.common import files
+from alexnet_jax.run import dashboards
 
 METRICS, STATUS = "metrics.jsonl", "status.json"
 
@@ -26,24 +28,24 @@ def write_failure(workdir: pathlib.Path, message: str) -> None:
     write_status(workdir, "failed", message=message)
 
 
-def drop_metrics_after(workdir: pathlib.Path, step: int, *, evaluated: bool = True) -> None:
-    """Drops the metrics after the restored `step`, and a line left unfinished by a crash.
+def drop_metrics_after(workdir: pathlib.Path, step: int, *, evaluated: bool = True) -> list[dict[str, Any]]:
+    """Drops the metrics after the restored `step`, and a line left unfinished by a crash; returns the rest.
 
     Unless `evaluated`, also drops an evaluation at `step` itself: it came after the checkpoint.
     """
-    path = workdir / METRICS
+    path, kept = workdir / METRICS, {}
     if not path.exists():
-        return
-    kept = []
+        return []
     for line in path.read_text().splitlines(keepends=True):
         try:
             values = json.loads(line)
             later = values["step"] == step and "eval/loss" in values and not evaluated
             if line.endswith("\n") and values["step"] <= step and not later:
-                kept.append(line)
+                kept[line] = values
         except (ValueError, KeyError, TypeError):
             continue
     files.write_text(path, "".join(kept))
+    return list(kept.values())
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -53,29 +55,20 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 class RunLog:
-    """Writes metrics to `metrics.jsonl` and TensorBoard, and shows progress on standard error.
+    """Writes metrics to `metrics.jsonl` and the dashboards, and shows progress on standard error.
 
     Progress is a bar on a terminal; elsewhere (pipe, notebook, batch job) it is a plain line whenever
     metrics are written.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, first_step: int, total_steps: int):
-        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._path = workdir / METRICS
+    def __init__(self, workdir: pathlib.Path, steps: range, boards: Sequence[dashboards.Dashboard] = ()):
+        self._path, self._boards = workdir / METRICS, boards
         self._metrics = open(self._path, "a", buffering=1)  # noqa: SIM115  (closed in close)
-        # TensorBoard's own writer uses a thread that prints a traceback when the disk is full.
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._events = RecordWriter(open(workdir / name, "wb"))  # noqa: SIM115
-        self._event(first_step, file_version="brain.Event:2")
-        # Makes TensorBoard drop an interrupted run's points after its last checkpoint.
-        self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
-        self._total = total_steps
-        self._start = (time.monotonic(), first_step)
+        self._total = steps.stop
+        self._start = (time.monotonic(), steps.start)
         self._bar = tqdm.tqdm(
-            total=total_steps,
-            initial=first_step,
+            total=steps.stop,
+            initial=steps.start,
             unit="step",
             file=sys.stderr,
             dynamic_ncols=True,
@@ -99,21 +92,19 @@ class RunLog:
         """
         os.stat(self._path)  # writing to a removed file would fail silently
         self._metrics.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
-        for name, value in values.items():
-            self._value(step, tag=name, simple_value=value)
-        self._events.flush()
+        for board in self._boards:
+            board.scalars(step, values)
         if self._bar.disable:
             self.say(f"step {step}/{self._total}  epoch {epoch:.2f}  {_short(values)}{self._time_left(step)}")
         else:
             self._bar.set_postfix_str(_short(values), refresh=False)
 
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Adds an image `[H, W, 3]` uint8 to TensorBoard."""
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
-
-        height, width, _ = pixels.shape
-        png = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=as_png(pixels))
-        self._value(step, tag=name, image=png)
+    def weights(self, step: int, params: Any) -> None:
+        """Shows conv1's filters and each layer's histograms; call it in all processes."""
+        conv1, samples = _gathered(params)
+        for board in self._boards:
+            board.image(step, "conv1", filters_image(conv1))
+            board.histograms(step, samples)
 
     def sync(self) -> None:
         """Flushes the metrics to disk: a checkpoint must not survive without the lines before it."""
@@ -132,17 +123,8 @@ class RunLog:
         """Flushes and closes all files."""
         self._bar.close()
         self._metrics.close()
-        self._events.close()
-
-    def _value(self, step: int, **value: Any) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
-
-        self._event(step, summary=Summary(value=[Summary.Value(**value)]))
-
-    def _event(self, step: int, **fields: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
-
-        self._events.write(Event(wall_time=time.time(), step=step, **fields).SerializeToString())
+        for board in self._boards:
+            board.close()
 
     def _time_left(self, step: int) -> str:
         start, first_step = self._start
@@ -158,27 +140,22 @@ class NoLog:
     def __init__(self, label: str):
         self._label = label
 
-    def restart_clock(self, step: int) -> None:
-        del step
-
-    def advance(self) -> None: ...
-
-    def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        del step, epoch, values
-
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        del step, name, pixels
-
-    def sync(self) -> None: ...
-
-    def say(self, line: str) -> None:
-        del line
-
     def say_own(self, line: str) -> None:
         """Prints a line prefixed with this process's label."""
         print(f"{self._label}{line}", file=sys.stderr, flush=True)
 
-    def close(self) -> None: ...
+    def weights(self, step: int, params: Any) -> None:
+        _gathered(params)
+
+    def _nothing(self, *_: Any) -> None: ...
+
+    restart_clock = advance = metrics = sync = say = close = _nothing
+
+
+def _gathered(params: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Conv1's kernel and samples of all weights, from the devices of all processes."""
+    conv1 = multihost_utils.process_allgather(params["conv1"]["kernel"], tiled=True)
+    return np.asarray(conv1), dashboards.weight_samples(params)
 
 
 Log = RunLog | NoLog
@@ -195,17 +172,6 @@ def _short(values: dict[str, float]) -> str:
     return "  ".join(
         f"{label} {form.format(values[k])}" for k, (label, form) in _LABELS.items() if k in values
     )
-
-
-def as_png(pixels: np.ndarray) -> bytes:
-    """`[H, W, 3]` uint8 as PNG."""
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def filters_image(kernel: np.ndarray, *, across: int = 16, zoom: int = 3) -> np.ndarray:

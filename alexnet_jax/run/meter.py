@@ -106,7 +106,9 @@ class Meter:
         batches: TrainingBatches,
         step: int,
         total_steps: int,
+        learning_rates: Callable[[int], tuple[float, float]],
     ):
+        self._learning_rates = learning_rates
         self._config, self._source, self._log, self._batches = config, source, log, batches
         self._total_steps = total_steps
         self._saved, self._flat_steps, self._compiled = time.monotonic(), 0, False
@@ -148,6 +150,7 @@ class Meter:
         values = {f"train/{key}": float(value) for key, value in jax.device_get(metrics).items()}
         if not math.isfinite(values["train/loss"]):
             raise Diverged(f"the loss is {values['train/loss']} at step {step}")
+        values["train/learning_rate"], values["train/learning_rate_biases"] = self._learning_rates(step)
         batch_size = self._config.data.batch_size
         if steps_done := step - self._since_step:
             seconds = time.monotonic() - self._since

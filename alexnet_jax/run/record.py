@@ -5,8 +5,11 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from alexnet_jax.common.errors import Fault
-from alexnet_jax.optimizer import PlateauState
+from alexnet_jax.optimizer import PlateauState, Rates
 from alexnet_jax.run import checkpoint, logs
 from alexnet_jax.run.meter import Diverged, all_finite
 
@@ -42,6 +45,15 @@ class Record:
         self.evaluated_step, self.evaluation = step, evaluation
         if self.best_top1_error is None or evaluation["top1_error"] < self.best_top1_error:
             self.best_top1_error, self.best_step = evaluation["top1_error"], step
+
+    def learning_rates(self, rates: Rates, step: int) -> tuple[float, float]:
+        """The rates of weights and biases in the step that led to `step`.
+
+        Computed on the CPU: on an accelerator it would wait for the steps in flight.
+        """
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            at = jnp.int32(step - 1), jnp.int32(self.plateau.drops)
+            return float(rates.weights(*at)), float(rates.biases(*at))
 
 
 def save(

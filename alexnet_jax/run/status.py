@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from alexnet_jax import config as configs
 from alexnet_jax.common import faults
 from alexnet_jax.data.sources import Source
-from alexnet_jax.run import logs, processes
+from alexnet_jax.model import AlexNet
+from alexnet_jax.run import dashboards, logs, processes, summary
 from alexnet_jax.run.record import Record
 
 
@@ -58,12 +59,23 @@ def about(config: configs.Config, mesh: Mesh) -> dict[str, Any]:
     return {"config": json.loads(config.to_json()), "versions": versions(), "device": device}
 
 
-def open_log(workdir: pathlib.Path, record: Record, steps: range) -> logs.Log:
+def open_log(
+    workdir: pathlib.Path, record: Record, steps: range, config: configs.Config, model: AlexNet
+) -> logs.Log:
     """Opens the log for the remaining `steps`; drops metrics of later steps than `steps.start`."""
     if not processes.is_first():
         return logs.NoLog(processes.label())
-    logs.drop_metrics_after(workdir, steps.start, evaluated=record.evaluated_step == steps.start)
-    log = logs.RunLog(workdir, first_step=steps.start, total_steps=steps.stop)
+    evaluated = record.evaluated_step == steps.start
+    kept = logs.drop_metrics_after(workdir, steps.start, evaluated=evaluated)
+    first = steps.start + evaluated  # an evaluation still to come is made once more at `steps.start`
+    boards, net = dashboards.opened(workdir, config, first), summary.summarise(model, config.data.image_size)
+    for board in boards:
+        board.text(first, "config", f"```json\n{config.to_json()}```")
+        board.text(first, "net", summary.as_table(net))
+        for line in kept:
+            if line["step"] >= first:
+                board.scalars(line["step"], {name: value for name, value in line.items() if "/" in name})
+    log = logs.RunLog(workdir, steps, boards)
     log.say(f"workdir    {workdir}")
     return log
 

@@ -1,12 +1,6 @@
-"""Serves a page to try a net: drop a picture, see what the net sees in it.
+"""The command `demo`: a page to try a net."""
 
-    python -m alexnet_jax demo [--weights=WEIGHTS] [--gallery=PHOTOS] [--port=7860]
-
-Shows the five most probable classes, the activations of conv1 and conv5, and the gallery's nearest images.
-The gallery is a folder of images; by default a run's test images. Needs gradio: pip install ".[demo]" in a
-checkout. Only this machine can open the page, unless --host says otherwise.
-"""
-
+import argparse
 import dataclasses
 import io
 import os
@@ -19,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax import config as configs
-from alexnet_jax.common import command_line, progress
+from alexnet_jax.common import progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import decode, inference, sources
 from alexnet_jax.tools import features, nearest, predict
@@ -219,14 +213,7 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
     return blocks
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax demo", __doc__)
-    parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
-    parser.add_argument("--gallery", type=pathlib.Path, help="a folder of images to search for similar ones")
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 is open to all")
-    parser.add_argument("--port", type=int, default=7860, help="port to serve at (7860)")
-    args = parser.parse_args(argv)
-
+def main(args: argparse.Namespace) -> int:
     loaded = pretrained.read(args.weights, partial=True)
     blocks = page(loaded, make_gallery(loaded, args.gallery))
     print(f"{jax.devices()[0].device_kind}: open http://{args.host}:{args.port} (Ctrl-C to stop)", flush=True)

@@ -1,14 +1,6 @@
-"""Tests one net or an ensemble: errors, a file of predictions, the ILSVRC test server's format.
+"""The command `ensemble`: tests one net or an ensemble (Table 2); writes ILSVRC submissions."""
 
-    python -m alexnet_jax ensemble runs/a runs/b --views=10 --out=predictions.npz
-    python -m alexnet_jax ensemble a.npz b.npz --member_weights=2,1
-    python -m alexnet_jax ensemble runs/a --images=TEST --submission=test.txt --devkit=KIT
-
-Each MEMBER is a run's workdir, a file of weights (or the name of published ones), or a file of predictions
-that this command wrote. Their probabilities are averaged (Table 2). Without --source and --images, the images
-are the test images of the first workdir.
-"""
-
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -17,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from alexnet_jax import config as configs
-from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import write_text
 from alexnet_jax.data import inference, sources, tars
@@ -72,32 +63,11 @@ def _source_of(workdirs: Sequence[pathlib.Path], given: str | None) -> Source:
     return sources.open_source(data.source, "test", data_dir=data.data_dir)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax ensemble", __doc__)
-    parser.add_argument("members", nargs="+", metavar="MEMBER", help="workdirs, weights, predictions")
-    parser.add_argument("--member_weights", help="such as 2,1,1; equal by default")
-    parser.add_argument(
-        "--views", type=int, choices=(1, 10), default=1, help="1: centre; 10: as in the paper"
-    )
-    parser.add_argument("--source", help="what to test on, as data.source in a config")
-    parser.add_argument(
-        "--images", action="append", metavar="PATH", help="images without labels: a file or a folder"
-    )
-    parser.add_argument("--out", type=pathlib.Path, help="the file of predictions to write, .npz")
-    parser.add_argument(
-        "--submission", type=pathlib.Path, help="the file to write for the ILSVRC test server"
-    )
-    parser.add_argument(
-        "--devkit", type=pathlib.Path, help="the development kit, with the server's numbers of the classes"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
+def main(args: argparse.Namespace) -> int:
     if args.source and args.images:
         raise UserError("--source and --images: give one of them")
     if args.submission and not args.devkit:
         raise UserError("--submission: needs --devkit=PATH, which holds the server's numbers of the classes")
-    if args.out:
-        predictions.check_ending(args.out)
     weights = _numbers(args.member_weights) if args.member_weights else None
     numbers = tars.numbers(args.devkit) if args.devkit else {}
 

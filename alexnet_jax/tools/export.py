@@ -1,21 +1,12 @@
-"""Writes trained weights for other programs.
+"""The command `export`: trained weights for other programs."""
 
-    python -m alexnet_jax export WEIGHTS OUT
-
-WEIGHTS is whatever `load_pretrained` reads, such as a run's workdir. The ending of OUT chooses the format:
-`.safetensors` (torchvision's names and layout), `.npz` (Caffe's), or `.stablehlo`, the inference
-function with its weights and preprocessing, for any program that runs StableHLO.
-"""
-
-import pathlib
-from collections.abc import Sequence
+import argparse
 from typing import Any
 
 import jax
 import jax.export
 import jax.numpy as jnp
 
-from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing
 from alexnet_jax.weights import pretrained
@@ -44,15 +35,8 @@ def stablehlo(loaded: Pretrained) -> bytes:
     return bytes(jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax export", __doc__)
-    parser.add_argument("weights", help="a file of weights, a workdir, or a name")
-    parser.add_argument("out", type=pathlib.Path, help="ends in .safetensors, .npz or .stablehlo")
-    args = parser.parse_args(argv)
-
+def main(args: argparse.Namespace) -> int:
     loaded = pretrained.read(args.weights, partial=True)
-    if not args.out.parent.is_dir():
-        raise UserError(f"{args.out}: there is no folder {args.out.parent}")
     if args.out.suffix == ".stablehlo":
         data = stablehlo(loaded)
         with replacing(args.out) as temporary:

@@ -1,11 +1,9 @@
-"""Writes the activations of a layer for other programs.
+"""The command `features`: the activations of a layer, for other programs."""
 
-python -m alexnet_jax features PHOTOS --weights=alexnet.pth --layer=pool5 --out=pool5.npz
-"""
-
+import argparse
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from alexnet_jax.common import command_line, progress
+from alexnet_jax.common import progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import write_npz
 from alexnet_jax.data import inference
@@ -59,10 +57,8 @@ def write(path: pathlib.Path, features: Iterable[tuple[str, np.ndarray]], layer:
     """Writes `.npz` with `files` `[N]`, `features` `[N, ...]` and `layer`; returns the features' shape.
 
     Raises:
-      UserError: `path` does not end in .npz, or there are no features.
+      UserError: there are no features.
     """
-    if path.suffix != ".npz":
-        raise UserError(f"--out={path}: features are written as .npz; give a name that ends so")
     pairs = list(features)
     if not pairs:
         raise UserError("none of the images can be read")
@@ -88,16 +84,7 @@ def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray]:
         ) from error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax features", __doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders")
-    parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
-    parser.add_argument(
-        "--layer", default="pool5", help="conv1, activation1, pool1, ..., fc7, activation7, fc8"
-    )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the .npz file to write")
-    args = parser.parse_args(argv)
-
+def main(args: argparse.Namespace) -> int:
     files = inference.find(args.images)
     loaded = pretrained.read(args.weights, partial=True)
     bad = 0

@@ -1,9 +1,6 @@
-"""Finds the images nearest to an image by their features (the paper's Figure 4).
+"""The command `nearest`: the images nearest to an image by their features (the paper's Figure 4)."""
 
-python -m alexnet_jax features PHOTOS --layer=activation7 --out=photos.npz
-python -m alexnet_jax nearest photos.npz --k=6 --figure=nearest.png
-"""
-
+import argparse
 import json
 import pathlib
 from collections.abc import Sequence
@@ -11,13 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing
+from alexnet_jax.data import inference
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.tools import features
 
 _QUERIES = 1024  # per chunk, to keep the table of distances small
+FIGURE_ROWS = 20  # queries drawn, of any number
 _SIDE = 96  # pixels: side of an image in the figure
 
 
@@ -60,28 +58,22 @@ def figure(path: pathlib.Path, rows: Sequence[tuple[str, Sequence[str]]]) -> Non
     """Draws a figure like Figure 4: one row per query, the query at the left, its nearest images beside it.
 
     Raises:
-      UserError: an image file is missing.
+      UserError: an image file is missing or damaged.
     """
-    thumbnail = Preprocess(resize_size=_SIDE, crop_size=_SIDE)
+    decode = inference.file_decoder(Preprocess(resize_size=_SIDE, crop_size=_SIDE))
     columns = 1 + max(len(found) for _, found in rows)
     sheet = Image.new("RGB", (columns * _SIDE + _SIDE // 8, len(rows) * _SIDE), "white")
     for row, (query, found) in enumerate(rows):
         for column, name in enumerate([query, *found]):
             left = column * _SIDE + (_SIDE // 8 if column else 0)
-            sheet.paste(Image.fromarray(thumbnail.stored(name)), (left, row * _SIDE))
+            if (picture := decode(name)) is None:
+                raise UserError(f"{name}: no longer there, or not a complete image in a known format")
+            sheet.paste(Image.fromarray(picture), (left, row * _SIDE))
     with replacing(path) as temporary:
-        sheet.save(temporary, path.suffix.lstrip(".") or "png")
+        sheet.save(temporary, "png" if path.suffix.lower() == ".png" else "jpeg")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax nearest", __doc__)
-    parser.add_argument("features", help="the file of features to search")
-    parser.add_argument("--queries", help="another such file: what to look for; by default each image itself")
-    parser.add_argument("--k", type=int, default=6, help="how many to find")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--figure", type=pathlib.Path, help="a picture to draw, as in the paper's Figure 4")
-    args = parser.parse_args(argv)
-
+def main(args: argparse.Namespace) -> int:
     files, points = features.load(args.features)
     queries = files
     if args.queries:
@@ -106,5 +98,5 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sep="\n",
             )
     if args.figure:
-        figure(args.figure, list(zip(queries, found, strict=True)))
+        figure(args.figure, list(zip(queries, found, strict=True))[:FIGURE_ROWS])
     return 0

@@ -1,14 +1,9 @@
-"""Names what is in images.
+"""The command `predict`: names what is in images."""
 
-    python -m alexnet_jax predict IMAGE... [--weights=WEIGHTS] [--topk=5] [--views=10] [--json]
-
-IMAGE is a file or a folder. Without one, or with -, standard input is read: either one image, or a path per
-line, each answered as it comes.
-"""
-
+import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 import jax
@@ -17,7 +12,7 @@ import numpy as np
 import tqdm
 
 from alexnet_jax import evaluate
-from alexnet_jax.common import command_line, host, progress
+from alexnet_jax.common import host, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
 from alexnet_jax.weights import pretrained
@@ -100,16 +95,7 @@ def as_text(answer: dict[str, Any]) -> str:
     return "\n".join([answer["file"], *lines])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax predict", __doc__)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files and folders; - for standard input")
-    parser.add_argument("--weights", default="torchvision", help="a file of weights, a workdir, or a name")
-    parser.add_argument("--topk", type=int, default=5, help="how many classes to name (5)")
-    parser.add_argument(
-        "--views", type=int, choices=(1, 10), default=1, help="1: centre; 10: as in the paper"
-    )
-    parser.add_argument("--json", action="store_true", help="print a JSON object per line")
-    args = parser.parse_args(argv)
+def main(args: argparse.Namespace) -> int:
     if args.topk < 1:
         raise UserError(f"--topk={args.topk}: must be 1 or more")
 

@@ -160,15 +160,8 @@ def errors(predictions: Predictions) -> Errors | None:
 # --- Files ------------------------------------------------------------------------------------------------
 
 
-def check_ending(path: pathlib.Path) -> None:
-    """Raises `UserError` if `save` would refuse the name."""
-    if path.suffix != ".npz":
-        raise UserError(f"{path}: predictions are written as .npz; give a name that ends so")
-
-
 def save(path: pathlib.Path, predictions: Predictions) -> None:
     """Writes `.npz` with one array per attribute."""
-    check_ending(path)
     arrays = {
         field.name: np.asarray(getattr(predictions, field.name)) for field in dataclasses.fields(predictions)
     }

@@ -1,13 +1,6 @@
-"""Fits a linear probe: how well does a layer separate classes that the net was not trained on?
+"""The command `probe`: a linear probe, softmax regression on standardised features by L-BFGS."""
 
-    python -m alexnet_jax features PHOTOS/train --layer=pool5 --out=train.npz
-    python -m alexnet_jax features PHOTOS/val --layer=pool5 --out=val.npz
-    python -m alexnet_jax probe train.npz val.npz
-
-Softmax regression on standardised features, optimised by L-BFGS from zero, so nothing is random. An image's
-class is the name of its folder.
-"""
-
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -18,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.tools import features
 
@@ -81,14 +73,7 @@ def classes_of(files: Sequence[str]) -> list[str]:
     return [pathlib.PurePath(file).parent.name for file in files]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("alexnet_jax probe", __doc__)
-    parser.add_argument("train", help="the file of features to fit to")
-    parser.add_argument("test", help="the file of features to test on")
-    parser.add_argument("--l2", type=float, default=L2, help="weight decay (0.1)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
-
+def main(args: argparse.Namespace) -> int:
     (train_files, points), (test_files, test_points) = features.load(args.train), features.load(args.test)
     names = sorted(set(classes_of(train_files)))
     if unknown := sorted(set(classes_of(test_files)) - set(names)):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alexnet_jax import __main__
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import prepare, sources
 
@@ -189,12 +190,12 @@ def test_command_line(folder, tmp_path):
 
 def test_main_in_this_process(folder, tmp_path, monkeypatch, capsys):
     arguments = command(folder, tmp_path / "set")[4:]
-    assert prepare.main(arguments) == 0
+    assert __main__.main(["prepare", *arguments]) == 0
     assert "set: 60 train images in 2 classes" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--out: .* exists already"):
-        prepare.main(arguments)
+        __main__.main(["prepare", *arguments])
     monkeypatch.setattr(prepare, "prepare", lambda **_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert prepare.main(arguments) == 75
+    assert __main__.main(["prepare", *arguments]) == 75
     assert "continues from here" in capsys.readouterr().err
 
 

@@ -3,15 +3,27 @@
 import errno
 import json
 import os
+import re
+import struct
+import sys
+import types
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.util import tensor_util
 
+from alexnet_jax import columns
 from alexnet_jax import config as configs
 from alexnet_jax.common import files
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import statistics
-from alexnet_jax.run import logs, workdir
+from alexnet_jax.model import AlexNet
+from alexnet_jax.run import dashboards, logs, status, workdir
+from alexnet_jax.run.record import Record
 from configs import default
 
 
@@ -37,32 +49,155 @@ def test_writing_leaves_no_parts_behind(tmp_path):
     assert (tmp_path / "a.json").read_text() == "new"
 
 
-def test_events_are_what_tensorboard_reads(tmp_path, capsys):
+def on_mesh(values):
+    """An array as the loop's parameters are: float32, on a mesh."""
+    mesh = columns.make_mesh(1, 1)
+    return jax.device_put(np.asarray(values, np.float32), NamedSharding(mesh, columns.REPLICATED))
+
+
+def events_of(directory):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = logs.RunLog(tmp_path, first_step=0, total_steps=10)
+    return EventAccumulator(str(directory)).Reload()
+
+
+def test_events_are_what_tensorboard_reads(tmp_path, capsys):
+    values = np.random.default_rng(0).normal(size=(2, 11, 11, 3, 48)).astype(np.float32)
+    config = configs.resolve(default.get_config())
+    log = status.open_log(tmp_path, Record(), range(10), config, AlexNet())
     log.metrics(5, 0.5, {"train/loss": 2.25})
-    log.image(5, "conv1", logs.filters_image(np.random.default_rng(0).normal(size=(2, 11, 11, 3, 48))))
+    log.weights(5, {"conv1": {"kernel": on_mesh(values), "bias": on_mesh(np.ones(96))}})
     log.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
+    events = events_of(tmp_path)
     (scalar,) = events.Scalars("train/loss")
     assert (scalar.step, scalar.value) == (5, 2.25)
     (image,) = events.Images("conv1")
     assert (image.width, image.height) == (16 * 35, 2 * 3 * 35 + 6)
+    (histogram,) = events.Tensors("weights/conv1")
+    left, right, counts = tensor_util.make_ndarray(histogram.tensor_proto).T
+    expected, edges = np.histogram(values, len(counts))
+    np.testing.assert_array_equal(counts, expected)
+    np.testing.assert_allclose([*left, right[-1]], edges, atol=1e-6)
     assert logs.read_metrics(tmp_path) == [{"step": 5, "epoch": 0.5, "train/loss": 2.25}]
     assert "step 5/10  epoch 0.50  loss 2.250" in capsys.readouterr().err
 
 
-def test_curves_have_no_point_twice_after_an_interruption(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_tensorboard_has_config_net_hyperparameters_and_common_charts(tmp_path):
+    config = configs.resolve(default.get_config(), {"data.image_size": 224, "data.resize_size": 256})
+    status.open_log(tmp_path, Record(), range(10), config, AlexNet()).close()
+    events = events_of(tmp_path)
+    text = {tag: events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in ("config", "net")}
+    assert json.loads(text["config"].removeprefix("```json").removesuffix("```")) == json.loads(
+        config.to_json()
+    )
+    assert re.search(r"^\| total .* 60,965,224 ", text["net"], re.MULTILINE)
+    assert set(events.PluginTagToContent("text")) == {"config", "net"}
+    (layout,) = events.Tensors("custom_scalars__config__")
+    charts = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0]).category[0].chart
+    assert list(charts[0].multiline.tag) == ["train/top1_error", "eval/top1_error", "eval/top5_error"]
+    assert "custom_scalars__config__" in events.PluginTagToContent("custom_scalars")
+    content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    hparams = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert hparams["optimizer.learning_rate"].number_value == config.optimizer.learning_rate
+    assert hparams["augment.mirror"].bool_value is config.augment.mirror
+    assert hparams["model.variant"].string_value == config.model["variant"]
 
+
+def test_curves_have_no_point_twice_after_an_interruption(tmp_path):
+    config = configs.resolve(default.get_config())
     for first_step, points in ((0, (5, 10, 15)), (10, (15, 20))):
-        log = logs.RunLog(tmp_path, first_step=first_step, total_steps=20)
+        record = Record(evaluated_step=first_step)
+        log = status.open_log(tmp_path, record, range(first_step, 20), config, AlexNet())
         for step in points:
             log.metrics(step, 0.5, {"train/loss": float(step)})
         log.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
+    events = events_of(tmp_path)
     assert [scalar.step for scalar in events.Scalars("train/loss")] == [5, 10, 15, 20]
+    assert [line["step"] for line in logs.read_metrics(tmp_path)] == [5, 10, 15, 20]
+
+
+def test_an_evaluation_made_again_after_an_interruption_is_one_point(tmp_path):
+    """The checkpoint of step 10 is from before its evaluation, after which the run was killed."""
+    config = configs.resolve(default.get_config())
+    for steps, trained in ((range(20), (5, 10)), (range(10, 20), ())):
+        log = status.open_log(tmp_path, Record(), steps, config, AlexNet())
+        for step in trained:
+            log.metrics(step, 0.5, {"train/loss": float(step)})
+        log.metrics(10, 0.5, {"eval/loss": 3.0})
+        log.weights(
+            10, {"conv1": {"kernel": on_mesh(np.ones((2, 3, 3, 3, 16))), "bias": on_mesh(np.ones(96))}}
+        )
+        log.close()
+    events = events_of(tmp_path)
+    assert [scalar.step for scalar in events.Scalars("train/loss")] == [5, 10]
+    assert [scalar.step for scalar in events.Scalars("eval/loss")] == [10]
+    assert [image.step for image in events.Images("conv1")] == [10]
+    names = [set(line) - {"step", "epoch"} for line in logs.read_metrics(tmp_path)]
+    assert names == [{"train/loss"}, {"train/loss"}, {"eval/loss"}]
+
+
+def test_histograms_are_of_a_sample_spread_over_the_array():
+    kernel = on_mesh(np.arange(400_000).reshape(2, 100, 2000))
+    sample = dashboards.weight_samples({"fc6": {"kernel": kernel, "bias": on_mesh(np.arange(7))}})
+    np.testing.assert_array_equal(sample["weights/fc6"], np.arange(0, 400_000, 7))
+    np.testing.assert_array_equal(sample["biases/fc6"], np.arange(7))
+
+
+def test_weights_and_biases_without_its_package_is_refused(tmp_path, monkeypatch):
+    config = with_wandb()
+    (tmp_path / "wandb").mkdir()  # a folder of offline runs is no package
+    for modules in ({"wandb": None}, {"wandb": types.ModuleType("wandb")}):
+        monkeypatch.setitem(sys.modules, "wandb", modules["wandb"])
+        with pytest.raises(
+            UserError, match=r'run\.wandb_project=alexnet: needs wandb: pip install "\.\[wandb\]"'
+        ):
+            status.open_log(tmp_path, Record(), range(10), config, AlexNet())
+
+
+def with_wandb():
+    values = default.get_config()
+    values.run.wandb_project = "alexnet"
+    return configs.resolve(values)
+
+
+def records_in(path):
+    """The records of a .wandb file, which is a LevelDB log after a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record as Line
+
+    data, place, parts = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if (left := -place % 2**15) and left < 7:
+            place += left  # no room for a record's header: padding up to the next block
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # all of a record, or its last part
+            yield Line.FromString(parts)
+            parts = b""
+
+
+def test_weights_and_biases_mirrors_the_values_and_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed (requirements-wandb.txt)")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = with_wandb()
+    for first_step in (0, 10):
+        record = Record(evaluated_step=first_step)
+        log = status.open_log(tmp_path, record, range(first_step, 20), config, AlexNet())
+        log.metrics(first_step + 5, 0.5, {"train/loss": 2.0, "train/learning_rate": 0.5})
+        log.metrics(first_step + 5, 0.5, {"eval/top1_error": 40.0})
+        log.close()
+    ids, history = [], []
+    for path in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb")):
+        for line in records_in(path):
+            if line.WhichOneof("record_type") == "run":
+                ids.append((line.run.project, line.run.run_id))
+            if line.WhichOneof("record_type") == "history":
+                found = {item.key or item.nested_key[0]: item.value_json for item in line.history.item}
+                if "eval/top1_error" in found:
+                    names = ("train/loss", "eval/top1_error", "_step")
+                    history.append({name: json.loads(found[name]) for name in names})
+    assert set(ids) == {("alexnet", (tmp_path / dashboards.WANDB_ID).read_text())} and len(ids) >= 2
+    assert history == [{"train/loss": 2.0, "eval/top1_error": 40.0, "_step": step} for step in (5, 15)]
 
 
 def test_filters_show_the_first_column_above_the_second():

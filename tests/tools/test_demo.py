@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax import __main__
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.tools import demo
 from alexnet_jax.weights import pretrained
@@ -164,4 +165,4 @@ def test_a_port_that_is_taken_is_one_line(net):  # noqa: F811
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"--port={port}: cannot serve at this port"):
-            demo.main([f"--weights={net}", f"--port={port}"])
+            __main__.main(["demo", f"--weights={net}", f"--port={port}"])

@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from alexnet_jax import UserError, evaluate
+from alexnet_jax import UserError, __main__, evaluate
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.data import sources, tars
@@ -110,7 +110,7 @@ def test_what_is_no_file_of_predictions(tmp_path):
     assert not predicting.holds_predictions(path)
     with pytest.raises(UserError, match=r"weights\.npz: not a file of predictions"):
         predicting.load(path)
-    with pytest.raises(UserError, match=r"predictions\.csv: predictions are written as \.npz"):
+    with pytest.raises(UserError, match=r"predictions\.csv: must end in \.npz"):
         predicting.save(tmp_path / "predictions.csv", made())
 
 
@@ -208,7 +208,7 @@ def test_probabilities_of_a_net_against_numpy(run, images, views):
 
 def test_the_command_on_workdirs_files_and_weights(run, images, tmp_path, capsys):
     out = tmp_path / "predictions.npz"
-    assert ensemble.main([str(run), "--views=10", f"--out={out}", "--json"]) == 0
+    assert __main__.main(["ensemble", str(run), "--views=10", f"--out={out}", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["members"], told["images"], told["views"], told["examples"]) == (1, 20, 10, 20)
     weights = tmp_path / "net.npz"
@@ -222,7 +222,7 @@ def test_the_command_on_workdirs_files_and_weights(run, images, tmp_path, capsys
         "--member_weights=3,1",
         "--json",
     ]
-    assert ensemble.main(both) == 0
+    assert __main__.main(["ensemble", *both]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["loss"] == pytest.approx(told["loss"], rel=1e-5)
     assert again["members"] == 2
@@ -236,13 +236,13 @@ def test_a_submission_of_images_without_labels(run, images, tmp_path, capsys):
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "zz_broken.png").write_bytes(b"no image")
     labelled = tmp_path / "labelled.npz"
-    ensemble.main([str(run), f"--out={labelled}"])
+    __main__.main(["ensemble", str(run), f"--out={labelled}"])
     known = predicting.load(labelled)
     devkit = kit(tmp_path, [f"class{label}" for label in range(10)])
     capsys.readouterr()
     sheet = tmp_path / "submission.txt"
     arguments = [f"--images={folder}", f"--submission={sheet}", f"--devkit={devkit}", "--json"]
-    assert ensemble.main([str(run), *arguments]) == 0
+    assert __main__.main(["ensemble", str(run), *arguments]) == 0
     assert "top1_error" not in json.loads(capsys.readouterr().out)
     lines = sheet.read_text().splitlines()
     assert len(lines) == 9  # the broken one has its line, too
@@ -261,10 +261,10 @@ def test_a_submission_of_images_without_labels(run, images, tmp_path, capsys):
         (["{run}", "--member_weights=a"], "--member_weights=a"),
         (["{run}", "--source=folder:{images}", "--member_weights=1,2"], "give 1 weights"),
         (["{run}", "--views=3"], "--views"),
-        (["{run}", "--out=x.parquet"], "x.parquet: predictions are written as .npz"),
+        (["{run}", "--out=x.parquet"], "x.parquet: must end in .npz"),
     ],
 )
 def test_mistakes_are_one_line(run, images, arguments, words):
     with pytest.raises(UserError, match=words) as caught:
-        ensemble.main([a.format(run=run, images=images) for a in arguments])
+        __main__.main(["ensemble", *(a.format(run=run, images=images) for a in arguments)])
     assert "\n" not in str(caught.value)

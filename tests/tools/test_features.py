@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import create_model
+from alexnet_jax import __main__, create_model
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
 from alexnet_jax.data.preprocess import Preprocess
@@ -90,7 +90,7 @@ def test_pool5_of_photographs_agrees_with_pytorch_and_separates_ants_from_bees(r
 
 def test_the_command_writes_the_net_s_activations(tmp_path, net, photos, capsys):
     out = tmp_path / "f.npz"
-    assert features.main([str(photos), f"--weights={net}", "--layer=fc7", f"--out={out}"]) == 0
+    assert __main__.main(["features", str(photos), f"--weights={net}", "--layer=fc7", f"--out={out}"]) == 0
     said = capsys.readouterr()
     assert "fc7 of 40 images, 32 each; 1 bad" in said.out
     assert "bad image, left out" in said.err and "broken.jpg" in said.err
@@ -104,8 +104,8 @@ def test_the_command_writes_the_net_s_activations(tmp_path, net, photos, capsys)
 
 
 def test_features_are_written_as_npz_only(tmp_path, net, photos):
-    with pytest.raises(UserError, match=r"--out=.*f.parquet: features are written as .npz"):
-        features.main([str(photos), f"--weights={net}", f"--out={tmp_path / 'f.parquet'}"])
+    with pytest.raises(UserError, match=r"--out: .*f.parquet: must end in .npz"):
+        __main__.main(["features", str(photos), f"--weights={net}", f"--out={tmp_path / 'f.parquet'}"])
     assert not list(tmp_path.iterdir())
 
 
@@ -217,13 +217,13 @@ def test_nearest_others_leaves_out_the_image_itself():
 
 def test_nearest_command(tmp_path, net, photos, capsys):
     out, picture = tmp_path / "f.npz", tmp_path / "near.png"
-    features.main([str(photos), f"--weights={net}", "--layer=activation7", f"--out={out}"])
+    __main__.main(["features", str(photos), f"--weights={net}", "--layer=activation7", f"--out={out}"])
     capsys.readouterr()
-    assert nearest.main([str(out), "--k=3", "--json", f"--figure={picture}"]) == 0
+    assert __main__.main(["nearest", str(out), "--k=3", "--json", f"--figure={picture}"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(answers) == 40 and all(len(a["nearest"]) == 3 for a in answers)
     with Image.open(picture) as image:
-        assert image.size == (4 * 96 + 12, 40 * 96)
+        assert image.size == (4 * 96 + 12, 20 * 96)  # of 40 queries
     done = run("alexnet_jax", "nearest", tmp_path / "nothing.npz")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
@@ -247,9 +247,9 @@ def test_probe_finds_the_optimum():
 
 def test_probe_command(tmp_path, net, photos, capsys):
     out = tmp_path / "f.npz"
-    features.main([str(photos), f"--weights={net}", "--layer=pool5", f"--out={out}"])
+    __main__.main(["features", str(photos), f"--weights={net}", "--layer=pool5", f"--out={out}"])
     capsys.readouterr()
-    assert probe.main([str(out), str(out), "--json"]) == 0
+    assert __main__.main(["probe", str(out), str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "train_accuracy": 100.0,
         "test_accuracy": 100.0,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alexnet_jax import __main__
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.tools import predict
 from alexnet_jax.weights import pretrained
@@ -24,7 +25,7 @@ def probabilities(path: pathlib.Path, name: str) -> np.ndarray:
 
 
 def test_a_folder_as_json(net, photos, capsys):  # noqa: F811
-    assert predict.main([str(photos), f"--weights={net}", "--json", "--topk=2"]) == 0
+    assert __main__.main(["predict", str(photos), f"--weights={net}", "--json", "--topk=2"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(answers) == 41
     assert [a["file"] for a in answers if "error" in a] == [str(photos / "dark" / "broken.jpg")]
@@ -42,13 +43,13 @@ def test_a_folder_as_json(net, photos, capsys):  # noqa: F811
 
 def test_text_and_bad_images(net, photos, capsys):  # noqa: F811
     good, bad = photos / "dark" / "00.png", photos / "dark" / "broken.jpg"
-    assert predict.main([str(bad), str(good), f"--weights={net}"]) == 0
+    assert __main__.main(["predict", str(bad), str(good), f"--weights={net}"]) == 0
     said = capsys.readouterr()
     assert f"{bad}: unreadable, or not a complete image" in said.err
     lines = said.out.splitlines()
     assert lines[0] == str(good) and len(lines) == 6 and " %  " in lines[1]
     with pytest.raises(UserError, match="none of the images can be read"):
-        predict.main([str(bad), f"--weights={net}"])
+        __main__.main(["predict", str(bad), f"--weights={net}"])
 
 
 def test_ten_views_are_averaged(net, photos):  # noqa: F811
@@ -90,7 +91,7 @@ def test_an_image_from_a_pipe(net, photos, monkeypatch, capsys):  # noqa: F811
     name = photos / "dark" / "00.png"
     stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(name.read_bytes())))
     monkeypatch.setattr("sys.stdin", stdin)
-    assert predict.main(["-", f"--weights={net}", "--json"]) == 0
+    assert __main__.main(["predict", "-", f"--weights={net}", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["file"] == "standard input"
     np.testing.assert_allclose(
@@ -123,7 +124,7 @@ def test_without_a_classifier_it_says_so(tmp_path, net, photos):  # noqa: F811
 def test_the_real_convolutions_have_no_classifier(real_data):
     weights = f"--weights={real_data}/torchvision_alexnet_features.npz"
     with pytest.raises(UserError, match=r"no classifier \(fc6, fc7, fc8 are missing\)"):
-        predict.main([f"{real_data}/imagenet_samples/val", weights])
+        __main__.main(["predict", f"{real_data}/imagenet_samples/val", weights])
 
 
 @pytest.mark.parametrize(
@@ -137,4 +138,4 @@ def test_the_real_convolutions_have_no_classifier(real_data):
 )
 def test_wrong_use(net, arguments, match):  # noqa: F811
     with pytest.raises(UserError, match=match):
-        predict.main([*arguments, f"--weights={net}"])
+        __main__.main(["predict", *arguments, f"--weights={net}"])

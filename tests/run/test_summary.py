@@ -6,7 +6,7 @@ import pytest
 
 from alexnet_jax import create_model
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.tools import summary
+from alexnet_jax.run import summary
 
 # Layer, output, parameters, multiply-accumulates, by hand from the paper's description.
 PAPER = [

@@ -1,0 +1,178 @@
+"""The arguments of each command, apart from `train` and `summary`, which have the flags of a config.
+
+Here and not beside the commands, so that `--help` and wrong arguments are answered without importing JAX.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+from alexnet_jax.common.command_line import Parser, new_file
+
+WEIGHTS = (
+    "a file of weights, a run's workdir, or published weights by name: torchvision (233 MB, fetched once), "
+    "caffe or caffenet"
+)
+
+
+def _weights(parser: Parser) -> None:
+    parser.add_argument("--weights", default="torchvision", help=WEIGHTS)
+
+
+def _views(parser: Parser) -> None:
+    parser.add_argument(
+        "--views", type=int, choices=(1, 10), default=1, help="1: central crop; 10: the paper's ten views"
+    )
+
+
+def predict(parser: Parser) -> None:
+    """Names what is in images.
+
+    python -m alexnet_jax predict IMAGE... [--weights=WEIGHTS] [--topk=5] [--views=10] [--json]
+
+    IMAGE is a file or a folder. Without one, or with -, standard input is read: either one image, or a path
+    per line, each answered as it comes.
+    """
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files and folders; - for standard input")
+    _weights(parser)
+    parser.add_argument("--topk", type=int, default=5, help="number of classes to name")
+    _views(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON object per line")
+
+
+def features(parser: Parser) -> None:
+    """Writes the activations of a layer for other programs.
+
+    python -m alexnet_jax features PHOTOS --weights=alexnet.pth --layer=pool5 --out=pool5.npz
+    """
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders")
+    _weights(parser)
+    parser.add_argument(
+        "--layer", default="pool5", help="conv1, activation1, pool1, ..., fc7, activation7 or fc8"
+    )
+    parser.add_argument("--out", required=True, type=new_file(".npz"), help="the .npz file to write")
+
+
+def probe(parser: Parser) -> None:
+    """Fits a linear probe: how well does a layer separate classes that the net was not trained on?
+
+    python -m alexnet_jax features PHOTOS/train --layer=pool5 --out=train.npz
+    python -m alexnet_jax features PHOTOS/val --layer=pool5 --out=val.npz
+    python -m alexnet_jax probe train.npz val.npz
+
+    Softmax regression on standardised features, optimised by L-BFGS from zero, so nothing is random. An
+    image's class is the name of its folder.
+    """
+    parser.add_argument("train", help="the features to fit to, a file")
+    parser.add_argument("test", help="the features to test on, a file")
+    parser.add_argument("--l2", type=float, default=0.1, help="weight decay")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def nearest(parser: Parser) -> None:
+    """Finds the images nearest to an image by their features (the paper's Figure 4).
+
+    python -m alexnet_jax features PHOTOS --layer=activation7 --out=photos.npz
+    python -m alexnet_jax nearest photos.npz --k=6 --figure=nearest.png
+    """
+    parser.add_argument("features", help="the features to search, a file")
+    parser.add_argument("--queries", help="features of the images to look for (default: each image itself)")
+    parser.add_argument("--k", type=int, default=6, help="number of images to find")
+    parser.add_argument("--json", action="store_true", help="print a JSON object per line")
+    parser.add_argument(
+        "--figure",
+        type=new_file(".png", ".jpg", ".jpeg"),
+        help="a picture to draw, as in the paper's Figure 4: the first 20 queries",
+    )
+
+
+def ensemble(parser: Parser) -> None:
+    """Tests one net or an ensemble: errors, a file of predictions, the ILSVRC test server's format.
+
+    python -m alexnet_jax ensemble runs/a runs/b --views=10 --out=predictions.npz
+    python -m alexnet_jax ensemble a.npz b.npz --member_weights=2,1
+    python -m alexnet_jax ensemble runs/a --images=TEST --submission=test.txt --devkit=KIT
+
+    Each MEMBER is a run's workdir, a file of weights (or the name of published ones), or a file of
+    predictions that this command wrote. Their probabilities are averaged (Table 2). Without --source and
+    --images, the images are the test images of the first workdir.
+    """
+    parser.add_argument("members", nargs="+", metavar="MEMBER", help="workdirs, weights, predictions")
+    parser.add_argument("--member_weights", help="such as 2,1,1 (default: equal)")
+    _views(parser)
+    parser.add_argument("--source", help="the images to test on, as data.source in a config")
+    parser.add_argument(
+        "--images", action="append", metavar="PATH", help="images without labels: a file or a folder"
+    )
+    parser.add_argument("--out", type=new_file(".npz"), help="the file of predictions to write, .npz")
+    parser.add_argument("--submission", type=new_file(), help="the file to write for the ILSVRC test server")
+    parser.add_argument(
+        "--devkit", type=pathlib.Path, help="the development kit, with the server's numbers of the classes"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def export(parser: Parser) -> None:
+    """Writes trained weights for other programs.
+
+    python -m alexnet_jax export WEIGHTS OUT
+
+    WEIGHTS is whatever `load_pretrained` reads, such as a run's workdir. The ending of OUT chooses the
+    format: `.safetensors` (torchvision's names and layout), `.npz` (Caffe's), or `.stablehlo`, the inference
+    function with its weights and preprocessing, for any program that runs StableHLO.
+    """
+    parser.add_argument("weights", help=WEIGHTS)
+    parser.add_argument(
+        "out",
+        type=new_file(".safetensors", ".npz", ".stablehlo"),
+        help="the file to write: .safetensors, .npz or .stablehlo",
+    )
+
+
+def prepare(parser: Parser) -> None:
+    """Any source to prepared records: a TFDS directory of square JPEGs and the statistics of their colours.
+
+    python -m alexnet_jax prepare --source=folder:PHOTOS --out=PREPARED
+
+    Decoding large photographs and scaling them down takes most of the time of reading ImageNet; here it is
+    done once. After any interruption the same command continues: shards are finished one at a time in
+    `OUT.partial`, which is renamed to `OUT` when all are there and their counts have been checked.
+    """
+    parser.add_argument("--source", required=True, help="the images to prepare, as data.source in a config")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="the directory to create")
+    parser.add_argument("--data_dir", help="where TFDS keeps its data sets (default: ~/tensorflow_datasets)")
+    both = ["train", "test"]
+    parser.add_argument("--splits", nargs="+", default=both, choices=both, help="train, test or both")
+    parser.add_argument("--resize_size", type=int, default=256, help="side of the squares in pixels")
+    parser.add_argument("--quality", type=int, default=95, help="quality of the JPEGs, 1 to 100")
+    parser.add_argument("--shard_examples", type=int, default=1250, help="images per file")
+
+
+def demo(parser: Parser) -> None:
+    """Serves a page to try a net: drop a picture, see what the net sees in it.
+
+    python -m alexnet_jax demo [--weights=WEIGHTS] [--gallery=PHOTOS] [--port=7860]
+
+    Shows the most probable classes, the activations of conv1 and conv5, and the gallery's nearest images. The
+    gallery is a folder of images; by default a run's test images. Needs gradio: pip install ".[demo]" in a
+    checkout. Only this machine can open the page, unless --host says otherwise.
+    """
+    _weights(parser)
+    parser.add_argument("--gallery", type=pathlib.Path, help="a folder of images to search for similar ones")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 is open to all")
+    parser.add_argument("--port", type=int, default=7860, help="port to serve at")
+
+
+_ADD = {add.__name__: add for add in (predict, features, probe, nearest, ensemble, export, prepare, demo)}
+
+
+def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the arguments of `command`; `--help` prints its description and exits.
+
+    Raises:
+      UserError: an argument is wrong, or a file to write cannot be written.
+    """
+    add = _ADD[command]
+    parser = Parser(f"alexnet_jax {command}", add.__doc__)
+    add(parser)
+    return parser.parse_args(argv)
