@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import alexnet_jax
-from alexnet_jax import arguments
 from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError, did_you_mean
+from alexnet_jax.tools import arguments
 
 # Name: (module, what it does). The module's `main` gets the parsed arguments; `launch.main` parses its flags.
 COMMANDS = {
