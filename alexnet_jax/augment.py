@@ -79,7 +79,7 @@ class Augment:
       colour_until_step: the colour shift ends at this step (2012: epoch 68); None for never.
     """
 
-    config: configs.Augment
+    config: configs.AugmentConfig
     size: int
     mean: Array
     sqrt_eigenvalues: Array

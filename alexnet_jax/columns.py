@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.common.errors import UserError
@@ -18,7 +18,6 @@ from alexnet_jax.common.errors import UserError
 DATA, COLUMN = "data", "column"
 
 BATCH = P(DATA)  # split over the data axis, replicated over the columns
-PART = P(None, DATA)  # the same for micro-batches `[parts, B / parts, ...]`
 PARAMETERS = P(COLUMN)  # split along the leading axis of every parameter
 REPLICATED = P()
 
@@ -103,25 +102,3 @@ def add(xs: Sequence[jax.Array], axis_name: str | None = None) -> jax.Array:
     """The sum over all columns, on this device and along `axis_name`: adds partial logits."""
     total = sum(xs[1:], xs[0])
     return total if axis_name is None else jax.lax.psum(total, axis_name)
-
-
-def sum_over_parts(
-    function: Callable[[dict[str, jax.Array]], Any], batch: dict[str, jax.Array], parts: int, mesh: Mesh
-) -> Any:
-    """The sum of `function` over the parts (micro-batches) of a batch, computed one after another.
-
-    Each device splits its own examples, so none moves between devices.
-    """
-    devices = mesh.shape[DATA]
-
-    def cut(x: jax.Array) -> jax.Array:
-        x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PART))
-
-    def add_part(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, function(part)), None
-
-    cut_batch = jax.tree.map(cut, batch)
-    result = jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut_batch))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
-    return jax.lax.scan(add_part, zeros, cut_batch)[0]

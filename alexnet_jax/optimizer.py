@@ -140,7 +140,7 @@ class PlateauState:
     finished: bool = False
 
 
-def after_evaluation(config: configs.Optimizer, state: PlateauState, error: float) -> PlateauState:
+def after_evaluation(config: configs.OptimizerConfig, state: PlateauState, error: float) -> PlateauState:
     """The state after an evaluation with top-1 error `error` in %."""
     if error < state.best_error:
         return dataclasses.replace(state, best_error=error, evals_since_best=0)
@@ -153,7 +153,7 @@ def after_evaluation(config: configs.Optimizer, state: PlateauState, error: floa
 
 
 def make(
-    config: configs.Optimizer, steps_at: Callable[[float], int]
+    config: configs.OptimizerConfig, steps_at: Callable[[float], int]
 ) -> optax.GradientTransformationExtraArgs:
     """The update rule with the config's schedules for weights, biases and single layers.
 

@@ -132,6 +132,7 @@ class Session:
     log: logs.Log
     profile: profiler.Profile
     stop: signals.Stop
+    outcome: str = "running"  # or the final status
 
     def save(self, step: int, *, last: bool = False) -> None:
         """Saves a checkpoint; see `save` in run/record.py."""
@@ -143,17 +144,17 @@ class Session:
             at = {} if step is None else {"step": step, "epoch": round(self.run.epoch(step), 4)}
             logs.write_status(self.run.workdir, name, **at, eval=self.record.evaluation, message=message)
 
-    def finish(self, name: str, step: int | None, message: str | None = None) -> str:
+    def finish(self, name: str, step: int | None, message: str | None = None) -> None:
         """Writes the final status; prints the result and the next commands."""
         self.write_status(name, step, message)
         self.log.say(f"{name}{f': {message}' if message else ''}")
         for line in status.farewell(self.run.workdir, name, self.record):
             self.log.say(line)
-        return name
+        self.outcome = name
 
 
 def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
-    """Trains to the config's last step, from `workdir`'s last checkpoint if there is one.
+    """Trains from `workdir`'s last checkpoint, if there is one, to the last step or the plateau rule's end.
 
     Returns:
       The final status: `done`, `interrupted` (by SIGTERM, SIGINT or `run.max_seconds`, after a checkpoint) or
@@ -164,11 +165,46 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
       Fault: the disk is full, the directory has been removed, or memory runs out.
     """
     with opened(config, workdir) as session:
-        try:
-            return loop(session)
-        except Diverged as error:
-            message = f"{error}; {last_good(session.checkpoints)}; try a lower optimizer.learning_rate"
-            return session.finish("diverged", None, message)
+        run, record, log, stop = session.run, session.record, session.log, session.stop
+        step = int(session.state.step)
+        if run.evaluates_at(step) and record.evaluated_step != step:  # interrupted before this evaluation
+            evaluate_and_log(session, step)
+        in_flight = InFlight(run.mesh)
+        images = open_batches(run, session.state.params, step)
+        batches = TrainingBatches(images, run.mesh, run.source, log, in_flight)
+        meter = Meter(run.config, run.source, log, batches, step, run.total_steps)
+        while step < run.total_steps and not record.plateau.finished:
+            batch = next(batches)
+            in_flight.make_room()
+            if stop.wanted():
+                break
+            session.state, metrics = run.train_step(session.state, batch)
+            in_flight.add(metrics)
+            step += 1
+            log.advance()
+            meter.after_step(step, metrics)
+            session.profile.after_step(metrics)
+
+            if run.evaluates_at(step) and not stop.wanted():
+                meter.flush()
+                try:
+                    evaluate_and_log(session, step)
+                except UserError:  # too many unreadable images; once they are fixed, the run resumes here
+                    session.save(step, last=True)
+                    raise
+                meter.restart(step)
+            if is_due(step, run.save_every) or record.best_step == step or meter.minutes_are_over():
+                meter.flush()
+                session.save(step)
+                meter.restart(step)
+        meter.flush()
+        session.save(step, last=True)
+        interrupted = step < run.total_steps and not record.plateau.finished
+        if interrupted or (run.evaluates_at(step) and record.evaluated_step != step):
+            session.finish("interrupted", step, f"by {stop.reason}")
+        else:
+            session.finish("done", step)
+    return session.outcome
 
 
 @contextlib.contextmanager
@@ -200,7 +236,12 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
         log = stack.enter_context(contextlib.closing(status.open_log(run.workdir, record, left)))
         for line in status.greeting(config, run.source, run.mesh, params, run.start, left):
             log.say(line)
-        yield Session(run, state, record, checkpoints, log, profile, stop)
+        session = Session(run, state, record, checkpoints, log, profile, stop)
+        try:
+            yield session
+        except Diverged as error:
+            message = f"{error}; {last_good(checkpoints)}; try a lower optimizer.learning_rate"
+            session.finish("diverged", None, message)
 
 
 def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[steps.TrainState, Record]:
@@ -224,48 +265,6 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[step
             f"{run.workdir} was begun with {record.images:,}; bring them back, or set run.allow_changes"
         )
     return state, record
-
-
-def loop(session: Session) -> str:
-    """Trains to the last step, the end of the plateau rule, or a request to stop; returns the status."""
-    run, record, log, stop = session.run, session.record, session.log, session.stop
-    step = int(session.state.step)
-    if run.evaluates_at(step) and record.evaluated_step != step:  # interrupted before this evaluation
-        evaluate_and_log(session, step)
-    in_flight = InFlight(run.mesh)
-    images = open_batches(run, session.state.params, step)
-    batches = TrainingBatches(images, run.mesh, run.source, log, in_flight)
-    meter = Meter(run.config, run.source, log, batches, step, run.total_steps)
-    while step < run.total_steps and not record.plateau.finished:
-        batch = next(batches)
-        in_flight.make_room()
-        if stop.wanted():
-            break
-        session.state, metrics = run.train_step(session.state, batch)
-        in_flight.add(metrics)
-        step += 1
-        log.advance()
-        meter.after_step(step, metrics)
-        session.profile.after_step(metrics)
-
-        if run.evaluates_at(step) and not stop.wanted():
-            meter.flush()
-            try:
-                evaluate_and_log(session, step)
-            except UserError:  # too many unreadable images; once they are fixed, the run resumes here
-                session.save(step, last=True)
-                raise
-            meter.restart(step)
-        if is_due(step, run.save_every) or record.best_step == step or meter.minutes_are_over():
-            meter.flush()
-            session.save(step)
-            meter.restart(step)
-    meter.flush()
-    session.save(step, last=True)
-    interrupted = step < run.total_steps and not record.plateau.finished
-    if interrupted or (run.evaluates_at(step) and record.evaluated_step != step):
-        return session.finish("interrupted", step, f"by {stop.reason}")
-    return session.finish("done", step)
 
 
 def evaluate_and_log(session: Session, step: int) -> None:

@@ -105,8 +105,9 @@ def test_nothing_but_the_entry_points_imports_the_loop():
 
 def test_the_loop_s_body_is_short():
     tree = ast.parse((PACKAGE / "train.py").read_text())
-    (loop,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "loop")
-    assert loop.end_lineno - loop.lineno < 50
+    (train,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train")
+    docstring, *_ = train.body
+    assert train.end_lineno - docstring.end_lineno < 50
 
 
 def lines(*paths: pathlib.Path) -> int:
