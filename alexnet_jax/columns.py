@@ -54,26 +54,6 @@ def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = N
     return Mesh(grid, (DATA, COLUMN), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
-def process_slice(mesh: Mesh) -> tuple[int, int]:
-    """The slice of each batch that this process reads: its index and the number of slices.
-
-    Processes with devices in the same row of the mesh (the columns of one data shard) read the same slice.
-
-    Raises:
-      UserError: the columns do not divide evenly over the processes' devices.
-    """
-    owners = np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
-    here = owners == jax.process_index()
-    rows = np.flatnonzero(here.any(axis=1))
-    own, total = len(rows), mesh.shape[DATA]
-    if total % own or rows[0] % own or here.any(axis=0).sum() * own != here.sum():
-        raise UserError(
-            f"mesh.column={mesh.shape[COLUMN]}: does not fit the {here.sum()} devices of a process; "
-            "one must be a multiple of the other"
-        )
-    return int(rows[0]) // own, total // own
-
-
 def on_mesh(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
     """Runs `function` on each device's shard of the arguments.
 

@@ -142,8 +142,15 @@ def _hints(section: str) -> dict[str, Any]:
 
 def model_placeholders() -> dict[str, Any]:
     """A placeholder for every switch of the net: None until a config or the command line sets it."""
-    hints = {key: typing.get_args(hint)[0] for key, hint in _hints("model").items() if key != "variant"}
-    return {key: placeholder(typing.get_origin(hint) or hint) for key, hint in hints.items()}
+    return {key: placeholder(_plain(hint)) for key, hint in _hints("model").items() if key != "variant"}
+
+
+def _plain(hint: Any) -> type:
+    """The type in a hint such as `Annotated[tuple[int, ...], bound] | None`."""
+    args = typing.get_args(hint)
+    return (
+        _plain(args[0]) if args and typing.get_origin(hint) is not tuple else typing.get_origin(hint) or hint
+    )
 
 
 def resolve(

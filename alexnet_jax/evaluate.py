@@ -17,7 +17,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.common import host, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.batches import bad_images, check_batch_size, on_device
+from alexnet_jax.data.batches import bad_images, check_batch_size, on_device, process_slice
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
@@ -42,32 +42,28 @@ class Result:
     bad_images: int
 
 
-def log_probabilities(
-    logits_of: Callable[[jax.Array], jax.Array], images: jax.Array, preprocess: Preprocess, views: int
-) -> jax.Array:
-    """The log of the mean of the views' softmax outputs (section 4.1): `[B, num_classes]`.
-
-    Args:
-      logits_of: the net, from preprocessed `[B, S, S, 3]` to `[B, num_classes]`.
-      images: uint8 `[B, R, R, 3]`, where R is `preprocess.resize_size`.
-      views: 1 for the central patch, 10 for the paper's four corners, centre, and their mirrors.
-    """
-    if views == 1:
-        return jax.nn.log_softmax(logits_of(preprocess.view(images)))
-    by_view = jax.lax.map(lambda x: jax.nn.log_softmax(logits_of(x)), preprocess.ten_views(images))
-    # Stay in log space: a small mean probability would underflow to 0 and make the loss infinite.
-    return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
-
-
 def make_predict(
     model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
 ) -> Callable[[Any, jax.Array], jax.Array]:
-    """Returns `predict(params, images)`: `log_probabilities` of images split over the mesh."""
+    """Returns `predict(params, images)`: the log of the views' mean softmax, `[B, num_classes]` (4.1).
+
+    Args:
+      views: 1 for the central patch, 10 for the paper's four corners, centre, and their mirrors.
+      images: uint8 `[B, R, R, 3]`, split over the mesh, where R is `preprocess.resize_size`.
+    """
     forward = steps.forward_on_mesh(model, mesh, lambda images, *_: images, train=False)
 
     def predict(params: Any, images: jax.Array) -> jax.Array:
         key, example_ids = jax.random.key(0), jnp.arange(images.shape[0])  # nothing is random here
-        return log_probabilities(lambda x: forward(params, x, key, example_ids), images, preprocess, views)
+
+        def log_softmax(x: jax.Array) -> jax.Array:
+            return jax.nn.log_softmax(forward(params, x, key, example_ids))
+
+        if views == 1:
+            return log_softmax(preprocess.view(images))
+        by_view = jax.lax.map(log_softmax, preprocess.ten_views(images))
+        # Stay in log space: a small mean probability would underflow to 0 and make the loss infinite.
+        return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
 
     return predict
 
@@ -100,12 +96,7 @@ class Evaluator:
     """Tests a net on all images of a source; call it with parameters to get a `Result`."""
 
     def __init__(
-        self,
-        config: configs.Config,
-        model: AlexNet,
-        mesh: Mesh,
-        source: Source,
-        preprocess: Preprocess,
+        self, config: configs.Config, model: AlexNet, mesh: Mesh, source: Source, preprocess: Preprocess
     ):
         self._config, self._mesh, self._source = config, mesh, source
         self._eval_step = make_eval_step(model, mesh, preprocess, config.run.eval_views)
@@ -129,7 +120,7 @@ class Evaluator:
         Raises:
           UserError: the fraction of unreadable images exceeds `data.max_bad_fraction`.
         """
-        data, (part, parts) = self._config.data, columns.process_slice(self._mesh)
+        data, (part, parts) = self._config.data, process_slice(self._mesh)
         sizes = {"batch_size": data.batch_size, "resize_size": data.resize_size}
         batches = pipeline.eval_batches(self._source, **sizes, host_index=part, host_count=parts)
         count = -(-len(self._source) // data.batch_size)

@@ -199,8 +199,7 @@ def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, m
         return jax.tree.map(jnp.add, total, function(part)), None
 
     cut_batch = jax.tree.map(cut, batch)
-    result = jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut_batch))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut_batch)))
     return jax.lax.scan(add_part, zeros, cut_batch)[0]
 
 

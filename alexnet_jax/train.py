@@ -20,7 +20,7 @@ from alexnet_jax import config as configs
 from alexnet_jax import optimizer as optimizers
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.batches import check_batch_size
+from alexnet_jax.data.batches import check_batch_size, process_slice
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source, statistics_of
 from alexnet_jax.model import AlexNet
@@ -114,7 +114,7 @@ def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Ba
         path = run.workdir / cached_features.file_name(data.source, run.model, params, run.preprocess)
         records = cached_features.pooled_maps(path, run.model, params, run.preprocess, run.source)
         return cached_features.batches(records, data.batch_size, seed, start_step)
-    part, parts = columns.process_slice(run.mesh)
+    part, parts = process_slice(run.mesh)
     share = {"batch_size": data.batch_size, "host_index": part, "host_count": parts}
     return pipeline.train_batches(
         run.source, resize_size=data.resize_size, seed=seed, start_step=start_step, **share

@@ -17,8 +17,8 @@ from alexnet_jax.common import command_line, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import write_npz
 from alexnet_jax.data import inference
-from alexnet_jax.model import param_shapes
 from alexnet_jax.weights import pretrained
+from alexnet_jax.weights.layouts import param_shapes
 from alexnet_jax.weights.pretrained import Pretrained
 
 

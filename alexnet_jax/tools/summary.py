@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax.model import AlexNet, param_shapes
+from alexnet_jax.model import AlexNet
+from alexnet_jax.weights.layouts import param_shapes
 
 
 def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:

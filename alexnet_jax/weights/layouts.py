@@ -8,11 +8,12 @@ channels last.
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.model import AlexNet, param_shapes
+from alexnet_jax.model import AlexNet
 
 # torchvision's names are positions in two `Sequential`s.
 TORCH_NAMES = {
@@ -29,6 +30,17 @@ LAYERS = tuple(TORCH_NAMES)
 CONVOLUTIONS, DENSE = LAYERS[:5], LAYERS[5:]
 
 Layers = dict[str, tuple[Any, Any]]  # weight and bias by layer: arrays, or tensors read on demand
+
+
+def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
+    """The shapes of the net's parameters: by layer, `kernel` and `bias` as `jax.ShapeDtypeStruct`.
+
+    Raises:
+      UserError: images of `image_size` x `image_size` are too small for the net.
+    """
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(model.init, key, images)["params"]
 
 
 def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
