@@ -42,28 +42,32 @@ class Result:
     bad_images: int
 
 
+def log_probabilities(
+    logits_of: Callable[[jax.Array], jax.Array], images: jax.Array, preprocess: Preprocess, views: int
+) -> jax.Array:
+    """The log of the mean of the views' softmax outputs (section 4.1): `[B, num_classes]`.
+
+    Args:
+      logits_of: the net, from preprocessed `[B, S, S, 3]` to `[B, num_classes]`.
+      images: uint8 `[B, R, R, 3]`, where R is `preprocess.resize_size`.
+      views: 1 for the central patch, 10 for the paper's four corners, centre, and their mirrors.
+    """
+    if views == 1:
+        return jax.nn.log_softmax(logits_of(preprocess.view(images)))
+    by_view = jax.lax.map(lambda x: jax.nn.log_softmax(logits_of(x)), preprocess.ten_views(images))
+    # Stay in log space: a small mean probability would underflow to 0 and make the loss infinite.
+    return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
+
+
 def make_predict(
     model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
 ) -> Callable[[Any, jax.Array], jax.Array]:
-    """Returns `predict(params, images)`: the log of the views' mean softmax, `[B, num_classes]` (4.1).
-
-    Args:
-      views: 1 for the central patch, 10 for the paper's four corners, centre, and their mirrors.
-      images: uint8 `[B, R, R, 3]`, split over the mesh, where R is `preprocess.resize_size`.
-    """
+    """Returns `predict(params, images)`: `log_probabilities` of images split over the mesh."""
     forward = steps.forward_on_mesh(model, mesh, lambda images, *_: images, train=False)
 
     def predict(params: Any, images: jax.Array) -> jax.Array:
         key, example_ids = jax.random.key(0), jnp.arange(images.shape[0])  # nothing is random here
-
-        def log_softmax(x: jax.Array) -> jax.Array:
-            return jax.nn.log_softmax(forward(params, x, key, example_ids))
-
-        if views == 1:
-            return log_softmax(preprocess.view(images))
-        by_view = jax.lax.map(log_softmax, preprocess.ten_views(images))
-        # Stay in log space: a small mean probability would underflow to 0 and make the loss infinite.
-        return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
+        return log_probabilities(lambda x: forward(params, x, key, example_ids), images, preprocess, views)
 
     return predict
 
@@ -71,10 +75,7 @@ def make_predict(
 def make_eval_step(
     model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
 ) -> Callable[[Any, steps.Batch], steps.Metrics]:
-    """Compiles `eval_step(params, batch)`, which returns sums over the examples, by weight.
-
-    The sums are `loss`, `top1_errors`, `top5_errors` and `examples`, from the output of `make_predict`.
-    """
+    """Compiles `eval_step(params, batch)`: the sums, by weight, of losses, top-1 and top-5 errors, examples."""
     predict = make_predict(model, mesh, preprocess, views)
 
     def eval_step(params: Any, batch: steps.Batch) -> steps.Metrics:

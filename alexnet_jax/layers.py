@@ -111,8 +111,8 @@ _normalise.defvjp(lambda a, *constants: (_normalise(a, *constants), a), cpu.norm
 
 
 def _in_float32(x: Array, *constants: Any) -> Array:
-    wide = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)  # sums of squares need the digits
-    return _normalise(wide, *constants).astype(x.dtype)
+    y: Any = _normalise(x if x.dtype.itemsize >= 4 else x.astype(jnp.float32), *constants)
+    return y.astype(x.dtype)
 
 
 def max_pool(x: Array, window: int, stride: int, ceil: bool = True, name: str = "pool") -> Array:
@@ -148,7 +148,7 @@ def dense(xs: Sequence[Array], kernel: Array, biases: Iterable[Array], dtype: An
     """
     stacked = jnp.stack([x.reshape(x.shape[0], -1) for x in xs])
     dtype = dtype or stacked.dtype
-    ys = products(stacked, kernel.astype(stacked.dtype), dtype)
+    ys: Any = products(stacked, kernel.astype(stacked.dtype), dtype)
     return [y + bias.astype(dtype) for y, bias in zip(ys, biases, strict=True)]
 
 

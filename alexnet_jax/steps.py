@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import columns
 from alexnet_jax.common.errors import UserError
@@ -68,8 +67,9 @@ def init_state(
 def state_shardings(mesh: Mesh) -> Any:
     """The sharding of each part of a `TrainState`: parameters and momentum by column, the rest replicated."""
     by_column: Any = NamedSharding(mesh, columns.PARAMETERS)
-    replicated: Any = NamedSharding(mesh, columns.REPLICATED)
-    others: dict[str, Any] = {name: replicated for name in ("step", "drops", "bad_images", "sums")}
+    others: Any = dict.fromkeys(
+        ("step", "drops", "bad_images", "sums"), NamedSharding(mesh, columns.REPLICATED)
+    )
     return TrainState(params=by_column, opt_state=by_column, **others)
 
 
@@ -189,7 +189,7 @@ def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, m
 
     Each device splits its own examples, so none moves between devices.
     """
-    by_part = NamedSharding(mesh, P(None, *columns.BATCH))
+    by_part = NamedSharding(mesh, jax.sharding.PartitionSpec(None, *columns.BATCH))
 
     def cut(x: Array) -> Array:
         x = x.reshape(mesh.shape[columns.DATA], parts, -1, *x.shape[1:]).swapaxes(0, 1)
