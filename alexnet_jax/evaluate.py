@@ -75,7 +75,7 @@ def make_predict(
 def make_eval_step(
     model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
 ) -> Callable[[Any, steps.Batch], steps.Metrics]:
-    """Compiles `eval_step(params, batch)`: the sums, by weight, of losses, top-1 and top-5 errors, examples."""
+    """Compiles `eval_step(params, batch)`: sums by weight of `loss`, top-1 and top-5 errors, examples."""
     predict = make_predict(model, mesh, preprocess, views)
 
     def eval_step(params: Any, batch: steps.Batch) -> steps.Metrics:

@@ -264,10 +264,9 @@ class AlexNet(nn.Module):
         crosses = self.is_cross_column("fc8")
         xs = self._exchange_before("fc8", xs)
         outputs = share if crosses else share * self.columns
-        kernel, bias = self._parameters("fc8", (len(xs), xs[0][0].size, outputs), biases=share)
-        biases = list(bias)
+        kernel, biases = self._parameters("fc8", (len(xs), xs[0][0].size, outputs), biases=share)
         if not crosses:
-            zeros = jnp.zeros(outputs, bias.dtype)
+            zeros = jnp.zeros(outputs, biases.dtype)
             place = functools.partial(jax.lax.dynamic_update_slice_in_dim, zeros, axis=0)
             biases = [place(own, start_index=self._column(i) * share) for i, own in enumerate(biases)]
         ys = layers.dense(xs, kernel, biases, jnp.float32)
