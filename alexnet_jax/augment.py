@@ -72,14 +72,13 @@ class Augment:
       config: the config's section. With `colour="original"` the image is also divided by 1.1 in training, as
         in the 2012 code, "so that the scale stays as at test time".
       size: side of the crops in pixels.
-      mean: `[S, S, 3]` mean image or `[3]` mean colour, in grey levels; the mean image is cropped and
-        mirrored like the image, as in the 2012 code, which subtracts before it crops.
+      mean: `[S, S, 3]` mean image, cropped and mirrored like the image, or `[3]` mean colour; grey levels.
       sqrt_eigenvalues, eigenvectors: principal components of the colours, as in `colour_shift`.
       std: `[3]`, divides the result; 1 in the paper.
       colour_until_step: the colour shift ends at this step (2012: epoch 68); None for never.
     """
 
-    config: configs.Augment
+    config: configs.AugmentConfig
     size: int
     mean: Array
     sqrt_eigenvalues: Array

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.common.errors import UserError
@@ -18,7 +18,6 @@ from alexnet_jax.common.errors import UserError
 DATA, COLUMN = "data", "column"
 
 BATCH = P(DATA)  # split over the data axis, replicated over the columns
-PART = P(None, DATA)  # the same for micro-batches `[parts, B / parts, ...]`
 PARAMETERS = P(COLUMN)  # split along the leading axis of every parameter
 REPLICATED = P()
 
@@ -55,26 +54,6 @@ def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = N
     return Mesh(grid, (DATA, COLUMN), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
-def process_slice(mesh: Mesh) -> tuple[int, int]:
-    """The slice of each batch that this process reads: its index and the number of slices.
-
-    Processes with devices in the same row of the mesh (the columns of one data shard) read the same slice.
-
-    Raises:
-      UserError: the columns do not divide evenly over the processes' devices.
-    """
-    owners = np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
-    here = owners == jax.process_index()
-    rows = np.flatnonzero(here.any(axis=1))
-    own, total = len(rows), mesh.shape[DATA]
-    if total % own or rows[0] % own or here.any(axis=0).sum() * own != here.sum():
-        raise UserError(
-            f"mesh.column={mesh.shape[COLUMN]}: does not fit the {here.sum()} devices of a process; "
-            "one must be a multiple of the other"
-        )
-    return int(rows[0]) // own, total // own
-
-
 def on_mesh(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
     """Runs `function` on each device's shard of the arguments.
 
@@ -103,25 +82,3 @@ def add(xs: Sequence[jax.Array], axis_name: str | None = None) -> jax.Array:
     """The sum over all columns, on this device and along `axis_name`: adds partial logits."""
     total = sum(xs[1:], xs[0])
     return total if axis_name is None else jax.lax.psum(total, axis_name)
-
-
-def sum_over_parts(
-    function: Callable[[dict[str, jax.Array]], Any], batch: dict[str, jax.Array], parts: int, mesh: Mesh
-) -> Any:
-    """The sum of `function` over the parts (micro-batches) of a batch, computed one after another.
-
-    Each device splits its own examples, so none moves between devices.
-    """
-    devices = mesh.shape[DATA]
-
-    def cut(x: jax.Array) -> jax.Array:
-        x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PART))
-
-    def add_part(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, function(part)), None
-
-    cut_batch = jax.tree.map(cut, batch)
-    result = jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut_batch))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result)
-    return jax.lax.scan(add_part, zeros, cut_batch)[0]

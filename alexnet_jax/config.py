@@ -33,7 +33,7 @@ FREE = "may change"
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class DataConfig:
     """The images, their sizes and the batches."""
 
     source: str  # embedded, tfds:<name>, folder:<path>, kaggle:<path>, tars:<path>, prepared:<path>
@@ -47,7 +47,7 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Augment:
+class AugmentConfig:
     """The random view of a training image; see `augment.Augment`."""
 
     crop: bool
@@ -59,7 +59,7 @@ class Augment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer:
+class OptimizerConfig:
     """The update rule and its schedule; see `optimizer.make`."""
 
     learning_rate: Annotated[float, at_least(0)]  # initial, of the weights
@@ -84,14 +84,14 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Init:
+class InitConfig:
     """The initial weights."""
 
     path: str | None  # trained weights, as `load_pretrained` reads them; None or "" for random ones
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunConfig:
     """How long and how often. Exactly one of each pair `_steps` and `_epochs` is set."""
 
     seed: Annotated[int, at_least(0), below(2**31)]
@@ -116,13 +116,13 @@ class Run:
 class Config:
     """All sections. `model` has `variant` and the fields of `AlexNet`, None for the variant's value."""
 
-    data: Data
+    data: DataConfig
     model: dict[str, Any]
-    augment: Augment
-    optimizer: Optimizer
+    augment: AugmentConfig
+    optimizer: OptimizerConfig
     mesh: MeshConfig
-    init: Init
-    run: Run
+    init: InitConfig
+    run: RunConfig
 
     def to_json(self) -> str:
         """The config as JSON, for `config.json`."""
@@ -143,8 +143,15 @@ def _hints(section: str) -> dict[str, Any]:
 
 def model_placeholders() -> dict[str, Any]:
     """A placeholder for every switch of the net: None until a config or the command line sets it."""
-    hints = {key: typing.get_args(hint)[0] for key, hint in _hints("model").items() if key != "variant"}
-    return {key: placeholder(typing.get_origin(hint) or hint) for key, hint in hints.items()}
+    return {key: placeholder(_plain(hint)) for key, hint in _hints("model").items() if key != "variant"}
+
+
+def _plain(hint: Any) -> type:
+    """The type in a hint such as `Annotated[tuple[int, ...], bound] | None`."""
+    args = typing.get_args(hint)
+    return (
+        _plain(args[0]) if args and typing.get_origin(hint) is not tuple else typing.get_origin(hint) or hint
+    )
 
 
 def resolve(
@@ -214,7 +221,7 @@ def steps_of(epochs: float, num_examples: int, batch_size: int) -> int:
     return min(math.ceil(epochs * num_examples / batch_size - 1e-9), MAX_STEPS)
 
 
-def in_steps(run: Run, name: str, num_examples: int, batch_size: int) -> int:
+def in_steps(run: RunConfig, name: str, num_examples: int, batch_size: int) -> int:
     """`<name>_steps`, or `<name>_epochs` in steps, at least one; raises `UserError` at `MAX_STEPS`."""
     steps = getattr(run, f"{name}_steps")
     if steps is None:

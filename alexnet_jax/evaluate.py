@@ -17,7 +17,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.common import host, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.batches import bad_images, check_batch_size, on_device
+from alexnet_jax.data.batches import bad_images, check_batch_size, on_device, process_slice
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
@@ -75,10 +75,7 @@ def make_predict(
 def make_eval_step(
     model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
 ) -> Callable[[Any, steps.Batch], steps.Metrics]:
-    """Compiles `eval_step(params, batch)`, which returns sums over the examples, by weight.
-
-    The sums are `loss`, `top1_errors`, `top5_errors` and `examples`, from the output of `make_predict`.
-    """
+    """Compiles `eval_step(params, batch)`: sums by weight of `loss`, top-1 and top-5 errors, examples."""
     predict = make_predict(model, mesh, preprocess, views)
 
     def eval_step(params: Any, batch: steps.Batch) -> steps.Metrics:
@@ -100,12 +97,7 @@ class Evaluator:
     """Tests a net on all images of a source; call it with parameters to get a `Result`."""
 
     def __init__(
-        self,
-        config: configs.Config,
-        model: AlexNet,
-        mesh: Mesh,
-        source: Source,
-        preprocess: Preprocess,
+        self, config: configs.Config, model: AlexNet, mesh: Mesh, source: Source, preprocess: Preprocess
     ):
         self._config, self._mesh, self._source = config, mesh, source
         self._eval_step = make_eval_step(model, mesh, preprocess, config.run.eval_views)
@@ -129,7 +121,7 @@ class Evaluator:
         Raises:
           UserError: the fraction of unreadable images exceeds `data.max_bad_fraction`.
         """
-        data, (part, parts) = self._config.data, columns.process_slice(self._mesh)
+        data, (part, parts) = self._config.data, process_slice(self._mesh)
         sizes = {"batch_size": data.batch_size, "resize_size": data.resize_size}
         batches = pipeline.eval_batches(self._source, **sizes, host_index=part, host_count=parts)
         count = -(-len(self._source) // data.batch_size)

@@ -1,14 +1,13 @@
-"""The operations of the net as the paper defines them, layers with weights, and initialisation.
+"""The operations of the net as the paper defines them, and the initial weights.
 
 Maps are `[B, H, W, C]`. Their sizes follow the 2012 code, where a window that hangs over the lower or right
 edge still counts ("ceil"): 224 x 224 images give 55 x 55 maps after 11 x 11 windows at stride 4.
-`kernels/cpu.py` has the arithmetic of norms, pooling and dense products with their gradients, and faster
-convolutions for CPUs; skip it at a first reading.
+Their gradients are written out in `kernels/cpu.py`, with what is only for speed; skip it at a first reading.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +19,6 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.kernels import cpu
 
 Array = jax.Array
-Initialisers = Callable[[int], tuple[Callable, Callable]]  # fan-in -> initialisers of kernel and bias
 
 # Their biases start at 1, so that ReLUs get positive inputs "in the early stages of learning" (section 5).
 BIASED = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
@@ -49,31 +47,33 @@ def _edges(
     return tuple((padding, end) for end in ends)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def convolution(
-    x: Array,
-    kernel: Array,
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    ceil: bool = True,
-    name: str = "convolution",
+    x: Array, kernel: Array, stride: int = 1, padding: int = 0, ceil: bool = True, name: str = "convolution"
 ) -> Array:
     """Convolves `x` `[B, H, W, I]` with `kernel` `[w, w, I, O]`, which is not flipped: `[B, H', W', O]`.
 
     Raises:
       TooSmall: no window fits; the message begins with `name`.
     """
-    return _convolve(x, kernel, stride, _edges(x.shape[1:3], kernel.shape[0], stride, padding, ceil, name))
+    edges = _edges(x.shape[1:3], kernel.shape[0], stride, padding, ceil, name)
+    return cpu.xla_convolution(x, kernel, (stride, stride), edges)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(x: Array, kernel: Array, stride: int, edges: cpu.Edges) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), edges, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+def _convolution_forward(x, kernel, stride, *others):
+    edges = _edges(x.shape[1:3], kernel.shape[0], stride, *others)
+    plain = functools.partial(cpu.xla_convolution, window_strides=(stride, stride), padding=edges)
+    on_cpu = functools.partial(cpu.convolution, stride=stride, edges=edges)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain), (x, kernel)
 
 
-_convolve.defvjp(cpu.convolve_forward, cpu.convolve_backward)
+def _convolution_backward(stride, padding, ceil, name, inputs, g):
+    x, kernel = inputs
+    edges = _edges(x.shape[1:3], kernel.shape[0], stride, padding, ceil, name)
+    return cpu.convolution_gradients(x, kernel, g, stride=stride, edges=edges)
+
+
+convolution.defvjp(_convolution_forward, _convolution_backward)
 
 
 def local_response_norm(x: Array, *, k: float, alpha: float, beta: float, size: int) -> Array:
@@ -85,7 +85,7 @@ def local_response_norm(x: Array, *, k: float, alpha: float, beta: float, size: 
     Args:
       x: `[..., C]`; bfloat16 is normalised in float32.
     """
-    return _normalise(x, cpu.Norm(k, alpha, beta, size, axes=(x.ndim - 1,)))
+    return _in_float32(x, k, alpha, beta, size, (x.ndim - 1,))
 
 
 def within_map_norm(x: Array, *, k: float, alpha: float, beta: float, size: int) -> Array:
@@ -97,12 +97,21 @@ def within_map_norm(x: Array, *, k: float, alpha: float, beta: float, size: int)
     Args:
       x: `[B, H, W, C]`; bfloat16 is normalised in float32.
     """
-    return _normalise(x, cpu.Norm(k, alpha, beta, size, axes=(1, 2)))
+    return _in_float32(x, k, alpha, beta, size, (1, 2))
 
 
-def _normalise(x: Array, norm: cpu.Norm) -> Array:
-    wide = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)  # sums of squares need the digits
-    y: Any = cpu.normalise(wide, norm)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+def _normalise(a: Array, k: float, alpha: float, beta: float, size: int, axes: tuple[int, ...]) -> Array:
+    squares = cpu.sum_of_neighbours(jnp.square(a), size, axes)
+    return a * cpu.inverse_power(k + alpha * squares, beta)  # a / (k + alpha * squares) ** beta
+
+
+# Keeps only the inputs: the denominator is cheaper to compute again than to keep in memory.
+_normalise.defvjp(lambda a, *constants: (_normalise(a, *constants), a), cpu.norm_gradient)
+
+
+def _in_float32(x: Array, *constants: Any) -> Array:
+    y: Any = _normalise(x if x.dtype.itemsize >= 4 else x.astype(jnp.float32), *constants)
     return y.astype(x.dtype)
 
 
@@ -117,7 +126,39 @@ def max_pool(x: Array, window: int, stride: int, ceil: bool = True, name: str = 
     Raises:
       TooSmall: no window fits; the message begins with `name`.
     """
-    return cpu.max_pool(x, window, stride, _edges(x.shape[1:3], window, stride, 0, ceil, name))
+    return _maximum(x, window, stride, _edges(x.shape[1:3], window, stride, 0, ceil, name))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _maximum(x: Array, window: int, stride: int, edges: cpu.Edges) -> Array:
+    return functools.reduce(jnp.maximum, cpu.shifted_maps(x, window, stride, edges))
+
+
+_maximum.defvjp(cpu.max_pool_forward, cpu.max_pool_gradient)
+
+
+def dense(xs: Sequence[Array], kernel: Array, biases: Iterable[Array], dtype: Any = None) -> list[Array]:
+    """Fully connected: each column's `x` `[B, ...]` times its `kernel[i]` `[I, O]`, plus its bias `[O]`.
+
+    Maps are flattened row by row, channels last.
+
+    Args:
+      kernel: `[columns, I, O]`. One product batched over columns: slicing it by column would copy it.
+      dtype: of sums and outputs; None for that of the inputs.
+    """
+    stacked = jnp.stack([x.reshape(x.shape[0], -1) for x in xs])
+    dtype = dtype or stacked.dtype
+    ys: Any = products(stacked, kernel.astype(stacked.dtype), dtype)
+    return [y + bias.astype(dtype) for y, bias in zip(ys, biases, strict=True)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def products(x: Array, kernel: Array, dtype: Any) -> Array:
+    """The product of each column, `[columns, B, I]` by `[columns, I, O]`: `[columns, B, O]` of `dtype`."""
+    return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
+
+
+products.defvjp(lambda x, kernel, dtype: (products(x, kernel, dtype), (x, kernel)), cpu.products_gradients)
 
 
 def dropout(x: Array, key: Array, example_ids: Array, *, rate: float, scaled: bool) -> Array:
@@ -134,61 +175,13 @@ def dropout(x: Array, key: Array, example_ids: Array, *, rate: float, scaled: bo
     return jnp.where(jax.vmap(draw)(example_ids), x / kept if scaled else x, jnp.zeros((), x.dtype))
 
 
-class Convolution(nn.Module):
-    """One convolution per column; parameters `kernel` `[columns, w, w, I, O]` and `bias` `[columns, O]`."""
-
-    features: int  # filters of one column
-    window: int
-    stride: int
-    padding: int
-    ceil: bool
-    initialisers: Initialisers
+class Parameters(nn.Module):
+    """The parameters of a layer: `kernel` and `bias`, each with a leading axis of columns."""
 
     @nn.compact
-    def __call__(self, xs: list[Array]) -> list[Array]:
-        inputs = xs[0].shape[-1]
-        kernel_init, bias_init = self.initialisers(self.window * self.window * inputs)
-        kernel = self.param("kernel", kernel_init, (len(xs), self.window, self.window, inputs, self.features))
-        bias = self.param("bias", bias_init, (len(xs), self.features))
-        size = {"stride": self.stride, "padding": self.padding, "ceil": self.ceil, "name": self.name}
-        if len(xs) > 1 and all(x is xs[0] for x in xs):  # same input: a single, wider convolution
-            joined = jnp.concatenate(list(kernel), axis=-1).astype(xs[0].dtype)
-            ys = jnp.split(convolution(xs[0], joined, **size), len(xs), axis=-1)
-        else:
-            ys = [convolution(x, kernel[i].astype(x.dtype), **size) for i, x in enumerate(xs)]
-        return [y + bias[i].astype(y.dtype) for i, y in enumerate(ys)]
-
-
-class Dense(nn.Module):
-    """One fully connected layer per column; parameters `kernel` `[columns, I, O]` and `bias` `[columns, O]`.
-
-    With `bias_features`, each column has only that many biases, added to its own part of the outputs.
-    """
-
-    features: int  # units of one column
-    initialisers: Initialisers
-    bias_features: int | None = None
-    out_dtype: str | None = None  # dtype of sums and outputs; None for that of the inputs
-
-    @nn.compact
-    def __call__(self, xs: list[Array], bias_places: Sequence[Any] = ()) -> list[Array]:
-        xs = [x.reshape(x.shape[0], -1) for x in xs]  # flattens maps row by row, channels last
-        inputs = xs[0].shape[-1]
-        kernel_init, bias_init = self.initialisers(inputs)
-        kernel = self.param("kernel", kernel_init, (len(xs), inputs, self.features))
-        bias = self.param("bias", bias_init, (len(xs), self.bias_features or self.features))
-        biases = list(bias)
-        if bias_places:
-            zeros = jnp.zeros(self.features, bias.dtype)
-            biases = [
-                lax.dynamic_update_slice_in_dim(zeros, b, place, axis=0)
-                for b, place in zip(biases, bias_places, strict=True)
-            ]
-        dtype = self.out_dtype or xs[0].dtype
-        # One product batched over columns: slicing the kernel by column would copy it.
-        kernel = kernel.astype(xs[0].dtype)
-        ys: Any = cpu.connect(jnp.stack(xs), kernel, dtype)
-        return [y + b.astype(dtype) for y, b in zip(ys, biases, strict=True)]
+    def __call__(self, init: tuple[Callable, Callable], kernel: Any, bias: Any) -> tuple[Array, Array]:
+        """Returns both, of the shapes `kernel` and `bias`."""
+        return self.param("kernel", init[0], kernel), self.param("bias", init[1], bias)
 
 
 def initialisers(scheme: str, hidden_bias: float | None, name: str, fan_in: int) -> tuple[Callable, Callable]:

@@ -8,9 +8,10 @@ import bisect
 import contextlib
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -19,12 +20,26 @@ import jax.numpy as jnp
 from alexnet_jax import layers
 from alexnet_jax.columns import add, exchange
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.typed import Bound, above, at_least, below, one_of, some_of
 
 Array = jax.Array
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "fc6", "fc7", "fc8")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp.tanh}
 PLAIN_POOLING_PADDING = {"conv2": 1, "conv5": 0}  # layers-147.cfg
+CROSS_COLUMN_LAYERS = ("conv3", "conv6", "fc6", "fc7", "fc8")
+REMOVABLE = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
+POST_OPS = ("activation", "lrn", "map_norm", "pool")
+
+
+_ORDER = Bound(
+    lambda order: set(order.split()) <= set(POST_OPS) and len(order.split()) == len(set(order.split())),
+    f"list each of {', '.join(POST_OPS)} at most once, separated by spaces",
+)
+_SIX = Bound(lambda widths: len(widths) == 6, "give the filters of conv1 to conv6, even without conv6")
+_FIVE = Bound(lambda pads: len(pads) == 5 and min(pads) >= 0, "give five paddings of 0 or more")
+_ODD = Bound(lambda size: size % 2 == 1, "must be odd, so that the window has a middle")
+_POWER = Bound(lambda beta: beta > 0, "must be above 0; norm=False leaves the normalisation out")
 
 
 class AlexNet(nn.Module):
@@ -33,38 +48,42 @@ class AlexNet(nn.Module):
     Widths are totals over all columns. `create_model` checks the fields.
     """
 
-    num_classes: int = 1000
-    columns: int = 2  # 1 lets every layer see everything
-    # Layers that see all columns. Without fc8, the columns' partial logits are added. (): run 150.
-    cross_column_layers: tuple[str, ...] = ("conv3", "conv6", "fc6", "fc7", "fc8")
-    widths: tuple[int, ...] = (96, 256, 384, 384, 256, 256)  # filters of conv1 to conv6
+    num_classes: Annotated[int, at_least(1)] = 1000
+    columns: Annotated[int, at_least(1)] = 2  # 1 lets every layer see everything
+    # Layers that see all columns; all columns of conv1 see the image. Without fc8, the columns' partial
+    # logits are added. (): run 150.
+    cross_column_layers: Annotated[tuple[str, ...], some_of(*LAYERS[1:])] = CROSS_COLUMN_LAYERS
+    widths: Annotated[tuple[int, ...], _SIX] = (96, 256, 384, 384, 256, 256)  # filters of conv1 to conv6
     fc_widths: tuple[int, int] = (4096, 4096)  # units of fc6 and fc7
-    layer1: str = "activation lrn pool"  # what follows conv1, in order; also map_norm
-    layer2: str = "activation lrn pool"
-    layer5: str = "activation pool"
-    activation: str = "relu"  # or tanh
+    layer1: Annotated[str, _ORDER] = "activation lrn pool"  # what follows conv1, in order; also map_norm
+    layer2: Annotated[str, _ORDER] = "activation lrn pool"
+    layer5: Annotated[str, _ORDER] = "activation pool"
+    activation: Annotated[str, one_of(*ACTIVATIONS)] = "relu"
     norm: bool = True  # False removes every lrn and map_norm (run 148)
-    lrn_k: float = 2.0  # section 3.3, like the next three
-    lrn_alpha: float = 1e-4  # multiplies each term of the sum
-    lrn_beta: float = 0.75
-    lrn_size: int = 5  # channels
+    lrn_k: Annotated[float, above(0)] = 2.0  # section 3.3, like the next three
+    lrn_alpha: Annotated[float, at_least(0)] = 1e-4  # multiplies each term of the sum
+    lrn_beta: Annotated[float, _POWER] = 0.75
+    lrn_size: Annotated[int, above(0), _ODD] = 5  # channels
     lrn_across_columns: bool = False  # sums over all columns' channels (Caffe), not just its own
     overlapping_pooling: bool = True  # 3 x 3 windows at stride 2 (3.4); False: 2 x 2, run 147's paddings
-    padding: tuple[int, ...] = (0, 2, 1, 1, 1)  # of conv1 to conv5
-    rounding: str = "2012"  # of output sizes: 2012, up; caffe, up for pooling only; torch, down
+    padding: Annotated[tuple[int, ...], _FIVE] = (0, 2, 1, 1, 1)  # of conv1 to conv5
+    # Of output sizes: 2012, up; caffe, up for pooling only; torch, down.
+    rounding: Annotated[str, one_of("2012", "caffe", "torch")] = "2012"
     # Section 7: "the depth really is important". A removed layer takes its activation and norms along, but
     # not its pooling; if it saw all columns, the next layer does.
-    removed_layers: tuple[str, ...] = ()
+    removed_layers: Annotated[tuple[str, ...], some_of("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")] = ()
     conv6: bool = False  # a sixth convolution on the pooled maps, across columns (section 7.2, run 146)
-    dropout: float = 0.5  # fraction of fc6's and fc7's outputs dropped in training
+    dropout: Annotated[float, at_least(0), below(1)] = 0.5  # fraction of fc6's and fc7's outputs dropped
     dropout_before: bool = False  # drops the inputs of fc6 and fc7 instead (torchvision)
     dropout_scaled: bool = False  # divides by the kept fraction in training; False halves at test time (4.2)
-    init_scheme: str = "paper"  # std 0.01 everywhere; original, 0.03 for conv3 to conv5; caffe, he, torch
+    # Std 0.01 everywhere in `paper`, 0.03 for conv3 to conv5 in `original`.
+    init_scheme: Annotated[str, one_of("paper", "original", "caffe", "he", "torch")] = "paper"
     hidden_bias: float | None = None  # initial bias of `layers.BIASED`; None for that of init_scheme
-    compute_dtype: str = "float32"  # bfloat16: activations and products; all else stays float32
-    reads: str = "images"  # or pool5: the input is pool5, channels of all columns in order
+    # bfloat16: activations and products; all else stays float32.
+    compute_dtype: Annotated[str, one_of("float32", "bfloat16")] = "float32"
+    reads: Annotated[str, one_of("images", "pool5")] = "images"  # pool5: channels of all columns in order
     column_axis: str | None = None  # inside `shard_map`: the mesh axis of the columns
-    column_shards: int = 1  # devices along it; each holds `columns / column_shards`
+    column_shards: Annotated[int, at_least(1)] = 1  # devices along it; each holds `columns / column_shards`
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False, example_ids: Array | None = None) -> Array:
@@ -163,7 +182,8 @@ class AlexNet(nn.Module):
     def _has_room(self, side: int) -> bool:
         net = self.clone(column_axis=None, column_shards=1)
         with contextlib.suppress(layers.TooSmall):
-            return bool(_shapes(functools.partial(nn.Module.init, net), side))
+            images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+            return bool(jax.eval_shape(functools.partial(nn.Module.init, net), jax.random.key(0), images))
         return False
 
     def _conv(self, name: str, xs: list[Array], window: int, stride: int = 1) -> list[Array]:
@@ -173,18 +193,30 @@ class AlexNet(nn.Module):
         padding = (*self.padding, 1)[number - 1]
         if not self.overlapping_pooling:
             padding = PLAIN_POOLING_PADDING.get(name, padding)
-        features, ceil = self.widths[number - 1] // self.columns, self.rounding == "2012"
-        layer = layers.Convolution(
-            features, window, stride, padding, ceil, initialisers=self._initialisers(name), name=name
-        )
-        return self._record(name, layer(self._exchange_before(name, xs)))
+        xs = self._exchange_before(name, xs)
+        features = self.widths[number - 1] // self.columns
+        kernel, bias = self._parameters(name, (len(xs), window, window, xs[0].shape[-1], features))
+        size = {"stride": stride, "padding": padding, "ceil": self.rounding == "2012"}
+        convolve = functools.partial(layers.convolution, **size, name=name)
+        if len(xs) > 1 and all(x is xs[0] for x in xs):  # same input: a single, wider convolution
+            joined = jnp.concatenate(list(kernel), axis=-1).astype(xs[0].dtype)
+            ys = jnp.split(convolve(xs[0], joined), len(xs), axis=-1)
+        else:
+            ys = list(map(convolve, xs, (kernel[i].astype(x.dtype) for i, x in enumerate(xs))))
+        return self._record(name, [y + bias[i].astype(y.dtype) for i, y in enumerate(ys)])
 
     def _dense(self, name: str, xs: list[Array]) -> list[Array]:
         if name in self.removed_layers:
             return xs
+        xs = self._exchange_before(name, xs)
         units = self.fc_widths[int(name[-1]) - 6] // self.columns
-        layer = layers.Dense(units, self._initialisers(name), name=name)
-        return self._record(name, layer(self._exchange_before(name, xs)))
+        kernel, bias = self._parameters(name, (len(xs), xs[0][0].size, units))
+        return self._record(name, layers.dense(xs, kernel, list(bias)))
+
+    def _parameters(self, name: str, shape: tuple[int, ...], biases: int | None = None) -> Any:
+        """`kernel` of this shape, `[columns, ..., outputs]`, and `bias` `[columns, biases or outputs]`."""
+        init = layers.initialisers(self.init_scheme, self.hidden_bias, name, math.prod(shape[1:-1]))
+        return layers.Parameters(name=name)(init, shape, (shape[0], biases or shape[-1]))
 
     def _post_ops(self, number: int, order: str, xs: list[Array]) -> list[Array]:
         """Applies the operations in `order` after layer `number`."""
@@ -216,9 +248,9 @@ class AlexNet(nn.Module):
             return xs
         if self.dropout > 0 and train:
             key = self.make_rng("dropout")
-            drop = functools.partial(layers.dropout, rate=self.dropout, scaled=self.dropout_scaled)
-            keys = (jax.random.fold_in(key, self._column(i)) for i in range(len(xs)))
-            xs = [drop(x, own, example_ids) for x, own in zip(xs, keys, strict=True)]
+            how = {"rate": self.dropout, "scaled": self.dropout_scaled}
+            keys = [jax.random.fold_in(key, self._column(i)) for i in range(len(xs))]
+            xs = [layers.dropout(x, keys[i], example_ids, **how) for i, x in enumerate(xs)]
         elif self.dropout > 0 and not self.dropout_scaled:
             xs = [x * (1.0 - self.dropout) for x in xs]
         return self._record(f"dropout{number}", xs)
@@ -229,17 +261,17 @@ class AlexNet(nn.Module):
         With an odd number of classes the last column's last output is unused.
         """
         share = -(-self.num_classes // self.columns)
-        layer = functools.partial(
-            layers.Dense, initialisers=self._initialisers("fc8"), out_dtype="float32", name="fc8"
-        )
-        if self.is_cross_column("fc8"):
-            ys = layer(share)(self._exchange_before("fc8", xs))
-            logits = self._exchange("logits", ys)[0]
-        else:
-            places = [self._column(i) * share for i in range(len(xs))]
-            ys = layer(share * self.columns, bias_features=share)(xs, bias_places=places)
-            with jax.named_scope("exchange_logits"):
-                logits = add(ys, self.column_axis)
+        crosses = self.is_cross_column("fc8")
+        xs = self._exchange_before("fc8", xs)
+        outputs = share if crosses else share * self.columns
+        kernel, biases = self._parameters("fc8", (len(xs), xs[0][0].size, outputs), biases=share)
+        if not crosses:
+            zeros = jnp.zeros(outputs, biases.dtype)
+            place = functools.partial(jax.lax.dynamic_update_slice_in_dim, zeros, axis=0)
+            biases = [place(own, start_index=self._column(i) * share) for i, own in enumerate(biases)]
+        ys = layers.dense(xs, kernel, biases, jnp.float32)
+        with jax.named_scope("exchange_logits"):
+            logits = exchange(ys, self.column_axis)[0] if crosses else add(ys, self.column_axis)
         return self._record("fc8", [logits[:, : self.num_classes]])[0]
 
     def _record(self, name: str, xs: list[Array]) -> list[Array]:
@@ -274,27 +306,9 @@ class AlexNet(nn.Module):
             return index
         return jax.lax.axis_index(self.column_axis) * (self.columns // self.column_shards) + index
 
-    def _initialisers(self, name: str) -> layers.Initialisers:
-        return functools.partial(layers.initialisers, self.init_scheme, self.hidden_bias, name)
-
 
 def _check_images(images: Any) -> None:
     shape, dtype = getattr(images, "shape", ()), getattr(images, "dtype", jnp.dtype(bool))
     if len(shape) != 4 or shape[0] == 0 or shape[3] != 3 or not jnp.issubdtype(dtype, jnp.floating):
         what = f"{dtype}{list(shape)}" if hasattr(images, "shape") else type(images).__name__
         raise UserError(f"images: the net reads a batch [B, S, S, 3] of floats, not {what}")
-
-
-def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
-    """The shapes of the net's parameters: by layer, `kernel` and `bias` as `jax.ShapeDtypeStruct`.
-
-    Raises:
-      UserError: images of `image_size` x `image_size` are too small for the net.
-    """
-    return _shapes(model.init, image_size)["params"]
-
-
-def _shapes(init: Callable, image_size: int) -> dict[str, Any]:
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(init, key, images)

@@ -140,7 +140,7 @@ class PlateauState:
     finished: bool = False
 
 
-def after_evaluation(config: configs.Optimizer, state: PlateauState, error: float) -> PlateauState:
+def after_evaluation(config: configs.OptimizerConfig, state: PlateauState, error: float) -> PlateauState:
     """The state after an evaluation with top-1 error `error` in %."""
     if error < state.best_error:
         return dataclasses.replace(state, best_error=error, evals_since_best=0)
@@ -152,7 +152,7 @@ def after_evaluation(config: configs.Optimizer, state: PlateauState, error: floa
     return dataclasses.replace(state, evals_since_best=0, drops=state.drops + 1)
 
 
-def make_rates(config: configs.Optimizer, steps_at: Callable[[float], int]) -> Rates:
+def make_rates(config: configs.OptimizerConfig, steps_at: Callable[[float], int]) -> Rates:
     """The config's schedules for weights, biases and single layers.
 
     Args:
@@ -178,7 +178,7 @@ def make_rates(config: configs.Optimizer, steps_at: Callable[[float], int]) -> R
 
 
 def make(
-    config: configs.Optimizer, steps_at: Callable[[float], int]
+    config: configs.OptimizerConfig, steps_at: Callable[[float], int]
 ) -> optax.GradientTransformationExtraArgs:
     """The config's update rule; arguments as in `make_rates`."""
     return sgd_2012(make_rates(config, steps_at), momentum=config.momentum, weight_decay=config.weight_decay)

@@ -67,8 +67,9 @@ def init_state(
 def state_shardings(mesh: Mesh) -> Any:
     """The sharding of each part of a `TrainState`: parameters and momentum by column, the rest replicated."""
     by_column: Any = NamedSharding(mesh, columns.PARAMETERS)
-    replicated: Any = NamedSharding(mesh, columns.REPLICATED)
-    others: dict[str, Any] = {name: replicated for name in ("step", "drops", "bad_images", "sums")}
+    others: Any = dict.fromkeys(
+        ("step", "drops", "bad_images", "sums"), NamedSharding(mesh, columns.REPLICATED)
+    )
     return TrainState(params=by_column, opt_state=by_column, **others)
 
 
@@ -111,12 +112,7 @@ def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, t
 
 
 def cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
-    """Weighted mean over the examples of -log softmax at the label (section 3)."""
-    return summed_cross_entropy(logits, labels, weights) / jnp.maximum(jnp.sum(weights), 1.0)
-
-
-def summed_cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
-    """Weighted sum over the examples of -log softmax at the label."""
+    """The sum over the examples of -log softmax at the label (section 3), by weight."""
     return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels) * weights)
 
 
@@ -168,7 +164,7 @@ def make_train_step(
         if micro_batches == 1:
             gradients, sums = gradient(batch)
         else:
-            gradients, sums = columns.sum_over_parts(gradient, batch, micro_batches, mesh)
+            gradients, sums = sum_over_parts(gradient, batch, micro_batches, mesh)
         examples = jnp.maximum(sums["examples"], 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / examples, gradients)
         updates, opt_state = optimizer.update(
@@ -188,10 +184,29 @@ def make_train_step(
     )
 
 
+def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
+    """The sum of `function` over `parts` of a batch (micro-batches), computed one after another.
+
+    Each device splits its own examples, so none moves between devices.
+    """
+    by_part = NamedSharding(mesh, jax.sharding.PartitionSpec(None, *columns.BATCH))
+
+    def cut(x: Array) -> Array:
+        x = x.reshape(mesh.shape[columns.DATA], parts, -1, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(x.reshape(parts, -1, *x.shape[3:]), by_part)
+
+    def add_part(total: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    cut_batch = jax.tree.map(cut, batch)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut_batch)))
+    return jax.lax.scan(add_part, zeros, cut_batch)[0]
+
+
 def _batch_sums(logits: Array, batch: Batch) -> Metrics:
     labels, weights = batch["label"], batch["weight"]
     return {
-        "loss": summed_cross_entropy(logits, labels, weights),
+        "loss": cross_entropy(logits, labels, weights),
         "top1_error": 100.0 * jnp.sum(topk_errors(logits, labels, 1) * weights),
         "examples": jnp.sum(weights),
         "bad_images": jnp.sum(weights == 0, dtype=jnp.float32),

@@ -18,7 +18,7 @@ from alexnet_jax import config as configs
 from alexnet_jax import optimizer as optimizers
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.batches import check_batch_size
+from alexnet_jax.data.batches import check_batch_size, process_slice
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source, statistics_of
 from alexnet_jax.model import AlexNet
@@ -67,9 +67,8 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
     source, test_source = (inputs.open_source(data, split) for split in ("train", "test"))
     statistics = statistics_of(source)
     model = configs.build_model(config, source.num_classes)
-    init = None
-    if config.init.path and not checkpoint.exist(workdir):
-        init = pretrained.read(config.init.path, partial=True)
+    starts_from = None if checkpoint.exist(workdir) else config.init.path
+    init = pretrained.read(starts_from, partial=True) if starts_from else None
     trained = pretrained.read_description(workdir) if (workdir / pretrained.DESCRIPTION).exists() else init
     if trained is not None:
         preprocess = trained.preprocess.resized(data.resize_size, data.image_size)
@@ -114,11 +113,9 @@ def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Ba
         path = run.workdir / cached_features.file_name(data.source, run.model, params, run.preprocess)
         records = cached_features.pooled_maps(path, run.model, params, run.preprocess, run.source)
         return cached_features.batches(records, data.batch_size, seed, start_step)
-    part, parts = columns.process_slice(run.mesh)
-    share = {"batch_size": data.batch_size, "host_index": part, "host_count": parts}
-    return pipeline.train_batches(
-        run.source, resize_size=data.resize_size, seed=seed, start_step=start_step, **share
-    )
+    host, hosts = process_slice(run.mesh)
+    share = {"batch_size": data.batch_size, "host_index": host, "host_count": hosts, "seed": seed}
+    return pipeline.train_batches(run.source, resize_size=data.resize_size, start_step=start_step, **share)
 
 
 @dataclasses.dataclass
@@ -132,6 +129,7 @@ class Session:
     log: logs.Log
     profile: profiler.Profile
     stop: signals.Stop
+    outcome: str = "running"  # or the final status
 
     def save(self, step: int, *, last: bool = False) -> None:
         """Saves a checkpoint; see `save` in run/record.py."""
@@ -143,17 +141,17 @@ class Session:
             at = {} if step is None else {"step": step, "epoch": round(self.run.epoch(step), 4)}
             logs.write_status(self.run.workdir, name, **at, eval=self.record.evaluation, message=message)
 
-    def finish(self, name: str, step: int | None, message: str | None = None) -> str:
+    def finish(self, name: str, step: int | None, message: str | None = None) -> None:
         """Writes the final status; prints the result and the next commands."""
         self.write_status(name, step, message)
         self.log.say(f"{name}{f': {message}' if message else ''}")
         for line in status.farewell(self.run.workdir, name, self.record):
             self.log.say(line)
-        return name
+        self.outcome = name
 
 
 def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
-    """Trains to the config's last step, from `workdir`'s last checkpoint if there is one.
+    """Trains from `workdir`'s last checkpoint, if there is one, to the last step or the plateau rule's end.
 
     Returns:
       The final status: `done`, `interrupted` (by SIGTERM, SIGINT or `run.max_seconds`, after a checkpoint) or
@@ -164,11 +162,47 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
       Fault: the disk is full, the directory has been removed, or memory runs out.
     """
     with opened(config, workdir) as session:
-        try:
-            return loop(session)
-        except Diverged as error:
-            message = f"{error}; {last_good(session.checkpoints)}; try a lower optimizer.learning_rate"
-            return session.finish("diverged", None, message)
+        run, record, log, stop = session.run, session.record, session.log, session.stop
+        step = int(session.state.step)
+        if run.evaluates_at(step) and record.evaluated_step != step:  # interrupted before this evaluation
+            evaluate_and_log(session, step)
+        in_flight = InFlight(run.mesh)
+        images = open_batches(run, session.state.params, step)
+        batches = TrainingBatches(images, run.mesh, run.source, log, in_flight)
+        rates = functools.partial(record.learning_rates, run.rates)
+        meter = Meter(run.config, run.source, log, batches, step, run.total_steps, rates)
+        while step < run.total_steps and not record.plateau.finished:
+            batch = next(batches)
+            in_flight.make_room()
+            if stop.wanted():
+                break
+            session.state, metrics = run.train_step(session.state, batch)
+            in_flight.add(metrics)
+            step += 1
+            log.advance()
+            meter.after_step(step, metrics)
+            session.profile.after_step(metrics)
+
+            if run.evaluates_at(step) and not stop.wanted():
+                meter.flush()
+                try:
+                    evaluate_and_log(session, step)
+                except UserError:  # too many unreadable images; once they are fixed, the run resumes here
+                    session.save(step, last=True)
+                    raise
+                meter.restart(step)
+            if is_due(step, run.save_every) or record.best_step == step or meter.minutes_are_over():
+                meter.flush()
+                session.save(step)
+                meter.restart(step)
+        meter.flush()
+        session.save(step, last=True)
+        interrupted = step < run.total_steps and not record.plateau.finished
+        if interrupted or (run.evaluates_at(step) and record.evaluated_step != step):
+            session.finish("interrupted", step, f"by {stop.reason}")
+        else:
+            session.finish("done", step)
+    return session.outcome
 
 
 @contextlib.contextmanager
@@ -198,10 +232,15 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
         state, record = restore_or_init(run, checkpoints)
         left, params = range(int(state.step), run.total_steps), run.abstract_state.params
         log = status.open_log(run.workdir, record, left, config, run.model)
-        stack.enter_context(contextlib.closing(log))
+        stack.callback(log.close)
         for line in status.greeting(config, run.source, run.mesh, params, run.start, left):
             log.say(line)
-        yield Session(run, state, record, checkpoints, log, profile, stop)
+        session = Session(run, state, record, checkpoints, log, profile, stop)
+        try:
+            yield session
+        except Diverged as error:
+            message = f"{error}; {last_good(checkpoints)}; try a lower optimizer.learning_rate"
+            session.finish("diverged", None, message)
 
 
 def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[steps.TrainState, Record]:
@@ -225,49 +264,6 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[step
             f"{run.workdir} was begun with {record.images:,}; bring them back, or set run.allow_changes"
         )
     return state, record
-
-
-def loop(session: Session) -> str:
-    """Trains to the last step, the end of the plateau rule, or a request to stop; returns the status."""
-    run, record, log, stop = session.run, session.record, session.log, session.stop
-    step = int(session.state.step)
-    if run.evaluates_at(step) and record.evaluated_step != step:  # interrupted before this evaluation
-        evaluate_and_log(session, step)
-    in_flight = InFlight(run.mesh)
-    images = open_batches(run, session.state.params, step)
-    batches = TrainingBatches(images, run.mesh, run.source, log, in_flight)
-    rates = functools.partial(record.learning_rates, run.rates)
-    meter = Meter(run.config, run.source, log, batches, step, run.total_steps, rates)
-    while step < run.total_steps and not record.plateau.finished:
-        batch = next(batches)
-        in_flight.make_room()
-        if stop.wanted():
-            break
-        session.state, metrics = run.train_step(session.state, batch)
-        in_flight.add(metrics)
-        step += 1
-        log.advance()
-        meter.after_step(step, metrics)
-        session.profile.after_step(metrics)
-
-        if run.evaluates_at(step) and not stop.wanted():
-            meter.flush()
-            try:
-                evaluate_and_log(session, step)
-            except UserError:  # too many unreadable images; once they are fixed, the run resumes here
-                session.save(step, last=True)
-                raise
-            meter.restart(step)
-        if is_due(step, run.save_every) or record.best_step == step or meter.minutes_are_over():
-            meter.flush()
-            session.save(step)
-            meter.restart(step)
-    meter.flush()
-    session.save(step, last=True)
-    interrupted = step < run.total_steps and not record.plateau.finished
-    if interrupted or (run.evaluates_at(step) and record.evaluated_step != step):
-        return session.finish("interrupted", step, f"by {stop.reason}")
-    return session.finish("done", step)
 
 
 def evaluate_and_log(session: Session, step: int) -> None:

@@ -1,17 +1,11 @@
-"""The nets called "AlexNet", as differences from the paper's text, and the bounds of all switches."""
+"""The nets called "AlexNet", as differences from the paper's text."""
 
 from collections.abc import Callable
 from typing import Any
 
 from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.common.typed import as_type
-from alexnet_jax.model import ACTIVATIONS, LAYERS, PLAIN_POOLING_PADDING, AlexNet
-
-POST_OPS = ("activation", "lrn", "map_norm", "pool")
-REMOVABLE = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
-INITS = ("paper", "original", "caffe", "he", "torch")
-ROUNDINGS = ("2012", "caffe", "torch")
-DTYPES = ("float32", "bfloat16")
+from alexnet_jax.model import PLAIN_POOLING_PADDING, AlexNet
 
 # BVLC's bvlc_alexnet: groups instead of columns, norms across groups, 227 x 227 images.
 _CAFFE: dict[str, Any] = {
@@ -58,61 +52,16 @@ def _divisible(widths: tuple[int, ...], columns: int) -> bool:
     return all(width >= columns and width % columns == 0 for width in widths)
 
 
-def _distinct_post_ops(order: str) -> bool:
-    ops = order.split()
-    return set(ops) <= set(POST_OPS) and len(ops) == len(set(ops))
-
-
 _PLAIN_PADDINGS = (AlexNet.padding[1::3], tuple(PLAIN_POOLING_PADDING.values()))
+_PLAIN = "overlapping_pooling=False has its own paddings of conv2 and conv5, 1 and 0; leave one out"
 _MULTIPLE = "each must be a positive multiple of the {m.columns} columns"
-_ORDER = f"list each of {', '.join(POST_OPS)} at most once, separated by spaces"
 
-# Key, condition, and advice if it does not hold; checked in this order.
-BOUNDS: tuple[tuple[str, Callable[[AlexNet], bool], str], ...] = (
-    ("num_classes", lambda m: m.num_classes >= 1, "a net needs at least one class"),
-    ("columns", lambda m: m.columns >= 1, "must be 1 or more; the paper has 2"),
-    ("column_shards", lambda m: m.column_shards >= 1, "must be 1 or more"),
+# What holds between the fields of `AlexNet`: key, condition, and advice if it does not hold.
+TOGETHER: tuple[tuple[str, Callable[[AlexNet], bool], str], ...] = (
     ("columns", lambda m: m.columns % m.column_shards == 0, "cannot lie over {m.column_shards} devices"),
-    (
-        "widths",
-        lambda m: len(m.widths) == 6,
-        "give the filters of conv1 to conv6 (the last is used with conv6)",
-    ),
     ("widths", lambda m: _divisible(m.widths, m.columns), _MULTIPLE),
     ("fc_widths", lambda m: _divisible(m.fc_widths, m.columns), _MULTIPLE),
-    ("padding", lambda m: len(m.padding) == 5 and min(m.padding) >= 0, "give five paddings of 0 or more"),
-    (
-        "padding",
-        lambda m: m.overlapping_pooling or m.padding[1::3] in _PLAIN_PADDINGS,
-        "overlapping_pooling=False has its own paddings of conv2 and conv5, 1 and 0; leave one out",
-    ),
-    (
-        "cross_column_layers",
-        lambda m: set(m.cross_column_layers) <= set(LAYERS[1:]),  # all columns of conv1 see the image
-        f"choose from {', '.join(LAYERS[1:])}",
-    ),
-    (
-        "removed_layers",
-        lambda m: set(m.removed_layers) <= set(REMOVABLE),
-        f"choose from {', '.join(REMOVABLE)}",
-    ),
-    ("activation", lambda m: m.activation in ACTIVATIONS, f"choose one of {', '.join(ACTIVATIONS)}"),
-    ("init_scheme", lambda m: m.init_scheme in INITS, f"choose one of {', '.join(INITS)}"),
-    ("rounding", lambda m: m.rounding in ROUNDINGS, f"choose one of {', '.join(ROUNDINGS)}"),
-    ("compute_dtype", lambda m: m.compute_dtype in DTYPES, f"choose one of {', '.join(DTYPES)}"),
-    ("reads", lambda m: m.reads in ("images", "pool5"), "choose images or pool5"),
-    ("dropout", lambda m: 0 <= m.dropout < 1, "must be at least 0 and below 1"),
-    (
-        "lrn_size",
-        lambda m: m.lrn_size > 0 and m.lrn_size % 2 == 1,
-        "must be above 0 and odd, so that the window has a middle",
-    ),
-    ("lrn_k", lambda m: m.lrn_k > 0, "must be above 0, so that nothing is divided by 0"),
-    ("lrn_alpha", lambda m: m.lrn_alpha >= 0, "must be 0 or more, so that nothing is divided by 0"),
-    ("lrn_beta", lambda m: m.lrn_beta > 0, "must be above 0; norm=False leaves the normalisation out"),
-    ("layer1", lambda m: _distinct_post_ops(m.layer1), _ORDER),
-    ("layer2", lambda m: _distinct_post_ops(m.layer2), _ORDER),
-    ("layer5", lambda m: _distinct_post_ops(m.layer5), _ORDER),
+    ("padding", lambda m: m.overlapping_pooling or m.padding[1::3] in _PLAIN_PADDINGS, _PLAIN),
 )
 
 
@@ -134,7 +83,7 @@ def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: A
         key: as_type(value, AlexNet.__annotations__[key], f"model.{key}") for key, value in given.items()
     }
     model = AlexNet(**{**VARIANTS[variant], **switches})
-    for key, holds, advice in BOUNDS:
+    for key, holds, advice in TOGETHER:
         if not holds(model):
             raise UserError(f"model.{key}={getattr(model, key)!r}: {advice.format(m=model)}")
     return model

@@ -22,7 +22,6 @@ from jax import lax
 
 from alexnet_jax import layers
 from alexnet_jax.common import host
-from alexnet_jax.kernels import cpu
 from benchmarks import tables
 
 Array = jax.Array
@@ -130,8 +129,8 @@ def _convolve(x: Array, kernel: Array, *, stride: int, padding: int) -> Array:
 
 
 def _together(xs: Array, kernel: Array) -> Array:
-    """Both columns as in `layers.Dense`."""
-    return cpu.connect(xs, kernel, "float32")
+    """Both columns as in `layers.dense`."""
+    return layers.products(xs, kernel, "float32")
 
 
 def _one_by_one(xs: Array, kernel: Array) -> Array:

@@ -218,7 +218,7 @@ def make_step(
 
         def loss_of(params: Any) -> tuple[Array, Array]:
             scores = logits(params, x, settings.activation, settings.norm)
-            return steps.cross_entropy(scores, labels, ones), scores
+            return steps.cross_entropy(scores, labels, ones) / len(labels), scores
 
         (loss, scores), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates, state = update.update(gradients, state, params, step=step, drops=jnp.int32(0))

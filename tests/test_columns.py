@@ -62,7 +62,7 @@ def loss_and_gradients(forward, params):
 
     def loss_of(params):
         logits = forward(params, batch["image"], key, jnp.arange(BATCH))
-        return steps.cross_entropy(logits, batch["label"], batch["weight"])
+        return steps.cross_entropy(logits, batch["label"], batch["weight"]) / batch["weight"].sum()
 
     return jax.jit(jax.value_and_grad(loss_of))(params)
 

@@ -47,6 +47,11 @@ def one_of(*choices: Any) -> Bound:
     return Bound(lambda value: value in choices, f"choose one of {', '.join(map(str, choices))}")
 
 
+def some_of(*choices: Any) -> Bound:
+    """A bound on a tuple: none but these."""
+    return Bound(lambda values: set(values) <= set(choices), f"choose from {', '.join(map(str, choices))}")
+
+
 def each(low: float, high: float) -> Bound:
     """A bound on every number in a tuple."""
     words = f"each must be at least {low} and at most {high:,.0f}"
@@ -75,7 +80,7 @@ def as_type(value: Any, hint: Any, key: str) -> Any:
                 or_none = ", or None" if isinstance(kind, types.UnionType) else ""
                 raise UserError(f"{key}={value!r}: {bound.words}{or_none}")
         return value
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         option = next(option for option in hint.__args__ if option is not types.NoneType)
         return None if value is None else as_type(value, option, key)
     kind = typing.get_origin(hint) or hint

@@ -31,7 +31,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
 
 def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBatch, DeviceBatch]]:
     """Yields each host batch with its arrays on the mesh, one transfer ahead of the consumer."""
-    sharding, (_, slices) = NamedSharding(mesh, columns.BATCH), columns.process_slice(mesh)
+    sharding, (_, slices) = NamedSharding(mesh, columns.BATCH), process_slice(mesh)
     ahead = None
     for batch in batches:
         placed = {
@@ -53,3 +53,23 @@ def bad_images(batch: HostBatch, source: Source, named: set[int]) -> Iterator[st
         if index >= 0 and index not in named:  # -1 marks padding in the last test batch
             named.add(index)
             yield f"bad image, left out: {source.name(index)}"
+
+
+def process_slice(mesh: Mesh) -> tuple[int, int]:
+    """The slice of each batch that this process reads: its index and the number of slices.
+
+    Processes with devices in the same row of the mesh (the columns of one data shard) read the same slice.
+
+    Raises:
+      UserError: the columns do not divide evenly over the processes' devices.
+    """
+    owners = np.array([device.process_index for device in mesh.devices.flat]).reshape(mesh.devices.shape)
+    here = owners == jax.process_index()
+    rows = np.flatnonzero(here.any(axis=1))
+    own, total = len(rows), mesh.shape[columns.DATA]
+    if total % own or rows[0] % own or here.any(axis=0).sum() * own != here.sum():
+        raise UserError(
+            f"mesh.column={mesh.shape[columns.COLUMN]}: does not fit the {here.sum()} devices of a process; "
+            "one must be a multiple of the other"
+        )
+    return int(rows[0]) // own, total // own

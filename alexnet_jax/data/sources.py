@@ -102,7 +102,7 @@ def _suggest_path(path: pathlib.Path) -> str:
 # --- From a config --------------------------------------------------------------------------------
 
 
-def open_configured(data: "configs.Data", split: str) -> Source:
+def open_configured(data: "configs.DataConfig", split: str) -> Source:
     """The `train` or `test` images of a config.
 
     Raises:

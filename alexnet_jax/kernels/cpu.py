@@ -1,12 +1,12 @@
-"""The arithmetic behind `layers.py`, written to be fast on CPUs. Skip this on a first reading.
+"""What is only for speed: the gradients of `layers.py`, and convolutions for CPUs. Skip at a first reading.
 
-Norms, pooling and dense products, with their gradients, run on every device; the convolutions here are for
-CPUs, and other devices use XLA's. XLA's own code is slower on CPUs, in places several times
-(`python -m benchmarks.kernels`). Maps are `[B, H, W, C]`.
+XLA's own code is slower on CPUs, in places several times (`python -m benchmarks.kernels`). The gradients of
+norms, pooling and dense products are used on every device; the convolutions here only on CPUs. Maps are
+`[B, H, W, C]`.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +19,11 @@ FEW_OUTPUTS = 128  # below this, YNNPACK's convolutions are slower than Eigen's 
 CACHED_BYTES = 4 * 2**20  # bytes of maps that stay in cache between products
 
 
-def _xla_convolution(x: Array, kernel: Array, *, strides: tuple[int, int], edges: Edges) -> Array:
-    return lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+# Takes x, kernel, window_strides and padding.
+xla_convolution = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def convolve_forward(x: Array, kernel: Array, stride: int, edges: Edges) -> tuple[Array, tuple[Array, Array]]:
-    """A convolution in a training step; returns the output and the residuals for its gradients."""
-    plain = functools.partial(_xla_convolution, strides=(stride, stride), edges=edges)
-    on_cpu = functools.partial(_convolution_on_cpu, stride=stride, edges=edges)
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain), (x, kernel)
-
-
-def convolve_backward(
-    stride: int, edges: Edges, inputs: tuple[Array, Array], g: Array
-) -> tuple[Array, Array]:
-    """The gradients of a convolution's `(x, kernel)`, from the gradient `g` of its outputs."""
-    plain = functools.partial(_xla_convolution, strides=(stride, stride), edges=edges)
-    return lax.platform_dependent(
-        *inputs,
-        g,
-        cpu=functools.partial(_gradients_on_cpu, stride=stride, edges=edges),
-        default=lambda x, kernel, g: jax.vjp(plain, x, kernel)[1](g),
-    )
-
-
-def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
+def convolution(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
     """A convolution with few outputs, computed by Eigen instead of YNNPACK.
 
     XLA prefers YNNPACK, which is faster alongside other work but leaves much of the second core idle for few
@@ -61,7 +41,7 @@ def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -
     height = x.shape[1] if stride == 1 else rows - 1 + blocks
     extra = max(height + 1 - rows, 0)
     if outputs >= FEW_OUTPUTS or max(inputs, outputs) <= 16 or extra > rows // 8:
-        return _xla_convolution(x, kernel, strides=(stride, stride), edges=edges)
+        return xla_convolution(x, kernel, (stride, stride), edges)
     if stride > 1:
         x = _pad(x, (0, 0), (above, height * stride - above - x.shape[1]))
         x = x.reshape(batch, height, stride, width, inputs).transpose(0, 1, 3, 2, 4)
@@ -71,7 +51,18 @@ def _convolution_on_cpu(x: Array, kernel: Array, *, stride: int, edges: Edges) -
         kernel = kernel.reshape(blocks, window_width, stride * inputs, outputs)
         above = below = 0
     edges = (above, below + extra), sides
-    return _xla_convolution(x, kernel, strides=(1, stride), edges=edges)[:, :rows]
+    return xla_convolution(x, kernel, (1, stride), edges)[:, :rows]
+
+
+def convolution_gradients(
+    x: Array, kernel: Array, g: Array, *, stride: int, edges: Edges
+) -> tuple[Array, Array]:
+    """The gradients of `(x, kernel)`, from the gradient `g` of the outputs."""
+    plain = functools.partial(xla_convolution, window_strides=(stride, stride), padding=edges)
+    on_cpu = functools.partial(_gradients_on_cpu, stride=stride, edges=edges)
+    return lax.platform_dependent(
+        *(x, kernel, g), cpu=on_cpu, default=lambda x, kernel, g: jax.vjp(plain, x, kernel)[1](g)
+    )
 
 
 def _gradients_on_cpu(x: Array, kernel: Array, g: Array, *, stride: int, edges: Edges) -> tuple[Array, Array]:
@@ -83,10 +74,10 @@ def _gradients_on_cpu(x: Array, kernel: Array, g: Array, *, stride: int, edges: 
         outer = tuple(
             (size - 1 - before, size - 1 - after) for size, (before, after) in zip(window, edges, strict=True)
         )
-        x_gradient = _convolution_on_cpu(g, flipped, stride=1, edges=outer)
+        x_gradient = convolution(g, flipped, stride=1, edges=outer)
     else:
-        plain = functools.partial(_xla_convolution, kernel=kernel, strides=(stride, stride), edges=edges)
-        (x_gradient,) = jax.vjp(plain, x)[1](g)
+        plain = functools.partial(xla_convolution, window_strides=(stride, stride), padding=edges)
+        (x_gradient,) = jax.vjp(lambda x: plain(x, kernel), x)[1](g)
     return x_gradient, _kernel_gradient(x, g, window=window, stride=stride, edges=edges)
 
 
@@ -156,83 +147,51 @@ def _pad(x: Array, *ends: tuple[int, int]) -> Array:
     return lax.pad(x, jnp.zeros((), x.dtype), [(before, after, 0) for before, after in (*ends, *more)])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def connect(x: Array, kernel: Array, dtype: Any) -> Array:
-    """Batched product over columns, `[columns, B, I]` by `[columns, I, O]`: `[columns, B, O]` of `dtype`.
+def products_gradients(dtype: Any, inputs: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    """The gradients of `layers.products`; the kernel's has the kernel's axis order.
 
-    The kernel's gradient has the kernel's axis order. JAX's does not, and with one column XLA then updates
-    fc6's 38 million weights against their memory order: 0.5 s of a 2 s step on two cores.
+    JAX's own does not, and with one column XLA then updates fc6's 38 million weights against their memory
+    order: 0.5 s of a 2 s step on two cores.
     """
-    return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
-
-
-def _connect_backward(dtype, inputs, g):
+    del dtype
     x, kernel = inputs
     x_gradient = lax.dot_general(g, kernel, (((2,), (2,)), ((0,), (0,))), preferred_element_type=x.dtype)
     kernel_gradient = lax.dot_general(x, g, (((1,), (1,)), ((0,), (0,))), preferred_element_type=kernel.dtype)
     return x_gradient, kernel_gradient
 
 
-connect.defvjp(lambda x, kernel, dtype: (connect(x, kernel, dtype), (x, kernel)), _connect_backward)
+def sum_of_neighbours(x: Array, size: int, axes: tuple[int, ...]) -> Array:
+    """Sum over the `size` neighbours along each of `axes`, centred on each position; 0 beyond the ends."""
+    before, after = size // 2, size - 1 - size // 2
+    for axis in axes:
+        ends = [(before, after, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)]
+        padded = lax.pad(x, jnp.zeros((), x.dtype), ends)
+        slices = [lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(size)]
+        x = functools.reduce(jnp.add, slices)
+    return x
 
 
-class Norm(NamedTuple):
-    """`x / (k + alpha * sum x^2) ** beta`, summed over `size` neighbours along each of `axes`."""
-
-    k: float
-    alpha: float
-    beta: float
-    size: int
-    axes: tuple[int, ...]
-
-    def window_sum(self, x: Array) -> Array:
-        """Sum over the neighbours centred on each position; 0 beyond the ends."""
-        before, after = self.size // 2, self.size - 1 - self.size // 2
-        for axis in self.axes:
-            ends = [(before, after, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)]
-            padded = lax.pad(x, jnp.zeros((), x.dtype), ends)
-            slices = [lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(self.size)]
-            x = functools.reduce(jnp.add, slices)
-        return x
-
-    def denominator(self, x: Array) -> Array:
-        """`k + alpha * sum x^2`, before the power."""
-        return self.k + self.alpha * self.window_sum(jnp.square(x))
-
-    def inverse_power(self, d: Array) -> Array:
-        """`d ** -beta` for positive `d`; for the paper's 0.75 without a power function."""
-        if self.beta == 0.75:
-            r = lax.rsqrt(d)
-            return r * lax.sqrt(r)
-        return d**-self.beta
+def inverse_power(d: Array, beta: float) -> Array:
+    """`d ** -beta` for positive `d`; for the paper's 0.75 without a power function."""
+    if beta == 0.75:
+        r = lax.rsqrt(d)
+        return r * lax.sqrt(r)
+    return d**-beta
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def normalise(x: Array, norm: Norm) -> Array:
-    """`x / (k + alpha * sum x^2) ** beta`."""
-    return x * norm.inverse_power(norm.denominator(x))
-
-
-def _normalise_backward(norm, x, g):
+def norm_gradient(
+    k: float, alpha: float, beta: float, size: int, axes: tuple[int, ...], x: Array, g: Array
+) -> tuple[Array]:
+    """The gradient of the norms' inputs `x`, from the gradient `g` of their outputs."""
     # y_i = x_i d_i^-b,  d_i = k + a sum_{j near i} x_j^2, and "near" is symmetric (size is odd), so
     # dL/dx_i = g_i d_i^-b - 2 a b x_i sum_{j near i} g_j x_j d_j^-b / d_j.
-    d = norm.denominator(x)
-    scaled = g * norm.inverse_power(d)
-    shared = norm.window_sum(scaled * x / d)
-    return (scaled - (2 * norm.alpha * norm.beta) * x * shared,)
+    d = k + alpha * sum_of_neighbours(jnp.square(x), size, axes)
+    scaled = g * inverse_power(d, beta)
+    shared = sum_of_neighbours(scaled * x / d, size, axes)
+    return (scaled - (2 * alpha * beta) * x * shared,)
 
 
-# Keep only x: recomputing the denominator is cheaper than keeping it in memory.
-normalise.defvjp(lambda x, norm: (normalise(x, norm), x), _normalise_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def max_pool(x: Array, window: int, stride: int, edges: Edges) -> Array:
-    """Maximum of each window."""
-    return functools.reduce(jnp.maximum, _shifted_maps(x, window, stride, edges))
-
-
-def _shifted_maps(x: Array, window: int, stride: int, edges: Edges) -> list[Array]:
+def shifted_maps(x: Array, window: int, stride: int, edges: Edges) -> list[Array]:
     """For each position in the window, row-major: the inputs there of all windows, `[B, H', W', C]`.
 
     Slices, because XLA's window operations are several times slower on a CPU and their gradient
@@ -249,9 +208,10 @@ def _shifted_maps(x: Array, window: int, stride: int, edges: Edges) -> list[Arra
     ]
 
 
-def _max_pool_forward(x, window, stride, edges):
+def max_pool_forward(x: Array, window: int, stride: int, edges: Edges) -> tuple[Array, Array]:
+    """The maxima, and where each window's first one is."""
     # Keep one byte per window: the position of the first maximum.
-    first, *others = _shifted_maps(x, window, stride, edges)
+    first, *others = shifted_maps(x, window, stride, edges)
     y, found = first, jnp.zeros(first.shape, jnp.uint8)
     for place, values in enumerate(others, 1):
         found = jnp.where(values > y, jnp.uint8(place), found)
@@ -259,7 +219,8 @@ def _max_pool_forward(x, window, stride, edges):
     return y, found
 
 
-def _max_pool_backward(window, stride, edges, found, g):
+def max_pool_gradient(window: int, stride: int, edges: Edges, found: Array, g: Array) -> tuple[Any]:
+    """Sends the gradient `g` of each window to its first maximum."""
     # `lax.pad` with `stride - 1` interior zeros moves each part back to its position; negative padding
     # crops what lay beyond the edge.
     zero = jnp.zeros((), g.dtype)
@@ -271,6 +232,3 @@ def _max_pool_backward(window, stride, edges, found, g):
         part = lax.pad(jnp.where(found == place, g, zero), zero, [(0, 0, 0), *ends, (0, 0, 0)])
         total = part if total is None else total + part
     return (total,)
-
-
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)

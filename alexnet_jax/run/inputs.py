@@ -15,7 +15,7 @@ from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.run import processes
 
 
-def open_source(data: configs.Data, split: str) -> sources.Source:
+def open_source(data: configs.DataConfig, split: str) -> sources.Source:
     """The `train` or `test` images of a config.
 
     Raises:
@@ -42,7 +42,10 @@ def new_preprocess(config: configs.Config, statistics: Statistics) -> Preprocess
 
 
 def training_view(
-    config: configs.Augment, preprocess: Preprocess, statistics: Statistics, steps_at: Callable[[float], int]
+    config: configs.AugmentConfig,
+    preprocess: Preprocess,
+    statistics: Statistics,
+    steps_at: Callable[[float], int],
 ) -> augment.Augment:
     """The augmentation for a net with this preprocessing and a training set with these statistics.
 

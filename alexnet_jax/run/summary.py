@@ -7,7 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax.model import AlexNet, param_shapes
+from alexnet_jax.model import AlexNet
+
+
+def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
+    """The shapes of the net's parameters: by layer, `kernel` and `bias` as `jax.ShapeDtypeStruct`.
+
+    Raises:
+      UserError: images of `image_size` x `image_size` are too small for the net.
+    """
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(model.init, key, images)["params"]
 
 
 def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:

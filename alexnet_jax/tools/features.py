@@ -15,7 +15,7 @@ from alexnet_jax.common import progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import write_npz
 from alexnet_jax.data import inference
-from alexnet_jax.model import param_shapes
+from alexnet_jax.run.summary import param_shapes
 from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
 

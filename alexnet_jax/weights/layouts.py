@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.model import AlexNet, param_shapes
+from alexnet_jax.model import AlexNet
+from alexnet_jax.run.summary import param_shapes
 
 # torchvision's names are positions in two `Sequential`s.
 TORCH_NAMES = {

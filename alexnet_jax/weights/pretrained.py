@@ -16,8 +16,9 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import write_text
 from alexnet_jax.data.classes import imagenet_classes
 from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
-from alexnet_jax.model import AlexNet, param_shapes
+from alexnet_jax.model import AlexNet
 from alexnet_jax.run import checkpoint
+from alexnet_jax.run.summary import param_shapes
 from alexnet_jax.variants import VARIANTS, create_model
 from alexnet_jax.weights import caffe_files, formats, published
 from alexnet_jax.weights.layouts import layer_shapes, to_layers, to_params

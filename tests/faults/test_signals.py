@@ -34,7 +34,7 @@ def send(number):
 
 MOMENTS = {
     "build": lambda patch, send: during(patch, optimizer, "make", send),
-    "compile": lambda patch, send: during(patch, steps, "summed_cross_entropy", send),
+    "compile": lambda patch, send: during(patch, steps, "cross_entropy", send),
     "prefetch": lambda patch, send: during(patch, pipeline, "_decode_into", send, calls=3),
     "step": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=7),
     "step before a save": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=6),

@@ -15,6 +15,7 @@ from alexnet_jax import columns, evaluate
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import batches
 from alexnet_jax.run import checkpoint, logs, processes
 from configs import default
 from tests import tiny
@@ -164,13 +165,13 @@ def mesh_of(data, column, processes):
 )
 def test_each_process_reads_the_rows_that_it_computes(monkeypatch, mesh, processes, me, share):
     monkeypatch.setattr(jax, "process_index", lambda: me)
-    assert columns.process_slice(mesh_of(*mesh, processes)) == share
+    assert batches.process_slice(mesh_of(*mesh, processes)) == share
 
 
 def test_meshes_that_do_not_fit_the_processes(monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 0)
     with pytest.raises(UserError, match=r"mesh.column=2: does not fit the 3 devices"):
-        columns.process_slice(mesh_of(3, 2, [0, 0, 0, 1, 1, 1]))
+        batches.process_slice(mesh_of(3, 2, [0, 0, 0, 1, 1, 1]))
     with pytest.raises(UserError, match=r"leaves process 1 without any"):
         mesh_of(1, 1, [0, 1])
 
