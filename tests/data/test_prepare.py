@@ -216,7 +216,7 @@ def test_interrupted_just_before_the_rename_it_decodes_nothing_again(folder, tmp
         with pytest.raises(KeyboardInterrupt):
             prepare.prepare(f"folder:{folder}", out, resize_size=32)
     assert not out.exists()
-    monkeypatch.setattr(prepare, "_square_jpeg", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(prepare, "_jpeg", lambda *_: pytest.fail("decoded again"))
     assert prepare.prepare(f"folder:{folder}", out, resize_size=32) == ["train/a/broken.jpg"]
     assert not (out / "reports").exists() and not (out / "settings.json").exists()
     assert len(sources.open_source(f"prepared:{out}", "train")) == 60
