@@ -174,7 +174,7 @@ print(next(batches)["weight"].sum())
 @pytest.mark.parametrize("end", ["batches.close()", "sys.exit(75)", "raise KeyboardInterrupt"])
 def test_a_program_ends_while_batches_are_being_decoded(end):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(end=end)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", PROGRAM.format(end=end)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == {"b": 0, "s": 75, "r": -signal.SIGINT}[end[0]], done.stderr
     assert done.stdout == "64.0\n"
