@@ -142,7 +142,8 @@ def test_without_tensorflow_one_line_says_what_to_install(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "error: TensorFlow is not installed, and tf.data reads the images: pip install tensorflow-cpu\n"
+        "error: TensorFlow is not installed, and tf.data reads the images: pip install tensorflow-cpu, or "
+        "tensorflow where there is no such wheel (macOS, ARM)\n"
     )
 
 

@@ -135,7 +135,8 @@ def require_tensorflow() -> None:
     """Raises `UserError` if TensorFlow, whose tf.data reads the images, is not installed."""
     if not has_tensorflow():
         raise UserError(
-            "TensorFlow is not installed, and tf.data reads the images: pip install tensorflow-cpu"
+            "TensorFlow is not installed, and tf.data reads the images: pip install tensorflow-cpu, or "
+            "tensorflow where there is no such wheel (macOS, ARM)"
         )
 
 
