@@ -15,6 +15,8 @@ import platform
 import sys
 from typing import Any
 
+from alexnet_jax.common.errors import UserError
+
 ALL_SWITCH = "ALEXNET_JAX_SETTINGS"
 MEMORY_SWITCH = "ALEXNET_JAX_KEEP_MEMORY"
 COMPILED_SWITCH = "ALEXNET_JAX_KEEP_COMPILED"
@@ -129,9 +131,23 @@ def quiet_tensorflow() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
+def require_tensorflow() -> None:
+    """Raises `UserError` if TensorFlow, whose tf.data reads the images, is not installed."""
+    if not has_tensorflow():
+        raise UserError(
+            "TensorFlow is not installed, and tf.data reads the images: pip install tensorflow-cpu, or "
+            "tensorflow where there is no such wheel (macOS, ARM)"
+        )
+
+
 @functools.cache
 def tensorflow() -> Any:
-    """Imports TensorFlow and hides the accelerators from it, because JAX needs their memory."""
+    """Imports TensorFlow and hides the accelerators from it, because JAX needs their memory.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    require_tensorflow()
     quiet_tensorflow()
     tf = importlib.import_module("tensorflow")
     for kind in ("GPU", "TPU"):

@@ -7,7 +7,10 @@ A bad image is None, not an exception: one bad file in a million must not stop a
 import functools
 import importlib
 import io
+import struct
+import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +38,22 @@ _FILTER_REACH = 5  # pixels the filter reads beyond a box when downscaling by le
 _per_thread = threading.local()  # a resizer holds buffers, so each thread has its own
 
 
+# What Pillow raises on damaged data, as found by cutting and changing files, and what `Image.open` expects of
+# its plugins.
+_DAMAGED = (
+    *(OSError, SyntaxError, ValueError, NotImplementedError, Image.DecompressionBombError),
+    *(IndexError, KeyError, TypeError, EOFError, OverflowError, struct.error),
+)
+_DECODERS = {"PIL", *sys.stdlib_module_names}
+
+
 @functools.cache
-def _set_up_pillow() -> None:
+def set_up() -> None:
+    """Sets up Pillow and imports its plugins; call it before threads that decode start.
+
+    Threads should import nothing: while TFDS is imported, etils has relative imports fail in all threads.
+    """
+    Image.init()
     # Pillow warns about odd metadata and large images, and ImageNet has both.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     # Makes Pillow keep pixel memory instead of returning it to the system: threads that allocate fresh pages
@@ -57,7 +74,7 @@ def decode_square(data: bytes, size: int) -> np.ndarray | None:
     Returns:
       uint8 `[S, S, 3]`, or None if `data` is not a complete image of at most `MAX_PIXELS` pixels.
     """
-    _set_up_pillow()
+    set_up()
     square = _decode_jpeg(data, size) if simplejpeg else None
     return decode(data, lambda image: central_square(image, size)) if square is None else square
 
@@ -74,33 +91,45 @@ def _decode_jpeg(data: bytes, size: int) -> np.ndarray | None:
         if large or colours not in ("YCbCr", "Gray"):
             return None
         pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
-        if (width, height) == (size, size):
-            return pixels
-        if simd is None:
-            return central_square(Image.fromarray(pixels), size)
-        box = _central_box((width, height), size)
-        x, y = (max(0, int(edge) - _FILTER_REACH) for edge in box[:2])
-        # Copy only what the filter reads.
-        part = pixels[y : int(box[3]) + _FILTER_REACH, x : int(box[2]) + _FILTER_REACH]
-        photograph = simd.ImageData(part.shape[1], part.shape[0], simd.PixelType.U8x3, part.tobytes())
-        square = simd.ImageData(size, size, simd.PixelType.U8x3)
-        box = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
-        _resizer().resize(photograph, square, _resize_options(photograph, box))
-        return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, 3)
-    except Exception:  # not a JPEG, or a damaged one
+    except ValueError:  # not a JPEG, or a damaged one
         return None
+    if (width, height) == (size, size):
+        return pixels
+    if simd is None:
+        return central_square(Image.fromarray(pixels), size)
+    box = _central_box((width, height), size)
+    x, y = (max(0, int(edge) - _FILTER_REACH) for edge in box[:2])
+    # Copy only what the filter reads.
+    part = pixels[y : int(box[3]) + _FILTER_REACH, x : int(box[2]) + _FILTER_REACH]
+    photograph = simd.ImageData(part.shape[1], part.shape[0], simd.PixelType.U8x3, part.tobytes())
+    square = simd.ImageData(size, size, simd.PixelType.U8x3)
+    box = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
+    _resizer().resize(photograph, square, _resize_options(photograph, box))
+    return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, 3)
 
 
 def decode(data: bytes, square: Callable[[Image.Image], np.ndarray]) -> np.ndarray | None:
-    """Applies `square` to an encoded image; None if it is not a complete image of allowed size."""
-    _set_up_pillow()
+    """Applies `square` to an encoded image; None if it is not a complete image of allowed size.
+
+    Only what decoders raise on damaged data makes a bad image: other errors, such as `MemoryError` and an
+    import that fails, are raised.
+    """
+    set_up()
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
             return square(image)
-    except Exception:  # Pillow's decoders raise nearly every type on damaged data
+    except _DAMAGED as error:
+        _raise_unless_damaged(error)
         return None
+
+
+def _raise_unless_damaged(error: BaseException) -> None:
+    """Raises an error that does not come from a decoder: a relative import that etils refuses, say."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals.get("__name__", "").partition(".")[0] not in _DECODERS:
+        raise error
 
 
 def central_square(image: Image.Image, size: int) -> np.ndarray:

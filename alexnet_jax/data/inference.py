@@ -14,6 +14,8 @@ import jax
 import numpy as np
 
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import pipeline
+from alexnet_jax.data.decode import set_up
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 
@@ -146,41 +148,34 @@ def _decode_ahead(
     items: Iterable[Item], decode: Callable[[Item], np.ndarray | None], batch_size: int
 ) -> Generator[list[Decoded[Item]], None, None]:
     """Batches of items with their images; threads decode up to `_BATCHES_AHEAD` batches ahead."""
-    waiting: queue.Queue[tuple[Item, Future[np.ndarray | None]] | None] = queue.Queue(
-        _BATCHES_AHEAD * batch_size
-    )
-    stopped = threading.Event()
-    pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+    # Not tf.data: importing it takes longer than to predict an image, and it cannot tell what has arrived.
+    set_up()
+    waiting = queue.Queue[tuple[Item, Future[np.ndarray | None]] | None](_BATCHES_AHEAD * batch_size)
+    pool = ThreadPoolExecutor(pipeline.threads(), thread_name_prefix="decode")
     failures: list[BaseException] = []
 
     def feed() -> None:
         try:
             for item in items:
-                if stopped.is_set():
-                    break
                 waiting.put((item, pool.submit(decode, item)))
         except BaseException as error:  # from the iterable, or from the pool after the consumer has stopped
             failures.append(error)
-        finally:
-            waiting.put(None)
+        waiting.put(None)
 
     threading.Thread(target=feed, daemon=True).start()
     try:
         last = False
         while not last:
             ready = [waiting.get()]
-            while len(ready) < batch_size and ready[-1] is not None:
-                try:
+            with contextlib.suppress(queue.Empty):
+                while len(ready) < batch_size and ready[-1] is not None:
                     ready.append(waiting.get(block=isinstance(items, Sequence)))
-                except queue.Empty:
-                    break
             last = ready[-1] is None
             if batch := [(pair[0], pair[1].result()) for pair in ready if pair is not None]:
                 yield batch
         if failures:
             raise failures[0]
     finally:
-        stopped.set()
-        while not waiting.empty():  # wakes a feeder that waits for room, so that it sees `stopped`
-            waiting.get_nowait()
         pool.shutdown(wait=False, cancel_futures=True)
+        while not waiting.empty():  # wakes a feeder that waits for room, so that the pool can stop it
+            waiting.get_nowait()

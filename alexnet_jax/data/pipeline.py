@@ -1,37 +1,35 @@
-"""The input pipeline: the order of examples, and batches decoded ahead of the training loop.
+"""The input pipeline: the order of examples, and batches read and decoded ahead of training by tf.data.
 
 The order is pure arithmetic: epoch e is a permutation computed from (seed, e) alone, step s takes the next B
 examples of the infinite concatenation of epochs, and each host takes its slice of them. A run can therefore
 resume at any step at no cost, and the global batch is the same for any number of hosts.
 
-Threads read and decode a bounded number of batches ahead. The decoders release the GIL, handle every format
-and return None for a broken image (`decode.py`); an error inside tf.data would change the number of examples.
-tf.data is used only for prepared squares of the right size without `simplejpeg`: there it beats Pillow.
+tf.data counts the steps and calls `load_batch` for several of them at once, each call on a core of its own:
+the decoders release the GIL. A bad image becomes a placeholder, as an error inside tf.data would change the
+number of examples.
 """
 
 import atexit
-import collections
 import functools
-import itertools
 import os
+import threading
 import weakref
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
 from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import decode
-from alexnet_jax.data.records import RecordSource
 from alexnet_jax.data.sources import Source
 
 Batch = dict[str, np.ndarray]
 
 _KEYS = ("image", "label", "weight", "index")
-_CHUNK_EXAMPLES = 128  # at most, per task of tf.data: 25 MB of pixels at 256 x 256
-_TASK_EXAMPLES = 16  # per task of our own threads
+_NO_END = 2**40  # steps
 _BATCHES_AHEAD = 2
+_CALLS_BYTES = 384 * 2**20
+_order_lock = threading.Lock()  # without it, each thread would compute a new epoch's order
 _open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
 
@@ -65,7 +63,9 @@ def batch_indices(step: int, num_examples: int, batch_size: int, seed: int) -> n
     indices = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        indices[here] = epoch_order(num_examples, seed, int(epoch))[within_epoch[here]]
+        with _order_lock:
+            order = epoch_order(num_examples, seed, int(epoch))
+        indices[here] = order[within_epoch[here]]
     return indices
 
 
@@ -100,14 +100,11 @@ def train_batches(
     """
     per_host = _per_host(batch_size, host_count)
 
-    def slices() -> Iterator[np.ndarray]:
-        step = start_step
-        while True:
-            global_batch = batch_indices(step, len(source), batch_size, seed)
-            yield global_batch[host_index * per_host : (host_index + 1) * per_host]
-            step += 1
+    def indices(step: int) -> np.ndarray:
+        global_batch = batch_indices(step, len(source), batch_size, seed)
+        return global_batch[host_index * per_host : (host_index + 1) * per_host]
 
-    return _decoded_ahead(source, slices(), resize_size)
+    return _opened(_batches(source, indices, range(start_step, _NO_END), per_host, resize_size))
 
 
 def eval_batches(
@@ -120,12 +117,12 @@ def eval_batches(
     """
     per_host = _per_host(batch_size, host_count)
 
-    def slices() -> Iterator[np.ndarray]:
-        for first in range(0, len(source), batch_size):
-            indices = np.arange(per_host) + first + host_index * per_host
-            yield np.where(indices < len(source), indices, -1)
+    def indices(step: int) -> np.ndarray:
+        found = np.arange(per_host) + step * batch_size + host_index * per_host
+        return np.where(found < len(source), found, -1)
 
-    return _decoded_ahead(source, slices(), resize_size)
+    steps = range(-(-len(source) // batch_size))
+    return _opened(_batches(source, indices, steps, per_host, resize_size))
 
 
 def _per_host(batch_size: int, host_count: int) -> int:
@@ -134,13 +131,86 @@ def _per_host(batch_size: int, host_count: int) -> int:
     return batch_size // host_count
 
 
-def _decoded_ahead(source: Source, slices: Iterable[np.ndarray], resize_size: int) -> Iterator[Batch]:
-    """Reads and decodes batches of indices in order, a bounded number of them ahead of the consumer."""
-    # Threads decode directly into the batch, while tf.data's functions copy inputs and outputs. With
-    # simplejpeg, threads read 1.7 times as many prepared images per second (docs/imagenet.md).
-    squares = isinstance(source, RecordSource) and source.jpeg_size == resize_size
-    by_tf_data = squares and decode.simplejpeg is None and host.has_tensorflow()
-    batches = (_ahead_by_tf_data if by_tf_data else _ahead_by_threads)(source, slices, resize_size)
+def load_batch(source: Source, indices: np.ndarray, resize_size: int) -> Batch:
+    """Reads and decodes the examples at `indices` `[n]`, -1 for padding; batches as in `train_batches`."""
+    count, present = len(indices), np.flatnonzero(indices >= 0)
+    batch = {
+        "image": np.empty((count, resize_size, resize_size, 3), np.uint8),
+        "label": np.zeros(count, np.int32),
+        "weight": np.zeros(count, np.float32),
+        "index": indices,
+    }
+    encoded, batch["label"][present] = source.read(indices[present])
+    for place, data in zip(present, encoded, strict=True):
+        if (square := decode.decode_square(data, resize_size)) is not None:
+            batch["image"][place], batch["weight"][place] = square, 1
+    batch["image"][batch["weight"] == 0] = 0
+    return batch
+
+
+def part_sizes(batch_size: int, resize_size: int, cores: int) -> tuple[int, int]:
+    """How a host's batch is divided among calls of `load_batch`, one on each core, to bound the memory.
+
+    Returns:
+      The number of parts, one unless the batch is large, and the examples of a part: the calls on all cores
+      together make at most `_CALLS_BYTES` of pixels.
+    """
+    most = max(1, _CALLS_BYTES // (cores * 3 * resize_size**2))
+    parts = -(-batch_size // most)
+    return parts, -(-batch_size // parts)
+
+
+def threads() -> int:
+    """Number of decoding threads: the cores this process may use, which a container may limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _batches(
+    source: Source,
+    indices: Callable[[int], np.ndarray],
+    steps: range,
+    batch_size: int,
+    resize_size: int,
+) -> Generator[Batch, None, None]:
+    """The batches of `steps`, with the examples `indices(step)` `[batch_size]`, loaded ahead."""
+    tf = host.tensorflow()
+    decode.set_up()
+    parts, part_size = part_sizes(batch_size, resize_size, threads())
+    failures: list[BaseException] = []
+
+    def load(number: np.ndarray) -> list[np.ndarray]:
+        try:
+            step, part = divmod(int(number), parts)
+            own = indices(step)[part * part_size : (part + 1) * part_size]
+            own = np.pad(own, (0, part_size - len(own)), constant_values=-1)  # parts are of equal size
+            batch = load_batch(source, own, resize_size)
+            return [batch[key] for key in _KEYS]
+        except BaseException as failure:  # TensorFlow would keep only its message
+            failures.append(failure)
+            raise
+
+    types = [tf.uint8, tf.int32, tf.float32, tf.int64]
+    dataset = tf.data.Dataset.range(steps.start * parts, steps.stop * parts).map(
+        lambda number: tf.numpy_function(load, [number], types, stateful=False),
+        num_parallel_calls=threads(),
+        deterministic=True,
+    )
+    if parts > 1:
+        dataset = dataset.batch(parts, drop_remainder=True)
+    batches_ahead = _BATCHES_AHEAD if parts == 1 else 1  # a large batch's parts are ahead, too
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its buffers grow with the free memory
+    options.threading.private_threadpool_size = threads() + 2  # two to join and to prefetch
+    try:
+        for values in dataset.prefetch(batches_ahead).with_options(options).as_numpy_iterator():
+            if parts > 1:
+                values = [value.reshape(-1, *value.shape[2:])[:batch_size] for value in values]
+            yield dict(zip(_KEYS, values, strict=True))
+    except tf.errors.OpError as error:
+        raise failures[0] if failures else error from None
+
+
+def _opened(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
     _open.add(batches)
     return batches
 
@@ -150,129 +220,3 @@ def _close_all() -> None:
     # TensorFlow's threads cannot enter the interpreter during shutdown, and it would wait for them forever.
     for batches in list(_open):
         batches.close()
-
-
-def _ahead_by_tf_data(
-    source: Source, slices: Iterable[np.ndarray], resize_size: int
-) -> Generator[Batch, None, None]:
-    tf = host.tensorflow()
-    slices = iter(slices)
-    first = next(slices, None)
-    if first is None:
-        return
-    # A batch is one chunk or several of equal size: joining chunks costs half as much as decoding them.
-    chunk_size = max(n for n in range(1, _CHUNK_EXAMPLES + 1) if len(first) % n == 0)
-    pixels = {"image": (resize_size, resize_size, 3)}
-    failures: list[BaseException] = []
-
-    def chunks() -> Iterator[np.ndarray]:
-        all_slices = itertools.chain([first], slices)
-        return (chunk for indices in all_slices for chunk in indices.reshape(-1, chunk_size))
-
-    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            return _read(source, indices)
-        except BaseException as failure:  # TensorFlow would keep only its message
-            failures.append(failure)
-            raise
-
-    def read_chunk(indices):
-        encoded, labels = tf.numpy_function(read, [indices], [tf.string, tf.int32], stateful=False)
-        return tf.ensure_shape(encoded, chunk_size), tf.ensure_shape(labels, chunk_size), indices
-
-    def decode_any(encoded, labels, indices):
-        decode_chunk = functools.partial(_decode, resize_size=resize_size)
-        squares, weights = tf.numpy_function(decode_chunk, [encoded], [tf.uint8, tf.float32], stateful=False)
-        squares = tf.ensure_shape(squares, (chunk_size, resize_size, resize_size, 3))
-        return squares, labels, tf.ensure_shape(weights, chunk_size), indices
-
-    def decode_squares(encoded, labels, indices):
-        # Bit-identical to Pillow, but without the GIL; raises for any other image.
-        squares = [tf.io.decode_jpeg(one, 3, dct_method="INTEGER_ACCURATE") for one in tf.unstack(encoded)]
-        squares = tf.stack([tf.ensure_shape(square, (resize_size, resize_size, 3)) for square in squares])
-        return squares, labels, tf.ones(chunk_size), indices
-
-    def decode_squares_or_any(*chunk):
-        one = tf.data.Dataset.from_tensors(chunk)
-        return one.map(decode_squares).ignore_errors().concatenate(one.map(decode_any)).take(1)
-
-    parallel = {"num_parallel_calls": threads(), "deterministic": True}
-    dataset = tf.data.Dataset.from_generator(chunks, output_signature=tf.TensorSpec((chunk_size,), tf.int64))
-    dataset = dataset.map(read_chunk, **parallel)
-    dataset = dataset.interleave(decode_squares_or_any, cycle_length=threads(), **parallel)
-    if chunk_size < len(first):
-        dataset = dataset.batch(len(first) // chunk_size, drop_remainder=True)
-    dataset = dataset.prefetch(_BATCHES_AHEAD)
-    options = tf.data.Options()
-    options.autotune.enabled = False  # its buffers grow with the free memory
-    options.threading.private_threadpool_size = threads() + 2  # decoders, generator, batcher
-    try:
-        for values in dataset.with_options(options).as_numpy_iterator():
-            yield {k: v.reshape(len(first), *pixels.get(k, ())) for k, v in zip(_KEYS, values, strict=True)}
-    except tf.errors.OpError as error:
-        raise failures[0] if failures else error from None
-
-
-def _ahead_by_threads(
-    source: Source, slices: Iterable[np.ndarray], resize_size: int
-) -> Generator[Batch, None, None]:
-    in_progress: collections.deque[tuple[Batch, list[Future[None]]]] = collections.deque()
-    pool = ThreadPoolExecutor(threads(), thread_name_prefix="input")
-
-    def finished_batch() -> Batch:
-        batch, tasks = in_progress.popleft()
-        for task in tasks:
-            task.result()
-        return batch
-
-    try:
-        for indices in slices:
-            batch = {
-                "image": np.empty((len(indices), resize_size, resize_size, 3), np.uint8),
-                "label": np.empty(len(indices), np.int32),
-                "weight": np.empty(len(indices), np.float32),
-                "index": indices,
-            }
-            parts = [slice(i, i + _TASK_EXAMPLES) for i in range(0, len(indices), _TASK_EXAMPLES)]
-            tasks = [pool.submit(_read_and_decode, source, batch, part) for part in parts]
-            in_progress.append((batch, tasks))
-            num_tasks = sum(len(tasks) for _, tasks in in_progress)
-            if len(in_progress) > _BATCHES_AHEAD and num_tasks > 2 * threads():
-                yield finished_batch()
-        while in_progress:
-            yield finished_batch()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def threads() -> int:
-    """Number of decoding threads: the cores this process may use, which a container may limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _read_and_decode(source: Source, batch: Batch, part: slice) -> None:
-    encoded, batch["label"][part] = _read(source, batch["index"][part])
-    _decode_into(encoded, batch["image"][part], batch["weight"][part])
-
-
-def _read(source: Source, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Encoded images (object array) and int32 labels; index -1 is padding."""
-    encoded, labels = np.full(len(indices), b"", object), np.zeros(len(indices), np.int32)
-    present = np.flatnonzero(indices >= 0)
-    encoded[present], labels[present] = source.read(indices[present])
-    return encoded, labels
-
-
-def _decode(encoded: np.ndarray, resize_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Squares `[n, S, S, 3]` and weights `[n]`."""
-    squares = np.empty((len(encoded), resize_size, resize_size, 3), np.uint8)
-    weights = np.empty(len(encoded), np.float32)
-    _decode_into(encoded, squares, weights)
-    return squares, weights
-
-
-def _decode_into(encoded: np.ndarray, squares: np.ndarray, weights: np.ndarray) -> None:
-    """Fills in squares `[n, S, S, 3]` and weights `[n]`; a bad image is black with weight 0."""
-    for i, data in enumerate(encoded):
-        square = decode.decode_square(data, squares.shape[1])
-        squares[i], weights[i] = (0, 0.0) if square is None else (square, 1.0)

@@ -16,8 +16,7 @@ from PIL import Image
 
 from alexnet_jax.common import command_line, files, progress
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import pipeline, record_files, records, sources, tfds_metadata
-from alexnet_jax.data.decode import decode_square
+from alexnet_jax.data import decode, pipeline, record_files, records, sources, tfds_metadata
 from alexnet_jax.data.statistics import ColourSums
 
 BAD_IMAGES_FILE = "bad_images.txt"
@@ -133,6 +132,8 @@ def _plan(partial: pathlib.Path, name: str, settings: Settings) -> list[Shard]:
 def _write_missing(
     shards: Sequence[Shard], opened: Mapping[str, sources.Source], settings: Settings, title: str
 ) -> None:
+    decode.set_up()
+    record_files.encode_example({})  # imports protobuf's classes and with them TFDS, before threads start
     missing = [shard for shard in shards if not (shard.report.exists() and shard.path.exists())]
     total, remaining = (sum(len(shard.indices) for shard in some) for some in (shards, missing))
     with progress.bar(total, "image", f"preparing {title}", initial=total - remaining) as bar:
@@ -144,17 +145,18 @@ def _write_shard(shard: Shard, source: sources.Source, settings: Settings, bar: 
     """Decodes and encodes in parallel; writes a shard's records in order, then its report."""
     sums, bad = ColourSums.zeros(settings.resize_size), list[str]()
 
-    def chunk(first: int) -> tuple[list[tuple[str, int, bytes | None]], ColourSums]:
-        indices = shard.indices[first : first + _CHUNK_EXAMPLES]
+    def chunk(indices: np.ndarray) -> tuple[list[tuple[str, int, bytes | None]], ColourSums]:
         chunk_sums, results = ColourSums.zeros(settings.resize_size), []
-        for index, data, label in zip(indices, *source.read(indices), strict=True):
-            square = _square_jpeg(data, settings, chunk_sums)
-            results.append((source.name(int(index)), int(label), square))
+        batch = pipeline.load_batch(source, indices, settings.resize_size)
+        for image, label, weight, index in zip(*batch.values(), strict=True):
+            data = _jpeg(image, settings, chunk_sums) if weight else None
+            results.append((source.name(int(index)), int(label), data))
         return results, chunk_sums
 
     def examples() -> Iterator[bytes]:
+        chunks = np.split(shard.indices, range(_CHUNK_EXAMPLES, len(shard.indices), _CHUNK_EXAMPLES))
         with ThreadPoolExecutor(pipeline.threads()) as pool:
-            for results, chunk_sums in pool.map(chunk, range(0, len(shard.indices), _CHUNK_EXAMPLES)):
+            for results, chunk_sums in pool.map(chunk, chunks):
                 sums.add(chunk_sums)
                 for name, label, data in results:
                     if data is None:
@@ -168,14 +170,11 @@ def _write_shard(shard: Shard, source: sources.Source, settings: Settings, bar: 
     files.write_npz(shard.report, {**dataclasses.asdict(sums), "bad": np.array(json.dumps(bad))})
 
 
-def _square_jpeg(data: bytes, settings: Settings, sums: ColourSums) -> bytes | None:
-    """Encodes the central square as a JPEG and adds its decoded pixels to `sums`; None for a bad image."""
-    image = decode_square(data, settings.resize_size)
-    if image is None:
-        return None
+def _jpeg(image: np.ndarray, settings: Settings, sums: ColourSums) -> bytes:
+    """Encodes a square as a JPEG and adds its decoded pixels to `sums`."""
     out = io.BytesIO()
     Image.fromarray(image).save(out, "JPEG", quality=settings.quality)
-    stored = decode_square(out.getvalue(), settings.resize_size)
+    stored = decode.decode_square(out.getvalue(), settings.resize_size)
     assert stored is not None  # encoded just above
     sums.add(ColourSums.of_image(stored))
     return out.getvalue()

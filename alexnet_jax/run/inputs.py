@@ -8,6 +8,7 @@ import numpy as np
 
 from alexnet_jax import augment
 from alexnet_jax import config as configs
+from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import sources
 from alexnet_jax.data.preprocess import TORCHVISION, Preprocess
@@ -19,8 +20,10 @@ def open_source(data: configs.DataConfig, split: str) -> sources.Source:
     """The `train` or `test` images of a config.
 
     Raises:
-      UserError: as in `sources.open_configured`, or the processes find different images.
+      UserError: as in `sources.open_configured`, TensorFlow is missing, or the processes find different
+        images.
     """
+    host.require_tensorflow()
     source = processes.together(functools.partial(sources.open_configured, data, split))
     found = processes.gather(f"{len(source):,} {split} images of {source.num_classes} classes")
     for index, other in enumerate(found):

@@ -4,8 +4,11 @@ import io
 import itertools
 import os
 import pathlib
+import random
 import sys
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -297,6 +300,57 @@ def test_both_decoders_have_the_same_bad_images(monkeypatch):
         if fast is not None and plain is not None:
             np.testing.assert_array_equal(fast, plain)
     assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "MPO", "DDS", "SGI"])
+def test_damaged_files_are_bad_images_and_no_errors(kind):
+    """Cut, changed, shortened and lengthened at random places, often in the header."""
+    original, rng = encode(photograph(40, 30), kind), random.Random(0)
+    bad = 0
+    for _ in range(300):
+        data = bytearray(original)
+        if rng.random() < 0.2:
+            del data[rng.randrange(len(data)) :]
+        for _ in range(rng.choice([1, 1, 4, 16]) if data else 0):
+            place = rng.randrange(max(1, min(len(data), rng.choice([64, 400, len(data)]))))
+            data[place : place + rng.choice([0, 1, 1, 1, 5])] = bytes(
+                [rng.choice([0, 255, rng.randrange(256)])]
+            )
+        bad += decode.decode_square(bytes(data), SIZE) is None
+    assert 0 < bad < 300
+
+
+@pytest.mark.parametrize("error", [MemoryError, ImportError, AttributeError, ValueError, OSError])
+def test_errors_outside_the_decoders_are_raised(error):
+    def square(image: Image.Image) -> np.ndarray:
+        raise error("not the data's fault")
+
+    with pytest.raises(error, match="not the data's fault"):
+        decode.decode(JPEG, square)
+
+
+def test_an_import_held_open_by_etils_makes_no_bad_image():
+    """While etils imports lazily in one thread, relative imports in Pillow's functions fail in all others."""
+    lazy_imports = pytest.importorskip("etils.epy").lazy_imports
+    opened, decoded = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lazy_imports():
+            opened.set()
+            decoded.wait(60)
+
+    decode.set_up()
+    data = encode(PHOTO, "BMP")
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(hold)
+        assert opened.wait(60)
+        try:
+            with pytest.raises(ValueError, match="Relative import statements not supported"):
+                decode.decode_square(data, SIZE)
+        finally:
+            decoded.set()
+        held.result()
+    assert decode.decode_square(data, SIZE) is not None
 
 
 def test_any_size_can_be_cropped():

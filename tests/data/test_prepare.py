@@ -188,6 +188,35 @@ def test_command_line(folder, tmp_path):
     )
 
 
+SLOW_IMPORTS = """
+import contextlib, sys, time
+from etils import epy
+
+real = epy.lazy_imports
+
+@contextlib.contextmanager
+def slow(**options):
+    with real(**options):
+        yield
+        time.sleep(0.3)  # relative imports of other threads fail for so long
+
+epy.lazy_imports = slow
+from alexnet_jax.data import prepare
+sys.exit(prepare.main(sys.argv[1:]))
+"""
+
+
+def test_tfds_is_imported_before_threads_decode(folder, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_IMPORTS, *command(folder, tmp_path / "set")[4:]],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "set: 60 train images in 2 classes" in done.stdout
+
+
 def test_main_in_this_process(folder, tmp_path, monkeypatch, capsys):
     arguments = command(folder, tmp_path / "set")[4:]
     assert __main__.main(["prepare", *arguments]) == 0
@@ -227,7 +256,7 @@ def test_interrupted_just_before_the_rename_it_decodes_nothing_again(folder, tmp
         with pytest.raises(KeyboardInterrupt):
             prepare.prepare(f"folder:{folder}", out, resize_size=32)
     assert not out.exists()
-    monkeypatch.setattr(prepare, "_square_jpeg", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(prepare, "_jpeg", lambda *_: pytest.fail("decoded again"))
     assert prepare.prepare(f"folder:{folder}", out, resize_size=32) == ["train/a/broken.jpg"]
     assert not (out / "reports").exists() and not (out / "settings.json").exists()
     assert len(sources.open_source(f"prepared:{out}", "train")) == 60
