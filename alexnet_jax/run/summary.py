@@ -25,8 +25,8 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
     """Counts parameters and operations for images of `image_size` x `image_size`, without running the net.
 
     Returns:
-      `layers`, a list of dictionaries with `name`, `window` (convolutions only), `sees` (which columns),
-      `gives` (output shape over all columns, `[H, W, C]` or `[units]`), `parameters`,
+      `layers`, a list of dictionaries with `name`, `window` (convolutions only), `input` (which columns),
+      `output` (shape over all columns, `[H, W, C]` or `[units]`), `parameters`,
       `multiply_accumulates` (per image) and `neurons`; and `total`, the sums of the last three.
 
     Raises:
@@ -35,11 +35,11 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     params = param_shapes(model, image_size)
     names = tuple(params)
-    gives = jax.eval_shape(lambda p, x: model.apply({"params": p}, x, capture=names)[1], params, images)
+    outputs = jax.eval_shape(lambda p, x: model.apply({"params": p}, x, capture=names)[1], params, images)
 
     layers = []
     for name, layer in params.items():
-        kernel, shape = layer["kernel"].shape, gives[name].shape[1:]
+        kernel, shape = layer["kernel"].shape, outputs[name].shape[1:]
         inputs = math.prod(kernel[1:-1])  # per unit
         if name == "fc8" and not model.is_cross_column("fc8"):
             inputs *= kernel[0]  # independent columns: each has weights for every class
@@ -48,8 +48,8 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
             {
                 "name": name,
                 "window": list(kernel[1:3]) if len(kernel) == 5 else None,
-                "sees": _seen(model, name, kernel),
-                "gives": list(shape),
+                "input": _input(model, name, kernel),
+                "output": list(shape),
                 "parameters": weights + shape[-1],
                 "multiply_accumulates": weights * math.prod(shape[:-1]),
                 "neurons": math.prod(shape),
@@ -70,7 +70,7 @@ def operations(model: AlexNet, image_size: int, *, train: bool) -> int:
     return 2 * (3 * sum(counts) - counts[0] if train else sum(counts))
 
 
-def _seen(model: AlexNet, name: str, kernel: tuple[int, ...]) -> str:
+def _input(model: AlexNet, name: str, kernel: tuple[int, ...]) -> str:
     if name == "conv1":
         return "the image"
     if model.columns == 1:
@@ -83,15 +83,15 @@ def _seen(model: AlexNet, name: str, kernel: tuple[int, ...]) -> str:
 def as_table(summary: dict[str, Any]) -> str:
     """The summary as a Markdown table."""
     rows: list[tuple[str, ...]] = [
-        ("layer", "sees", "gives", "parameters", "multiply-accumulates", "neurons")
+        ("layer", "input", "output", "parameters", "multiply-accumulates", "neurons")
     ]
     for layer in summary["layers"]:
         window = "{} x {} of ".format(*layer["window"]) if layer["window"] else ""
         rows.append(
             (
                 layer["name"],
-                window + layer["sees"],
-                " x ".join(str(n) for n in layer["gives"]),
+                window + layer["input"],
+                " x ".join(str(n) for n in layer["output"]),
                 *(f"{layer[k]:,}" for k in ("parameters", "multiply_accumulates", "neurons")),
             )
         )

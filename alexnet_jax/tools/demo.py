@@ -64,7 +64,7 @@ def explainer(loaded: Pretrained, gallery: Gallery | None) -> Callable[[bytes], 
     def explain(data: bytes) -> Answer:
         square = loaded.preprocess.decode(data)
         if square is None:
-            raise UserError(why_not(data))
+            raise UserError(explain_failure(data))
         batch = square[None]
         activations = {name: np.asarray(function(batch))[0] for name, function in layers.items()}
         classes: dict[str, float] = {}
@@ -88,7 +88,7 @@ def _point_layer(loaded: Pretrained) -> str:
     return "pool5" if loaded.missing else "activation7"
 
 
-def why_not(data: bytes) -> str:
+def explain_failure(data: bytes) -> str:
     """Explains in one line why a picture cannot be decoded."""
     too_large = f"the picture has more than {decode.MAX_PIXELS // 10**6} million pixels; make it smaller"
     try:

@@ -23,17 +23,17 @@ PAPER = [
 
 def test_the_paper_s_net():
     table = summary.summarise(create_model("paper"), 224)
-    keys = ("name", "gives", "parameters", "multiply_accumulates")
+    keys = ("name", "output", "parameters", "multiply_accumulates")
     assert [tuple(layer[k] for k in keys) for layer in table["layers"]] == PAPER
     assert table["total"] == {
         "parameters": 60_965_224,
         "multiply_accumulates": 724_406_816,
         "neurons": 659_272,  # "650,000 neurons"
     }
-    sees = {layer["name"]: layer["sees"] for layer in table["layers"]}
-    assert [name for name, what in sees.items() if what == "both columns"] == ["conv3", "fc6", "fc7", "fc8"]
-    assert [name for name, what in sees.items() if what == "own column"] == ["conv2", "conv4", "conv5"]
-    assert sees["conv1"] == "the image"
+    inputs = {layer["name"]: layer["input"] for layer in table["layers"]}
+    assert [name for name, what in inputs.items() if what == "both columns"] == ["conv3", "fc6", "fc7", "fc8"]
+    assert [name for name, what in inputs.items() if what == "own column"] == ["conv2", "conv4", "conv5"]
+    assert inputs["conv1"] == "the image"
 
 
 def test_operations_of_an_image_are_counted_without_conv1_s_input_gradient():
@@ -46,7 +46,7 @@ def test_operations_of_an_image_are_counted_without_conv1_s_input_gradient():
 
 def test_an_unused_output_is_not_counted():
     fc8 = summary.summarise(create_model("paper", num_classes=37), 224)["layers"][-1]
-    assert (fc8["gives"], fc8["parameters"], fc8["multiply_accumulates"]) == ([37], 37 * 4097, 37 * 4096)
+    assert (fc8["output"], fc8["parameters"], fc8["multiply_accumulates"]) == ([37], 37 * 4097, 37 * 4096)
 
 
 def test_independent_columns_add_their_partial_logits():
