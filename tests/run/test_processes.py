@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -129,6 +130,16 @@ def test_half_of_a_launcher_s_variables_is_one_line(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: the launcher's variables are incomplete or wrong")
     assert "--num_processes=1" in last
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.create_server(("", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with (
+            pytest.raises(UserError, match=f"--coordinator_address={address}: .*in use.*; choose a free port"),
+            processes.job(place(address, 2, 0)),
+        ):
+            pass
 
 
 def test_no_module_of_jax_s_own_is_used():
