@@ -208,11 +208,6 @@ def is_first() -> bool:
     return not _is_job() or jax.process_index() == 0
 
 
-def label() -> str:
-    """Prefix for lines that only this process prints; empty in a single-process run."""
-    return f"process {jax.process_index()}: " if _is_job() else ""
-
-
 def barrier() -> None:
     """Returns when all processes have reached it."""
     if _is_job():
@@ -267,7 +262,7 @@ class DelayedMax:
     def __init__(self) -> None:
         self._answers: deque[jax.Array] = deque()
         if _is_job():
-            mesh = jax.make_mesh((jax.device_count(),), ("all",), (AxisType.Auto,))
+            mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
             self._split = NamedSharding(mesh, PartitionSpec("all"))
             self._max = jax.jit(jax.numpy.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 

@@ -61,7 +61,7 @@ def about(config: configs.Config, mesh: Mesh) -> dict[str, Any]:
 def open_log(workdir: pathlib.Path, record: Record, steps: range) -> logs.Log:
     """Opens the log for the remaining `steps`; drops metrics of later steps than `steps.start`."""
     if not processes.is_first():
-        return logs.NoLog(processes.label())
+        return logs.NoLog(f"process {jax.process_index()}: ")
     logs.drop_metrics_after(workdir, steps.start, evaluated=record.evaluated_step == steps.start)
     log = logs.RunLog(workdir, first_step=steps.start, total_steps=steps.stop)
     log.say(f"workdir    {workdir}")
