@@ -8,7 +8,7 @@ import re
 from alexnet_jax.common.errors import Fault, UserError
 
 RESUME = "start the same command again in all processes to resume from the last checkpoint"
-_COLLECTIVE = re.compile("Gloo|NCCL|coordination service", re.IGNORECASE)
+_COLLECTIVE = re.compile("Gloo|NCCL|coordination ?service|barrier timed out", re.IGNORECASE)
 _MEMORY = (
     "out of memory; raise data.micro_batches, lower data.batch_size or data.image_size, or use more devices "
     "(mesh.data, mesh.column)"

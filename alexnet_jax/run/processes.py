@@ -7,7 +7,6 @@ before anyone acts on it, so all take the same steps. If one dies, JAX's runtime
 
 import concurrent.futures
 import contextlib
-import functools
 import importlib.util
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alexnet_jax.common import faults
 from alexnet_jax.common.errors import Fault, UserError
@@ -31,10 +31,6 @@ DEAD_SECONDS = 40  # a process without a heartbeat for this long counts as dead;
 LEAVE_SECONDS = 3.0  # process 0 leaves last: JAX aborts the others once it is gone
 GATHERED_BYTES = 4096  # texts are padded to a multiple of this, so few programs are compiled
 _CALLS_BEHIND = 2  # a `DelayedMax` lags this many calls, so nobody waits for it
-
-# --- launcher detection ----------------------------------------------------------------------------------
-
-_FLAGS = ("coordinator_address", "num_processes", "process_id")
 _MPI, _SLURM = "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
 
 
@@ -56,17 +52,17 @@ def find(
     Raises:
       UserError: flags are missing or contradict each other.
     """
-    if count is not None and count < 1:
-        raise UserError(f"--num_processes={count}: must be 1 or more")
     launched = _is_launched(environment) or _on_tpu_vm(environment)
     if count == 1 or (not launched and (coordinator, count, index) == (None, None, None)):
         return None
+    if count is not None and count < 1:
+        raise UserError(f"--num_processes={count}: must be 1 or more")
     coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
     if int(environment.get(_MPI, 1)) > 1 and "OMPI_MCA_orte_hnp_uri" not in environment:
         # Since Open MPI 5, mpirun does not tell processes its address, so JAX does not detect it.
         count = count or int(environment[_MPI])
         index = int(environment.get("OMPI_COMM_WORLD_RANK", -1)) if index is None else index
-    values = dict(zip(_FLAGS, (coordinator, count, index), strict=True))
+    values = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
     missing = [f"--{flag}" for flag, value in values.items() if value is None]
     if missing and (not launched or (count is not None and index is not None)):
         raise UserError(
@@ -103,17 +99,13 @@ def _own_devices(environment: Mapping[str, str]) -> list[int] | None:
 
     A process alone on its host uses all of them; one that sees a single GPU uses that.
     """
-    shown = environment.get("CUDA_VISIBLE_DEVICES")
-    if shown is not None and "," not in shown:
+    if "," not in environment.get("CUDA_VISIBLE_DEVICES", ","):
         return []
     if int(environment.get(_MPI, 1)) > 1:
         alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
         return [] if alone else [int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))]
     alone = _SLURM in environment and environment[_SLURM] == environment.get("SLURM_STEP_NUM_NODES")
     return [] if alone else None
-
-
-# --- the job ---------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -134,19 +126,18 @@ def job(place: dict[str, Any] | None, timeout_seconds: int = 300) -> Iterator[No
         yield
         return
     name = f"process {jax.process_index()} of {jax.process_count()} ({os.getpid()} on {socket.gethostname()})"
-    try:
-        with _last_words(f"error: {name} was ended, most likely because another one died; {faults.RESUME}"):
-            try:
-                gather(name)  # connects the devices now: later, one may be too slow for Gloo's 30 s
-                yield
-                jax.distributed.shutdown()
-            finally:
-                if jax.distributed.is_initialized() and is_first():
-                    time.sleep(LEAVE_SECONDS)
-    except Exception as error:
-        if (lost := faults.lost_process(error)) is not None:
+    with _last_words(f"error: {name} was killed, or ended because another one died; {faults.RESUME}"):
+        try:
+            gather(name)  # connects the devices now: later, one may be too slow for Gloo's 30 s
+            yield
+            jax.distributed.shutdown()
+        except Exception as error:
+            if (lost := faults.lost_process(error)) is None:
+                raise
             raise lost from error
-        raise
+        finally:
+            if jax.distributed.is_initialized() and is_first():
+                time.sleep(LEAVE_SECONDS)
 
 
 def _start(place: dict[str, Any], timeout_seconds: int) -> bool:
@@ -154,18 +145,23 @@ def _start(place: dict[str, Any], timeout_seconds: int) -> bool:
     with contextlib.suppress(AttributeError):  # JAX 0.7 cannot turn it off
         # Its SIGTERM handler would replace that of `signals.Stop`.
         jax.config.update("jax_enable_preemption_service", False)
+    if place["process_id"] == 0 and (address := place["coordinator_address"]):
+        _check_port(address)
     # In another thread, because JAX aborts the process when its own time is over.
     pool = concurrent.futures.ThreadPoolExecutor(1)
-    initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=DEAD_SECONDS)
-    start = pool.submit(initialize, initialization_timeout=timeout_seconds + 60, **place)
+    start = pool.submit(
+        jax.distributed.initialize,
+        **place,
+        initialization_timeout=timeout_seconds + 60,
+        heartbeat_timeout_seconds=DEAD_SECONDS,
+    )
     try:
         start.result(timeout_seconds)
     except TimeoutError as error:
-        where = place["coordinator_address"] or "the launcher's address"
         raise Fault(
             f"process {place['process_id']} of {place['num_processes']}: not all other processes started "
-            f"within {timeout_seconds} s (process 0 is at {where}); check their messages, --num_processes "
-            "and --process_id of each, and whether the port is free and reachable"
+            f"within {timeout_seconds} s (process 0 is at {place['coordinator_address']}); check their "
+            "messages, --num_processes and --process_id of each, and whether the port is reachable"
         ) from error
     except (ValueError, KeyError) as error:
         if not _is_launched(os.environ) and set(place.values()) == {None}:
@@ -180,9 +176,17 @@ def _start(place: dict[str, Any], timeout_seconds: int) -> bool:
     return True
 
 
+def _check_port(address: str) -> None:
+    """Raises `UserError` if another program uses the port, on which JAX would crash."""
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2]))).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--coordinator_address={address}: {error}; choose a free port") from error
+
+
 @contextlib.contextmanager
 def _last_words(line: str) -> Iterator[None]:
-    """Prints `line` to standard error if this process ends inside, whatever ends it.
+    """Prints `line` to standard error if this process is killed or aborted inside.
 
     A shell waits for the other end of its pipe to close: JAX aborts a process from a thread of its own, and
     nothing in Python can run then.
@@ -191,13 +195,8 @@ def _last_words(line: str) -> Iterator[None]:
     watcher = subprocess.Popen(["/bin/sh", "-c", script, line], stdin=subprocess.PIPE, text=True)
     try:
         yield
-    except (UserError, Fault, SystemExit, KeyboardInterrupt):
+    finally:
         watcher.communicate("ended\n")
-        raise
-    watcher.communicate("ended\n")
-
-
-# --- agreement -------------------------------------------------------------------------------------------
 
 
 def _is_job() -> bool:
@@ -207,11 +206,6 @@ def _is_job() -> bool:
 def is_first() -> bool:
     """Whether this process writes the logs and decides: process 0, or the only one."""
     return not _is_job() or jax.process_index() == 0
-
-
-def label() -> str:
-    """Prefix for lines that only this process prints; empty in a single-process run."""
-    return f"process {jax.process_index()}: " if _is_job() else ""
 
 
 def barrier() -> None:
@@ -267,13 +261,10 @@ class DelayedMax:
 
     def __init__(self) -> None:
         self._answers: deque[jax.Array] = deque()
-        if not _is_job():
-            return
-        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-        mesh = jax.sharding.Mesh(np.asarray(devices), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
-        self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
-        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self._max = jax.jit(jax.numpy.max, out_shardings=replicated)
+        if _is_job():
+            mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
+            self._split = NamedSharding(mesh, PartitionSpec("all"))
+            self._max = jax.jit(jax.numpy.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, number: int) -> int:
         if not _is_job():

@@ -64,7 +64,7 @@ def open_log(
 ) -> logs.Log:
     """Opens the log for the remaining `steps`; drops metrics of later steps than `steps.start`."""
     if not processes.is_first():
-        return logs.NoLog(processes.label())
+        return logs.NoLog(f"process {jax.process_index()}: ")
     evaluated = record.evaluated_step == steps.start
     kept = logs.drop_metrics_after(workdir, steps.start, evaluated=evaluated)
     first = steps.start + evaluated  # an evaluation still to come is made once more at `steps.start`
