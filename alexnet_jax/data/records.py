@@ -10,7 +10,7 @@ from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.data.record_files import READERS, Shard, parse_example
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.data.tfds_metadata import first_line, import_tfds, read_class_names, read_info
+from alexnet_jax.data.tfds_metadata import first_line, read_class_names, read_info
 
 # The splits to use as "test", in order of preference: a labelled test set first (the labels of some test
 # sets were never published).
@@ -108,7 +108,8 @@ def open_tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSo
     Raises:
       UserError: there is no such data set, TFDS cannot prepare it, or it has no such split.
     """
-    tfds = import_tfds()
+    import tensorflow_datasets as tfds
+
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:

@@ -88,6 +88,8 @@ def open_source(spec: str, split: str, *, data_dir: str | None = None) -> Source
     if kind == "tfds":
         return open_tfds(name, split, key, data_dir)
     path = pathlib.Path(name).expanduser()
+    if path.is_file():
+        raise UserError(f"{key}: {path} is a file; give the folder")
     if not path.exists():
         raise UserError(f"{key}: {path} does not exist; {_suggest_path(path)}")
     return _OPEN_PATH[kind](path, split, key)

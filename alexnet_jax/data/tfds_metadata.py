@@ -4,7 +4,6 @@ A directory contains `<name>-<split>.array_record-00000-of-0000N` shards and TFD
 `features.json`, so `tfds.builder_from_directory` can read it like any TFDS data set.
 """
 
-import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +45,8 @@ def write_metadata(
       encoding: "png" or "jpeg".
       description: a sentence on the contents and their origin.
     """
-    tfds = import_tfds()
+    import tensorflow_datasets as tfds
+
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=image_shape, dtype=np.uint8, encoding_format=encoding),
@@ -81,9 +81,11 @@ def read_info(directory: pathlib.Path, key: str) -> tuple[Any, str, str]:
     Raises:
       UserError: the directory is incomplete, or the examples lack an image or a class label.
     """
-    tfds = import_tfds()
+    # Imported before threads start: while it is, relative imports in other threads fail.
+    import tensorflow_datasets as tfds
+
     try:
-        info = tfds.builder_from_directory(directory).info
+        info: Any = tfds.builder_from_directory(directory).info
         features = dict(info.features)
     except Exception as error:  # TFDS raises many types
         raise UserError(
@@ -116,14 +118,6 @@ def read_class_names(directory: pathlib.Path, class_ids: tuple[str, ...]) -> tup
     if len(names) != len(class_ids):
         raise UserError(f"{path}: {len(names)} names for {len(class_ids)} classes; correct or delete it")
     return names
-
-
-def import_tfds() -> Any:
-    """Imports TFDS, which takes a second.
-
-    Call it before threads start: while TFDS is imported, relative imports in other threads fail.
-    """
-    return importlib.import_module("tensorflow_datasets")
 
 
 def first_line(error: BaseException) -> str:
