@@ -55,8 +55,8 @@ class FileSource:
             return b""
 
 
-def open_folder(root: pathlib.Path, split: str, key: str) -> FileSource:
-    """Opens `root/train/<class>/<image>` or the test folder beside it; errors begin with `key`.
+def open_folder(root: pathlib.Path, split: str) -> FileSource:
+    """Opens `root/train/<class>/<image>` or the test folder beside it.
 
     Raises:
       UserError: a folder is missing, the splits have different classes, or there are no images.
@@ -66,8 +66,7 @@ def open_folder(root: pathlib.Path, split: str, key: str) -> FileSource:
     if directory is None:
         have = ", ".join(_visible(root, os.DirEntry.is_dir)[:5]) or "no folders"
         raise UserError(
-            f"{key}: {root} needs a folder {' or '.join(_SPLIT_NAMES[split])} with one folder a class; "
-            f"it has {have}"
+            f"{root} needs a folder {' or '.join(_SPLIT_NAMES[split])} with one folder a class; it has {have}"
         )
     # Labels come from the training classes: a class without test images must not shift the others.
     train = found["train"] or directory
@@ -75,14 +74,14 @@ def open_folder(root: pathlib.Path, split: str, key: str) -> FileSource:
     unknown = sorted(set(_visible(directory, os.DirEntry.is_dir)) - set(classes))
     if unknown:
         raise UserError(
-            f"{key}: {directory} has {unknown[0]}, which is missing from {train}; both need the same classes"
+            f"{directory} has {unknown[0]}, which is missing from {train}; both need the same classes"
         )
     if len(classes) < 2:
         have = f"only {classes[0]}" if classes else "none"
-        raise UserError(f"{key}: {train} needs a folder for each of two or more classes; it has {have}")
+        raise UserError(f"{train} needs a folder for each of two or more classes; it has {have}")
     paths, labels, num_empty = files_by_class(directory, classes)
     if not paths:
-        raise UserError(f"{key}: no images in the class folders of {directory}")
+        raise UserError(f"no images in the class folders of {directory}")
     note = f" ({num_empty} of them empty)" if num_empty else ""
     class_ids = tuple(map(_printable, classes))
     return FileSource(
@@ -113,7 +112,7 @@ def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[lis
 
 
 def _printable(name: str) -> str:
-    """A file name, possibly not UTF-8 or with line breaks, as one line of text."""
+    """A file name, perhaps not UTF-8 or with line breaks, as one line of text."""
     return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")
 
 

@@ -70,8 +70,8 @@ class TarSource:
             return b""
 
 
-def open_tars(directory: pathlib.Path, split: str, key: str) -> TarSource:
-    """Opens one split of the tars in `directory`; `key` is the config's key and value, for errors.
+def open_tars(directory: pathlib.Path, split: str) -> TarSource:
+    """Opens one split of the tars in `directory`.
 
     Labels number the training tar's synsets in the order of their WordNet ids, as usual.
 
@@ -80,14 +80,12 @@ def open_tars(directory: pathlib.Path, split: str, key: str) -> TarSource:
     """
     year = next((year for year, (name, _) in _TARS.items() if (directory / name).is_file()), None)
     if year is None:
-        raise UserError(f"{key}: {directory} has no {' or '.join(name for name, _ in _TARS.values())}")
+        raise UserError(f"{directory} has no {' or '.join(name for name, _ in _TARS.values())}")
     train, tests = directory / _TARS[year][0], _TARS[year][1]
     synset_tars = [member for member in _members(train) if member.name.endswith(".tar")]
     ids = tuple(pathlib.PurePath(member.name).stem for member in synset_tars)
     if len(ids) < 2:
-        raise UserError(
-            f"{key}: {train} should hold a tar for each of two or more synsets; it has {len(ids)}"
-        )
+        raise UserError(f"{train} should hold a tar for each of two or more synsets; it has {len(ids)}")
     meta = _kit_file(directory, year, "meta.mat")
     synsets = _read_synsets(meta) if meta else {}
     if split == "train":
@@ -96,14 +94,12 @@ def open_tars(directory: pathlib.Path, split: str, key: str) -> TarSource:
     else:
         tar = next((directory / name for name in tests if (directory / name).is_file()), None)
         if tar is None:
-            raise UserError(f"{key}: {directory} has no {' or '.join(tests)} to test on")
+            raise UserError(f"{directory} has no {' or '.join(tests)} to test on")
         places = _places(_members(tar))
-        truth = _read_truth(directory, year, tests[tar.name], key)
+        truth = _read_truth(directory, year, tests[tar.name])
         if len(truth) != len(places):
-            raise UserError(
-                f"{key}: {tar.name} has {len(places):,} images, its ground truth {len(truth):,} lines"
-            )
-        labels = _labels(truth, ids, synsets, key)
+            raise UserError(f"{tar.name} has {len(places):,} images, its ground truth {len(truth):,} lines")
+        labels = _labels(truth, ids, synsets)
     names = dict(synsets.values())
     return TarSource(
         file=os.open(tar, os.O_RDONLY),
@@ -170,16 +166,16 @@ def _index_train(path: pathlib.Path, synset_tars: list[tarfile.TarInfo]) -> tupl
 # --- The development kit: its tar.gz, its folder or loose files -----------------------------------
 
 
-def _read_truth(directory: pathlib.Path, year: str, split: str, key: str) -> list[str]:
+def _read_truth(directory: pathlib.Path, year: str, split: str) -> list[str]:
     """The classes of a flat tar's images, sorted by name: the kit's numbers or WordNet ids."""
     name = f"ILSVRC{year}_{split}_ground_truth.txt"
     data = _kit_file(directory, year, name)
     if data is None:
-        raise UserError(f"{key}: {directory} has no {name}; put it or {_KITS[year]} there, packed or not")
+        raise UserError(f"{directory} has no {name}; put it or {_KITS[year]} there, packed or not")
     return data.decode().split()
 
 
-def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets, key: str) -> np.ndarray:
+def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets) -> np.ndarray:
     """The ground truth as int32 labels: positions in `ids`, the training tar's WordNet ids."""
     label_of = {class_id: label for label, class_id in enumerate(ids)}
     if truth[0].isdigit():
@@ -188,14 +184,14 @@ def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets, key: str) ->
         elif len(ids) == 1000:
             # The official numbers do not follow the order of the ids; guessing would shuffle all labels.
             raise UserError(
-                f"{key}: the ground truth is in the development kit's numbers, which need its meta.mat; "
+                "the ground truth is in the development kit's numbers, which need its meta.mat; "
                 "put the complete kit beside the tars, packed or not"
             )
         else:  # a user's own tars without a kit: the numbers count the synsets in order
             label_of = {str(label + 1): label for label in range(len(ids))}
     unknown = next((t for t in truth if t not in label_of), None)
     if unknown is not None:
-        raise UserError(f"{key}: the ground truth has class {unknown}, which the training tar does not have")
+        raise UserError(f"the ground truth has class {unknown}, which the training tar does not have")
     return np.array([label_of[t] for t in truth], np.int32)
 
 
@@ -242,7 +238,6 @@ def _first(name: str, loose: Iterable[pathlib.Path], packed: Iterable[pathlib.Pa
 
 
 def _read_synsets(meta: bytes) -> Synsets:
-    """Reads the kit's meta.mat."""
     import scipy.io
 
     table = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]

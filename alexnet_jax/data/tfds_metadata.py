@@ -72,8 +72,8 @@ def write_metadata(
     )
 
 
-def read_info(directory: pathlib.Path, key: str) -> tuple[Any, str, str]:
-    """Reads a directory's metadata; errors begin with `key`, the config's key and value.
+def read_info(directory: pathlib.Path) -> tuple[Any, str, str]:
+    """Reads a directory's metadata.
 
     Returns:
       TFDS's `DatasetInfo`, and the names of the image feature and the label feature.
@@ -89,7 +89,7 @@ def read_info(directory: pathlib.Path, key: str) -> tuple[Any, str, str]:
         features = dict(info.features)
     except Exception as error:  # TFDS raises many types
         raise UserError(
-            f"{key}: {directory} is no TFDS directory of images ({type(error).__name__}: "
+            f"{directory} is no TFDS directory of images ({type(error).__name__}: "
             f"{first_line(error)}); make or fetch it again"
         ) from error
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
@@ -99,7 +99,7 @@ def read_info(directory: pathlib.Path, key: str) -> tuple[Any, str, str]:
         return info, *supervised
     if not images or len(labels) != 1:
         raise UserError(
-            f"{key}: not a set of images with one class label each (its features: {', '.join(features)})"
+            f"not a set of images with one class label each (its features: {', '.join(features)})"
         )
     return info, ("image" if "image" in images else images[0]), labels[0]
 
