@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -54,35 +55,33 @@ class FileSource:
             return b""
 
 
-def open_folder(root: pathlib.Path, split: str, key: str) -> FileSource:
-    """Opens `root/train/<class>/<image>` or the test folder beside it; errors begin with `key`.
+def open_folder(root: pathlib.Path, split: str) -> FileSource:
+    """Opens `root/train/<class>/<image>` or the test folder beside it.
 
     Raises:
       UserError: a folder is missing, the splits have different classes, or there are no images.
     """
-    train, test = (_find_directory(root, names) for names in _SPLIT_NAMES.values())
-    directory = train if split == "train" else test
+    found = {split: _find_directory(root, names) for split, names in _SPLIT_NAMES.items()}
+    directory = found[split]
     if directory is None:
         have = ", ".join(_visible(root, os.DirEntry.is_dir)[:5]) or "no folders"
         raise UserError(
-            f"{key}: {root} needs a folder {' or '.join(_SPLIT_NAMES[split])} with one folder a class; "
-            f"it has {have}"
+            f"{root} needs a folder {' or '.join(_SPLIT_NAMES[split])} with one folder a class; it has {have}"
         )
     # Labels come from the training classes: a class without test images must not shift the others.
-    classes = _visible(train or directory, os.DirEntry.is_dir)
+    train = found["train"] or directory
+    classes = _visible(train, os.DirEntry.is_dir)
     unknown = sorted(set(_visible(directory, os.DirEntry.is_dir)) - set(classes))
     if unknown:
         raise UserError(
-            f"{key}: {directory} has {unknown[0]}, which is missing from {train}; both need the same classes"
+            f"{directory} has {unknown[0]}, which is missing from {train}; both need the same classes"
         )
     if len(classes) < 2:
         have = f"only {classes[0]}" if classes else "none"
-        raise UserError(
-            f"{key}: {train or directory} needs a folder for each of two or more classes; it has {have}"
-        )
+        raise UserError(f"{train} needs a folder for each of two or more classes; it has {have}")
     paths, labels, num_empty = files_by_class(directory, classes)
     if not paths:
-        raise UserError(f"{key}: no images in the class folders of {directory}")
+        raise UserError(f"no images in the class folders of {directory}")
     note = f" ({num_empty} of them empty)" if num_empty else ""
     class_ids = tuple(map(_printable, classes))
     return FileSource(
@@ -103,26 +102,23 @@ def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[lis
     """
 
     def files(name: str) -> list[str]:
-        try:
-            return [f"{name}/{file}" for file in _visible(directory / name, os.DirEntry.is_file)]
-        except FileNotFoundError:
-            return []
+        folder = directory / name
+        return [f"{name}/{file}" for file in _visible(folder, os.DirEntry.is_file)] if folder.exists() else []
 
     with ThreadPoolExecutor(8) as pool:  # listing is bound by the disk or the network, not the CPU
         listings = list(pool.map(files, classes))
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(listing) for listing in listings])
-    num_empty = sum(not listing for listing in listings)
-    return [path for listing in listings for path in listing], labels, num_empty
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), list(map(len, listings)))
+    return list(itertools.chain(*listings)), labels, listings.count([])
 
 
 def _printable(name: str) -> str:
-    """A file name, possibly not UTF-8 or with line breaks, as one line of text."""
+    """A file name, perhaps not UTF-8 or with line breaks, as one line of text."""
     return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")
 
 
 def _find_directory(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
     """The first of `names` that is a directory in `root`, ignoring case."""
-    have = {name.lower(): name for name in _visible(root, os.DirEntry.is_dir)} if root.is_dir() else {}
+    have = {name.lower(): name for name in _visible(root, os.DirEntry.is_dir)}
     return next((root / have[name] for name in names if name in have), None)
 
 

@@ -10,8 +10,8 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.data.folders import FileSource, files_by_class
 
 
-def open_kaggle(path: pathlib.Path, split: str, key: str) -> FileSource:
-    """Opens the folder of Kaggle's unpacked archive, or the `ILSVRC` in it; errors begin with `key`.
+def open_kaggle(path: pathlib.Path, split: str) -> FileSource:
+    """Opens the folder of Kaggle's unpacked archive, or the `ILSVRC` in it.
 
     Raises:
       UserError: a part of the archive is missing or truncated.
@@ -21,7 +21,7 @@ def open_kaggle(path: pathlib.Path, split: str, key: str) -> FileSource:
     mapping = root / "LOC_synset_mapping.txt"
     for needed in (images, mapping):
         if not needed.exists():
-            raise UserError(f"{key}: {needed} is missing; give the folder of Kaggle's unpacked archive")
+            raise UserError(f"{needed} is missing; give the folder of Kaggle's unpacked archive")
     lines = mapping.read_text(encoding="utf-8").splitlines()
     synsets = [line.split(" ", 1) for line in lines if line.strip()]
     ids = tuple(synset[0] for synset in synsets)
@@ -29,17 +29,17 @@ def open_kaggle(path: pathlib.Path, split: str, key: str) -> FileSource:
     if split == "train":
         missing = next((i for i in ids if not (images / i).is_dir()), None)
         if missing:
-            raise UserError(f"{key}: {images} has no folder {missing}; unpack the archive again")
+            raise UserError(f"{images} has no folder {missing}; unpack the archive again")
         paths, labels, _ = files_by_class(images, ids)
     else:
         solution = root / "LOC_val_solution.csv"
-        paths, labels = _read_solution(solution, ids, key)
+        paths, labels = _read_solution(solution, ids)
         existing = {entry.name for entry in os.scandir(images)}
         unlabelled = sorted(name for name in existing.difference(paths) if name.endswith(".JPEG"))
         if unlabelled:
             raise UserError(
-                f"{key}: {solution} has no label for {unlabelled[0]}, one of {len(unlabelled)}; "
-                "it was cut short, so fetch it again"
+                f"{solution} has no label for {unlabelled[0]}, one of {len(unlabelled)}; it was cut short, "
+                "so fetch it again"
             )
         absent = frozenset(i for i, path in enumerate(paths) if path not in existing)
     return FileSource(
@@ -53,13 +53,13 @@ def open_kaggle(path: pathlib.Path, split: str, key: str) -> FileSource:
     )
 
 
-def _read_solution(solution: pathlib.Path, ids: tuple[str, ...], key: str) -> tuple[list[str], np.ndarray]:
+def _read_solution(solution: pathlib.Path, ids: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
     """Reads the validation images' file names and labels from lines such as `<image>,n01440764 3 4 9 9`.
 
-    All boxes of an image have the same class, so only the first is read.
+    The boxes of an image all have the same class.
     """
     if not solution.exists():
-        raise UserError(f"{key}: {solution} is missing; it has the labels, so fetch it from Kaggle")
+        raise UserError(f"{solution} is missing; it has the labels, so fetch it from Kaggle")
     label_of = {class_id: label for label, class_id in enumerate(ids)}
     try:
         with solution.open(newline="", encoding="utf-8") as file:
@@ -68,7 +68,7 @@ def _read_solution(solution: pathlib.Path, ids: tuple[str, ...], key: str) -> tu
             )
         labels = np.array([label_of[class_id] for _, class_id in rows], np.int32)
     except (KeyError, IndexError, AttributeError, TypeError) as error:
-        raise UserError(f"{key}: {solution} is not Kaggle's file ({error}); fetch it again") from error
+        raise UserError(f"{solution} is not Kaggle's file ({error}); fetch it again") from error
     if not rows:
-        raise UserError(f"{key}: {solution} names no images; it was cut short, so fetch it again")
+        raise UserError(f"{solution} names no images; it was cut short, so fetch it again")
     return [f"{image}.JPEG" for image, _ in rows], labels

@@ -1,7 +1,6 @@
 """array_record and TFRecord files of `tf.train.Example` records: writing and random access.
 
-Reading needs neither TensorFlow nor an index file. Any record can be read by its position, so an exact
-shuffle costs nothing.
+Reading needs neither TensorFlow nor an index file.
 """
 
 import functools
@@ -11,6 +10,8 @@ import pathlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from google.protobuf.message import DecodeError
 
 from alexnet_jax.common import files
 from alexnet_jax.common.errors import Fault, vanished
@@ -34,17 +35,15 @@ def encode_example(values: Mapping[str, bytes | int]) -> bytes:
 def parse_example(record: bytes) -> Any:
     """The features of a serialized example by name; None if the record is broken or empty."""
     try:
-        features = _example_type().FromString(record).features.feature
-    except Exception:  # protobuf moved its DecodeError between versions
+        return _example_type().FromString(record).features.feature or None
+    except DecodeError:
         return None
-    return features or None
 
 
 def write_shard(path: pathlib.Path, records: Iterable[bytes], group_size: int = 1) -> None:
     """Writes an array_record file atomically.
 
-    A random read decompresses an entire group: use groups of one for photographs, larger ones for small
-    records, to save space.
+    Larger groups save space for small records, but a random read decompresses an entire group.
     """
     with files.replacing(path) as temporary:
         writer = _array_record().ArrayRecordWriter(str(temporary), f"group_size:{group_size}")
@@ -55,11 +54,7 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes], group_size: int = 
 
 def count_records(path: pathlib.Path) -> int:
     """The number of records in an array_record file."""
-    reader = _array_record().ArrayRecordReader(str(path))
-    try:
-        return reader.num_records()
-    finally:
-        reader.close()
+    return _array_record().ArrayRecordReader(str(path)).num_records()
 
 
 class Shard:
@@ -99,10 +94,7 @@ def _open_array_record(path: str) -> Reader:
 
 
 def _open_tfrecord(path: str) -> Reader:
-    """Indexes the file: a record is its length (8 bytes), a checksum (4), its bytes and a checksum (4).
-
-    The lengths lead from one record to the next; this follows them once, with one small read per record.
-    """
+    """Indexes the file: a record is its length (8 bytes), a checksum (4), its bytes and a checksum (4)."""
     file = os.open(path, os.O_RDONLY)
 
     def length(start: int) -> int:

@@ -10,7 +10,7 @@ from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.data.record_files import READERS, Shard, parse_example
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.data.tfds_metadata import first_line, import_tfds, read_class_names, read_info
+from alexnet_jax.data.tfds_metadata import first_line, read_class_names, read_info
 
 # The splits to use as "test", in order of preference: a labelled test set first (the labels of some test
 # sets were never published).
@@ -24,17 +24,15 @@ TFDS_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 class RecordSource:
     """One split of a TFDS directory: encoded images and labels by index. See `sources.Source`."""
 
-    def __init__(self, path: pathlib.Path, split: str, key: str) -> None:
+    def __init__(self, path: pathlib.Path, split: str) -> None:
         """Opens the split of the directory `path` to use as `split`, "train" or "test".
-
-        Errors begin with `key`, the config's key and value.
 
         Raises:
           UserError: the directory is incomplete, or the split has no examples, unpublished labels or a format
             without random access.
         """
-        info, self._image_key, self._label_key = read_info(path, key)
-        self._split = _choose_split(info, split, key)
+        info, self._image_key, self._label_key = read_info(path)
+        self._split = _choose_split(info, split)
         self.class_ids: tuple[str, ...] = tuple(info.features[self._label_key].names)
         self.class_names: tuple[str, ...] = read_class_names(path, self.class_ids)
         self.num_classes: int = len(self.class_ids)
@@ -47,24 +45,24 @@ class RecordSource:
         instructions = info.splits[self._split].file_instructions
         if info.file_format.value not in READERS:
             raise UserError(
-                f"{key}: {path} is stored without random access, as {info.file_format.value}; prepare the "
-                "set again as array_record"
+                f"{path} is stored without random access, as {info.file_format.value}; prepare the set again "
+                "as array_record"
             )
         if missing := next((i.filename for i in instructions if not os.path.exists(i.filename)), None):
-            raise UserError(f"{key}: {missing} is missing from the data set; make or fetch the set again")
+            raise UserError(f"{missing} is missing from the data set; make or fetch the set again")
         self._shards = [Shard(os.fspath(i.filename), info.file_format.value) for i in instructions]
         self._first = np.cumsum([0] + [i.examples_in_shard for i in instructions])
         self.description = f"{info.name}: {len(self):,} {self._split} images in {self.num_classes:,} classes"
         if not len(self):
-            raise UserError(f"{key}: the {self._split} split has no images")
+            raise UserError(f"the {self._split} split has no images")
         if self.read(np.array([0]))[1][0] < 0:  # TFDS stores -1 for unpublished labels
-            raise UserError(f"{key}: the labels of the {self._split} split were never published")
+            raise UserError(f"the labels of the {self._split} split were never published")
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Returns the encoded images and int32 labels `[n]` at `indices` `[n]`; a broken record is `b""`."""
+        """As `Source.read`; a broken record is an image `b""`."""
         images, labels = [b""] * len(indices), np.zeros(len(indices), np.int32)
         for i, example in enumerate(self._examples(indices)):
             if example is not None:
@@ -91,36 +89,37 @@ class RecordSource:
         return examples
 
 
-def open_prepared(path: pathlib.Path, split: str, key: str) -> RecordSource:
-    """Opens a TFDS directory; errors begin with `key`.
+def open_prepared(path: pathlib.Path, split: str) -> RecordSource:
+    """Opens a TFDS directory.
 
     Raises:
       UserError: `path` is not a TFDS directory or has no such split.
     """
     if not (path / "dataset_info.json").exists():
-        raise UserError(f"{key}: {path} has no dataset_info.json; it is no prepared set, or was not finished")
-    return RecordSource(path, split, key)
+        raise UserError(f"{path} has no dataset_info.json; it is no prepared set, or was not finished")
+    return RecordSource(path, split)
 
 
-def open_tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSource:
-    """Opens a TFDS data set by name, downloading and preparing it if needed; errors begin with `key`.
+def open_tfds(name: str, split: str, data_dir: str | None) -> RecordSource:
+    """Opens a TFDS data set by name, downloading and preparing it if needed.
 
     Raises:
       UserError: there is no such data set, TFDS cannot prepare it, or it has no such split.
     """
-    tfds = import_tfds()
+    import tensorflow_datasets as tfds
+
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         short = name.split(":")[0].split("/")[0]
         known = tfds.list_builders(with_community_datasets=False)  # the community list needs a download
-        raise UserError(f"{key}: TFDS has no such data set; {did_you_mean(short, known, most=8)}") from error
+        raise UserError(f"TFDS has no such data set; {did_you_mean(short, known, most=8)}") from error
     except (ValueError, AssertionError) as error:
-        raise UserError(f"{key}: {first_line(error)}") from error
+        raise UserError(first_line(error)) from error
     if not builder.info.splits:
         if not host.has_tensorflow():
             raise UserError(
-                f"{key}: TFDS needs TensorFlow to prepare a data set: pip install tensorflow-cpu; a prepared "
+                "TFDS needs TensorFlow to prepare a data set: pip install tensorflow-cpu; a prepared "
                 "set or a folder (data.source=prepared:PATH, folder:PATH) does not"
             )
         host.tensorflow()
@@ -128,11 +127,11 @@ def open_tfds(name: str, split: str, key: str, data_dir: str | None) -> RecordSo
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
         except Exception as error:  # network, disk, missing tar: TFDS raises many types
-            raise UserError(f"{key}: TFDS could not prepare it ({first_line(error)})") from error
-    return open_prepared(pathlib.Path(builder.data_dir), split, key)
+            raise UserError(f"TFDS could not prepare it ({first_line(error)})") from error
+    return open_prepared(pathlib.Path(builder.data_dir), split)
 
 
-def _choose_split(info: Any, split: str, key: str) -> str:
+def _choose_split(info: Any, split: str) -> str:
     """The data set's name for `split`; checks the split's size if known."""
     wanted = ("train",) if split == "train" else _TEST_SPLITS
     if split == "test" and info.name in TEST_LABELS_UNPUBLISHED:
@@ -142,11 +141,11 @@ def _choose_split(info: Any, split: str, key: str) -> str:
     if chosen is None:
         have = ", ".join(info.splits) or "none"
         hint = " (TFDS drops a split whose tar is missing)" if expected else ""
-        raise UserError(f"{key}: no split to {split} on; it has {have}{hint}")
+        raise UserError(f"no split to {split} on; it has {have}{hint}")
     number = info.splits[chosen].num_examples
     if number != expected.get(chosen, number):
         raise UserError(
-            f"{key}: {chosen} has {number:,} examples, not {expected[chosen]:,}; its tar was cut short or "
+            f"{chosen} has {number:,} examples, not {expected[chosen]:,}; its tar was cut short or "
             f"missing, so delete {info.data_dir} and prepare it again"
         )
     return chosen

@@ -76,21 +76,29 @@ def open_source(spec: str, split: str, *, data_dir: str | None = None) -> Source
     """
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", not {split!r}')
+    try:
+        return _open(spec, split, data_dir)
+    except UserError as error:
+        raise UserError(f"data.source={spec}: {error}") from error
+
+
+def _open(spec: str, split: str, data_dir: str | None) -> Source:
     kind, _, name = spec.partition(":")
-    key = f"data.source={spec}"
     if kind not in KINDS:
-        raise UserError(f"{key}: no such kind of source; {did_you_mean(kind, KINDS)}")
+        raise UserError(f"no such kind of source; {did_you_mean(kind, KINDS)}")
     if kind == "embedded":
-        return open_prepared(EMBEDDED, split, key)
+        return open_prepared(EMBEDDED, split)
     if not name:
         example = "cifar10" if kind == "tfds" else "PATH"
-        raise UserError(f"{key}: name one after the colon, as in {kind}:{example}")
+        raise UserError(f"name one after the colon, as in {kind}:{example}")
     if kind == "tfds":
-        return open_tfds(name, split, key, data_dir)
+        return open_tfds(name, split, data_dir)
     path = pathlib.Path(name).expanduser()
+    if path.is_file():
+        raise UserError(f"{path} is a file; give the folder")
     if not path.exists():
-        raise UserError(f"{key}: {path} does not exist; {_suggest_path(path)}")
-    return _OPEN_PATH[kind](path, split, key)
+        raise UserError(f"{path} does not exist; {_suggest_path(path)}")
+    return _OPEN_PATH[kind](path, split)
 
 
 def _suggest_path(path: pathlib.Path) -> str:

@@ -1,17 +1,17 @@
 """The official tars of ILSVRC-2012 and ILSVRC-2010, read in place without unpacking.
 
-A tar is a sequence of 512-byte headers, each followed by its file. One pass over the headers finds the offset
-of every image; each image is then one read. The training tar contains one tar per synset; the validation tar
-and the 2010 test tar are flat, and the development kit has the classes of their images.
+One pass over the headers finds the offset of every image; each image is then one read. The training tar
+contains one tar per synset; the validation tar and the 2010 test tar are flat, and the development kit has
+the classes of their images.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
 import pathlib
-import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,7 +21,7 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.data.classes import readable_names
 from alexnet_jax.data.statistics import Statistics
 
-_BLOCK = 512
+_BLOCK = tarfile.BLOCKSIZE
 _PADDING = 2**20  # zeros allowed after the last file; tar writes 10 KB of them by default
 # By year: the training tar, and the test tars with the split in their ground truth's file name. The
 # labels of the 2010 test images were published (the paper's Table 1 uses them); those of 2012 never were.
@@ -37,52 +37,41 @@ Synsets = dict[int, tuple[str, str]]  # WordNet id and words by the kit's number
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
-    """A file within a tar: its name, and its offset and size in bytes."""
-
-    name: str
-    start: int
-    size: int
-
-
-@dataclasses.dataclass(frozen=True)
 class TarSource:
     """One split of the official tars. See `sources.Source`."""
 
-    tar: pathlib.Path
-    starts: np.ndarray  # int64, offsets of the images in bytes
-    sizes: np.ndarray  # int64, bytes
+    file: int  # descriptor of the tar
+    places: np.ndarray  # int64 [n, 2], offset and size of each image in bytes
     labels: np.ndarray  # int32
     class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
     description: str
     statistics: Statistics | None = None
-    _file: int = -1
 
     @property
     def num_classes(self) -> int:
         return len(self.class_ids)
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.labels)
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        return [self._bytes(i) for i in indices], self.labels[indices]
+        return [self._bytes(*place) for place in self.places[indices].tolist()], self.labels[indices]
 
     def name(self, index: int) -> str:
         # Read from the header just before the image, to avoid keeping a million names in memory.
-        header = os.pread(self._file, _BLOCK, int(self.starts[index]) - _BLOCK)
-        return _text(header[:100])
+        header = os.pread(self.file, _BLOCK, int(self.places[index, 0]) - _BLOCK)
+        return tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace").name
 
-    def _bytes(self, index: int) -> bytes:
+    def _bytes(self, start: int, size: int) -> bytes:
         try:
-            return os.pread(self._file, int(self.sizes[index]), int(self.starts[index]))
+            return os.pread(self.file, size, start)
         except OSError:
             return b""
 
 
-def open_tars(directory: pathlib.Path, split: str, key: str) -> TarSource:
-    """Opens one split of the tars in `directory`; `key` is the config's key and value, for errors.
+def open_tars(directory: pathlib.Path, split: str) -> TarSource:
+    """Opens one split of the tars in `directory`.
 
     Labels number the training tar's synsets in the order of their WordNet ids, as usual.
 
@@ -91,108 +80,76 @@ def open_tars(directory: pathlib.Path, split: str, key: str) -> TarSource:
     """
     year = next((year for year, (name, _) in _TARS.items() if (directory / name).is_file()), None)
     if year is None:
-        raise UserError(f"{key}: {directory} has no {' or '.join(name for name, _ in _TARS.values())}")
+        raise UserError(f"{directory} has no {' or '.join(name for name, _ in _TARS.values())}")
     train, tests = directory / _TARS[year][0], _TARS[year][1]
-    file = os.open(train, os.O_RDONLY)
-    synset_tars = [member for member in _sorted_members(file, train) if member.name.endswith(".tar")]
+    synset_tars = [member for member in _members(train) if member.name.endswith(".tar")]
     ids = tuple(pathlib.PurePath(member.name).stem for member in synset_tars)
     if len(ids) < 2:
-        raise UserError(
-            f"{key}: {train} should hold a tar for each of two or more synsets; it has {len(ids)}"
-        )
-    meta = _kit_file(directory, year, r"meta\.mat")
+        raise UserError(f"{train} should hold a tar for each of two or more synsets; it has {len(ids)}")
+    meta = _kit_file(directory, year, "meta.mat")
     synsets = _read_synsets(meta) if meta else {}
     if split == "train":
         tar = train
-        places, labels = _index_train(file, synset_tars, train)
+        places, labels = _index_train(train, synset_tars)
     else:
-        os.close(file)
         tar = next((directory / name for name in tests if (directory / name).is_file()), None)
         if tar is None:
-            raise UserError(f"{key}: {directory} has no {' or '.join(tests)} to test on")
-        file = os.open(tar, os.O_RDONLY)
-        places = _places(_sorted_members(file, tar))
-        truth = _read_truth(directory, year, tests[tar.name], key)
+            raise UserError(f"{directory} has no {' or '.join(tests)} to test on")
+        places = _places(_members(tar))
+        truth = _read_truth(directory, year, tests[tar.name])
         if len(truth) != len(places):
-            raise UserError(
-                f"{key}: {tar.name} has {len(places):,} images, its ground truth {len(truth):,} lines"
-            )
-        labels = _labels(truth, ids, synsets, key)
+            raise UserError(f"{tar.name} has {len(places):,} images, its ground truth {len(truth):,} lines")
+        labels = _labels(truth, ids, synsets)
     names = dict(synsets.values())
     return TarSource(
-        tar=tar,
-        starts=places[:, 0].copy(),
-        sizes=places[:, 1].copy(),
+        file=os.open(tar, os.O_RDONLY),
+        places=places,
         labels=labels,
         class_ids=ids,
         class_names=tuple(names.get(i, i) for i in ids) if synsets else readable_names(ids),
         description=f"{tar.name}: {len(places):,} images in {len(ids):,} classes",
-        _file=file,
     )
 
 
-def members(file: int, start: int, end: int, path: pathlib.Path) -> Iterator[Member]:
-    """The members of the tar stored in the bytes from `start` to `end` of a file.
+def _members(path: pathlib.Path, start: int = 0, end: int | None = None) -> list[tarfile.TarInfo]:
+    """The files in the tar stored in the bytes from `start` to `end` of `path`, sorted by name.
 
     Raises:
-      UserError: a header is damaged, or a member reaches beyond `end` (truncated tar).
+      UserError: a header is damaged or the tar is truncated, both of which `tarfile` may pass over.
     """
-    long_name = None
-    while start + _BLOCK <= end:
-        header = os.pread(file, _BLOCK, start)
-        if not header.strip(b"\0"):
-            if end - start > _PADDING:
-                raise UserError(
-                    f"{path}: empty from byte {start:,} on, the download was cut short; fetch it again"
-                )
-            return
-        if not _checksum_holds(header):
-            raise UserError(f"{path}: damaged at byte {start:,}; fetch it again")
-        name, size = _text(header[:100]), int(_text(header[124:136]), 8)
-        kind = header[156:157]
-        start += _BLOCK
-        if start + size > end:
-            raise UserError(f"{path}: cut short within {name}, {end:,} bytes in; fetch it again")
-        if kind == b"L":  # GNU tar stores names over 100 bytes in an extra entry before the file
-            long_name = _text(os.pread(file, size, start))
-        elif kind in (b"0", b"\0"):
-            yield Member(long_name or name, start, size)
-            long_name = None
-        start += -(-size // _BLOCK) * _BLOCK
-    raise UserError(f"{path}: cut short at byte {end:,}, without an end mark; fetch it again")
+    found, stopped = [], start
+    with open(path, "rb") as file:
+        end = end or os.fstat(file.fileno()).st_size
+        file.seek(start)
+        # After an error, the header where it stopped says why.
+        with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.offset_data + member.size > end:
+                    raise UserError(
+                        f"{path}: cut short within {member.name}, {end:,} bytes in; fetch it again"
+                    )
+                found.append(member)
+                stopped = tar.offset
+        header = os.pread(file.fileno(), _BLOCK, stopped)
+    if stopped + _BLOCK > end:
+        raise UserError(f"{path}: cut short at byte {end:,}, without an end mark; fetch it again")
+    if header.strip(b"\0"):
+        raise UserError(f"{path}: damaged at byte {stopped:,}; fetch it again")
+    if end - stopped > _PADDING:
+        raise UserError(f"{path}: empty from byte {stopped:,} on, the download was cut short; fetch it again")
+    return sorted((member for member in found if member.isreg()), key=lambda member: member.name)
 
 
-def _checksum_holds(header: bytes) -> bool:
-    try:
-        checksum = int(_text(header[148:156]), 8)
-    except ValueError:
-        return False
-    # The checksum is computed with its own eight bytes as spaces.
-    return checksum == sum(header) - sum(header[148:156]) + 8 * ord(" ")
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0")[0].strip().decode("utf-8", "backslashreplace")
-
-
-def _sorted_members(file: int, path: pathlib.Path) -> list[Member]:
-    """The members of the tar file `path`, sorted by name."""
-    return sorted(members(file, 0, os.fstat(file).st_size, path), key=lambda member: member.name)
-
-
-def _places(found: Sequence[Member]) -> np.ndarray:
+def _places(found: list[tarfile.TarInfo]) -> np.ndarray:
     """int64 `[n, 2]`: start and size of each member."""
-    return np.array([(member.start, member.size) for member in found], np.int64).reshape(-1, 2)
+    return np.array([(member.offset_data, member.size) for member in found], np.int64).reshape(-1, 2)
 
 
-def _index_train(
-    file: int, synset_tars: Sequence[Member], path: pathlib.Path
-) -> tuple[np.ndarray, np.ndarray]:
+def _index_train(path: pathlib.Path, synset_tars: list[tarfile.TarInfo]) -> tuple[np.ndarray, np.ndarray]:
     """Places `[n, 2]` and int32 labels `[n]` of the images of all synset tars, by name within each tar."""
 
-    def index(tar: Member) -> np.ndarray:
-        found = members(file, tar.start, tar.start + tar.size, path)
-        return _places(sorted(found, key=lambda member: member.name))
+    def index(tar: tarfile.TarInfo) -> np.ndarray:
+        return _places(_members(path, tar.offset_data, tar.offset_data + tar.size))
 
     tables = []
     with (
@@ -209,16 +166,16 @@ def _index_train(
 # --- The development kit: its tar.gz, its folder or loose files -----------------------------------
 
 
-def _read_truth(directory: pathlib.Path, year: str, split: str, key: str) -> list[str]:
+def _read_truth(directory: pathlib.Path, year: str, split: str) -> list[str]:
     """The classes of a flat tar's images, sorted by name: the kit's numbers or WordNet ids."""
     name = f"ILSVRC{year}_{split}_ground_truth.txt"
-    data = _kit_file(directory, year, re.escape(name))
+    data = _kit_file(directory, year, name)
     if data is None:
-        raise UserError(f"{key}: {directory} has no {name}; put it or {_KITS[year]} there, packed or not")
+        raise UserError(f"{directory} has no {name}; put it or {_KITS[year]} there, packed or not")
     return data.decode().split()
 
 
-def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets, key: str) -> np.ndarray:
+def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets) -> np.ndarray:
     """The ground truth as int32 labels: positions in `ids`, the training tar's WordNet ids."""
     label_of = {class_id: label for label, class_id in enumerate(ids)}
     if truth[0].isdigit():
@@ -227,14 +184,14 @@ def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets, key: str) ->
         elif len(ids) == 1000:
             # The official numbers do not follow the order of the ids; guessing would shuffle all labels.
             raise UserError(
-                f"{key}: the ground truth is in the development kit's numbers, which need its meta.mat; "
+                "the ground truth is in the development kit's numbers, which need its meta.mat; "
                 "put the complete kit beside the tars, packed or not"
             )
         else:  # a user's own tars without a kit: the numbers count the synsets in order
             label_of = {str(label + 1): label for label in range(len(ids))}
     unknown = next((t for t in truth if t not in label_of), None)
     if unknown is not None:
-        raise UserError(f"{key}: the ground truth has class {unknown}, which the training tar does not have")
+        raise UserError(f"the ground truth has class {unknown}, which the training tar does not have")
     return np.array([label_of[t] for t in truth], np.int32)
 
 
@@ -251,7 +208,7 @@ def numbers(kit: pathlib.Path) -> dict[str, int]:
     """
     packed = [kit] if kit.is_file() else kit.glob("*kit*.t*gz")
     try:
-        meta = _first_match(r"meta\.mat", [kit, *kit.rglob("meta.mat")], packed)
+        meta = _first("meta.mat", [kit, *kit.rglob("meta.mat")], packed)
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"--devkit={kit}: cannot be read ({error})") from error
     if meta is None:
@@ -259,30 +216,28 @@ def numbers(kit: pathlib.Path) -> dict[str, int]:
     return {class_id: number for number, (class_id, _) in _read_synsets(meta).items()}
 
 
-def _kit_file(directory: pathlib.Path, year: str, pattern: str) -> bytes | None:
-    """The first file whose name matches: a loose file, in the kit's folder or in its tar.gz."""
+def _kit_file(directory: pathlib.Path, year: str, name: str) -> bytes | None:
+    """Reads the first file called `name`: a loose file, in the kit's folder or in its tar.gz."""
     # The 2010 kit unpacks to devkit-1.0, the 2012 kit to ILSVRC2012_devkit_t12.
-    folders = ("*", f"*{year}*kit*/**/*", "devkit-1.0/**/*")
-    loose = [path for folder in folders for path in directory.glob(folder)]
-    return _first_match(pattern, loose, directory.glob(f"*{year}*kit*.t*gz"))
+    folders = ("", f"*{year}*kit*/**/", "devkit-1.0/**/")
+    loose = [path for folder in folders for path in directory.glob(folder + name)]
+    return _first(name, loose, directory.glob(f"*{year}*kit*.t*gz"))
 
 
-def _first_match(pattern: str, loose: Iterable[pathlib.Path], packed: Iterable[pathlib.Path]) -> bytes | None:
-    """The first file whose name matches: among the loose files, then in each packed tar."""
+def _first(name: str, loose: Iterable[pathlib.Path], packed: Iterable[pathlib.Path]) -> bytes | None:
+    """Reads the first file called `name`: among the loose files, then in each packed tar."""
     for path in sorted(loose):
-        if re.fullmatch(pattern, path.name) and path.is_file():
+        if path.name == name and path.is_file():
             return path.read_bytes()
     for path in sorted(packed):
         with tarfile.open(path) as tar:
             for member in tar:
-                if re.fullmatch(pattern, pathlib.PurePath(member.name).name):
-                    file = tar.extractfile(member)
-                    return file.read() if file else None
+                if pathlib.PurePath(member.name).name == name and (file := tar.extractfile(member)):
+                    return file.read()
     return None
 
 
 def _read_synsets(meta: bytes) -> Synsets:
-    """Reads the kit's meta.mat."""
     import scipy.io
 
     table = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]

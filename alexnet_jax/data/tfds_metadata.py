@@ -4,7 +4,6 @@ A directory contains `<name>-<split>.array_record-00000-of-0000N` shards and TFD
 `features.json`, so `tfds.builder_from_directory` can read it like any TFDS data set.
 """
 
-import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +45,8 @@ def write_metadata(
       encoding: "png" or "jpeg".
       description: a sentence on the contents and their origin.
     """
-    tfds = import_tfds()
+    import tensorflow_datasets as tfds
+
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=image_shape, dtype=np.uint8, encoding_format=encoding),
@@ -72,8 +72,8 @@ def write_metadata(
     )
 
 
-def read_info(directory: pathlib.Path, key: str) -> tuple[Any, str, str]:
-    """Reads a directory's metadata; errors begin with `key`, the config's key and value.
+def read_info(directory: pathlib.Path) -> tuple[Any, str, str]:
+    """Reads a directory's metadata.
 
     Returns:
       TFDS's `DatasetInfo`, and the names of the image feature and the label feature.
@@ -81,13 +81,15 @@ def read_info(directory: pathlib.Path, key: str) -> tuple[Any, str, str]:
     Raises:
       UserError: the directory is incomplete, or the examples lack an image or a class label.
     """
-    tfds = import_tfds()
+    # Imported before threads start: while it is, relative imports in other threads fail.
+    import tensorflow_datasets as tfds
+
     try:
-        info = tfds.builder_from_directory(directory).info
+        info: Any = tfds.builder_from_directory(directory).info
         features = dict(info.features)
     except Exception as error:  # TFDS raises many types
         raise UserError(
-            f"{key}: {directory} is no TFDS directory of images ({type(error).__name__}: "
+            f"{directory} is no TFDS directory of images ({type(error).__name__}: "
             f"{first_line(error)}); make or fetch it again"
         ) from error
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
@@ -97,7 +99,7 @@ def read_info(directory: pathlib.Path, key: str) -> tuple[Any, str, str]:
         return info, *supervised
     if not images or len(labels) != 1:
         raise UserError(
-            f"{key}: not a set of images with one class label each (its features: {', '.join(features)})"
+            f"not a set of images with one class label each (its features: {', '.join(features)})"
         )
     return info, ("image" if "image" in images else images[0]), labels[0]
 
@@ -116,14 +118,6 @@ def read_class_names(directory: pathlib.Path, class_ids: tuple[str, ...]) -> tup
     if len(names) != len(class_ids):
         raise UserError(f"{path}: {len(names)} names for {len(class_ids)} classes; correct or delete it")
     return names
-
-
-def import_tfds() -> Any:
-    """Imports TFDS, which takes a second.
-
-    Call it before threads start: while TFDS is imported, relative imports in other threads fail.
-    """
-    return importlib.import_module("tensorflow_datasets")
 
 
 def first_line(error: BaseException) -> str:

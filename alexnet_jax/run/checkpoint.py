@@ -78,24 +78,19 @@ class Checkpoints:
           SaveError: a save in the background failed.
         """
         self.wait()
-        directory = self._workdir / DIRECTORY
-        steps = verified.steps_for_all(directory)
 
         def load(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
             saved: Any = ocp.metadata(str(path))
             verified.refuse_other_arrays(path, saved.metadata, abstract_state)
             return ocp.load(str(path), abstract_state), saved.custom_metadata["record"]
 
-        found = verified.newest(directory, load, self._say, self._set_aside)
-        if found is not None:
-            restored, self.saved_step = found
-            return restored
-        if steps:
-            raise UserError(
-                f"{directory}: every checkpoint was damaged (they are now in {self._workdir / DAMAGED}); "
-                "start the run again to train from the beginning, or choose another --workdir"
-            )
-        return None
+        all_damaged = (
+            f"every checkpoint was damaged (they are now in {self._workdir / DAMAGED}); start the run again "
+            "to train from the beginning, or choose another --workdir"
+        )
+        found = verified.newest(self._workdir / DIRECTORY, load, self._say, self._set_aside, all_damaged)
+        restored, self.saved_step = found or (None, None)
+        return restored
 
     def save(self, step: int, state: Any, record: dict[str, Any], best_step: int | None = None) -> None:
         """Starts saving in the background; does nothing if `step` is already saved.
@@ -202,7 +197,6 @@ def restore_params(
         raise UserError(
             f"{directory}: no such directory; give the workdir of a run that has saved a checkpoint"
         )
-    steps = verified.steps_for_all(directory)
 
     def load(path: pathlib.Path) -> Any:
         saved: Any = ocp.metadata(str(path)).metadata
@@ -216,10 +210,10 @@ def restore_params(
     def skip(path: pathlib.Path, damage: str) -> None:
         say(f"warning: checkpoint {path} is damaged ({damage})")
 
-    if (found := verified.newest(directory, load, say, skip)) is not None:
-        return found
-    problem = "every checkpoint is damaged" if steps else "no finished checkpoint; let the run save one first"
-    raise UserError(f"{directory}: {problem}")
+    found = verified.newest(directory, load, say, skip, "every checkpoint is damaged")
+    if found is None:
+        raise UserError(f"{directory}: no finished checkpoint; let the run save one first")
+    return found
 
 
 def exist(workdir: pathlib.Path) -> bool:

@@ -1,7 +1,6 @@
 """Finds the newest checkpoint that is not damaged, and reads it with orbax."""
 
 import contextlib
-import functools
 import importlib.metadata
 import json
 import pathlib
@@ -22,15 +21,18 @@ def newest(
     load: Callable[[pathlib.Path], Any],
     say: Callable[[str], None],
     on_damage: Callable[[pathlib.Path, str], None],
+    all_damaged: str,
 ) -> tuple[Any, int] | None:
-    """Loads the newest undamaged checkpoint below `directory`; returns it and its step, or None.
+    """Loads the newest undamaged checkpoint; returns it and its step, or None if `directory` has none.
 
     Process 0 verifies the checksums. A checkpoint without them is used if orbax can read it.
 
     Raises:
-      Exception: in all processes, if one of them cannot load a checkpoint whose files have not changed.
+      UserError: `all_damaged`; or, in all processes, one of them cannot load a checkpoint whose files have
+        not changed.
     """
-    for step in reversed(steps_for_all(directory)):
+    found = steps_for_all(directory)
+    for step in reversed(found):
         path = directory / str(step)
         verified, damage = json.loads(processes.from_first(json.dumps(_verify(path))))
         loaded, error = None, None
@@ -54,6 +56,8 @@ def newest(
                     f"with {other or 'the same versions'}; use those, or move it away to use the one before"
                 ) from error
         on_damage(path, damage)
+    if found:
+        raise UserError(f"{directory}: {all_damaged}")
     return None
 
 
@@ -99,17 +103,18 @@ def refuse_other_arrays(path: pathlib.Path, saved: Any, wanted: Any) -> None:
 
 def _arrays(tree: Any) -> dict[str, tuple[list[int], str]]:
     """Shape and dtype of each array of a tree, by its path, such as `params/conv1/kernel`."""
-    leaves = jax.tree.leaves_with_path(tree)
-    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-    return {name(path): (list(x.shape), str(x.dtype)) for path, x in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (list(x.shape), str(x.dtype))
+        for path, x in jax.tree.leaves_with_path(tree)
+    }
 
 
 def _other_versions(path: pathlib.Path) -> str:
     """The versions with which a checkpoint was saved, as far as they differ from those installed."""
     try:
         with _reading_alone():
-            saved: Any = ocp.metadata(str(path)).custom_metadata
-        saved = saved["versions"]
+            metadata: Any = ocp.metadata(str(path))
+        saved = metadata.custom_metadata["versions"]
     except Exception:  # unreadable
         return ""
     here = {name: importlib.metadata.version(name) for name in saved if name != "python"}

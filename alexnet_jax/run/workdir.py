@@ -1,7 +1,6 @@
 """A run's directory: creates it, locks it against a second run and stores the config."""
 
 import fcntl
-import json
 import os
 import pathlib
 import re
@@ -10,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO
+from typing import TextIO
 
 from alexnet_jax import config as configs
 from alexnet_jax.common import files
@@ -24,9 +23,7 @@ PATH_MAX, LONGEST_BELOW = 4096, 300  # bytes: Linux's limit, and what the paths 
 
 @contextmanager
 def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
-    """Creates the directory, or checks that it belongs to this run, and locks it.
-
-    Only process 0 does this.
+    """Creates the directory, or checks that it belongs to this run, and locks it; only process 0 does.
 
     Raises:
       UserError: the directory cannot be written, is in use, contains a run with another config (each
@@ -74,12 +71,12 @@ def _claim(workdir: pathlib.Path, config: configs.Config, stack: ExitStack) -> N
     """Locks the directory until `stack` closes; writes the config unless another run is there."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / LOCK, "a+")  # noqa: SIM115  (closed by _locked)
+        lock = stack.enter_context(open(workdir / LOCK, "a+"))  # noqa: SIM115  (closed by the stack)
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: cannot be written ({error.strerror}); choose another"
         ) from error
-    stack.enter_context(_locked(lock, workdir))
+    _lock(lock, workdir)
     if (workdir / configs.FILE_NAME).exists():
         different = configs.differences(configs.of_workdir(workdir), config)
         if different and not config.run.allow_changes:
@@ -96,36 +93,22 @@ def _claim(workdir: pathlib.Path, config: configs.Config, stack: ExitStack) -> N
     files.write_text(workdir / configs.FILE_NAME, config.to_json())
 
 
-@contextmanager
-def _locked(file: IO[str], workdir: pathlib.Path) -> Iterator[None]:
-    """Locks `workdir` against a second run.
-
-    The kernel releases the lock of a killed process. The file names the process that holds it.
-    """
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(
-                f"--workdir={workdir}: another run is using it ({_holder(file.read())}); "
-                "wait for it, stop it, or choose another directory"
-            ) from error
-        except OSError as error:  # some network file systems have no locks
-            print(
-                f"warning: --workdir={workdir}: cannot be locked ({error.strerror}); make sure that no "
-                "second run uses it",
-                file=sys.stderr,
-            )
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        file.flush()
-        yield
-
-
-def _holder(text: str) -> str:
+def _lock(file: TextIO, workdir: pathlib.Path) -> None:
+    """Locks `workdir` against a second run until the file, which names this process, is closed."""
     try:
-        holder = json.loads(text)
-        return f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "an unknown process"
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise UserError(
+            f"--workdir={workdir}: another run is using it ({file.read() or 'an unknown process'}); "
+            "wait for it, stop it, or choose another directory"
+        ) from error
+    except OSError as error:  # some network file systems have no locks
+        print(
+            f"warning: --workdir={workdir}: cannot be locked ({error.strerror}); make sure that no "
+            "second run uses it",
+            file=sys.stderr,
+        )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()

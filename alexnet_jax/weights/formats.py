@@ -19,7 +19,8 @@ from alexnet_jax.weights.layouts import CONVOLUTIONS, DENSE, LAYERS, TORCH_NAMES
 
 _WRAPPERS = {"module", "model", "_orig_mod"}  # prefixes added by DataParallel, trainers and torch.compile
 _DESCRIPTION_KEY = "alexnet_jax"  # where our files store the description of the net
-_CAFFE_BLOBS = {name: (f"{name}/0", f"{name}/1") for name in LAYERS}  # pycaffe's numbering of a layer's blobs
+_TORCH_KEYS = {name: (f"{torch}.weight", f"{torch}.bias") for name, torch in TORCH_NAMES.items()}
+_CAFFE_KEYS = {name: (f"{name}/0", f"{name}/1") for name in LAYERS}  # pycaffe's numbering of a layer's blobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +85,12 @@ def write(path: pathlib.Path, layers: Layers, description: str) -> None:
       UserError: `path` has another suffix.
     """
     if path.suffix == ".npz":
-        arrays = {}
-        for name, pair in swap_colours(layers).items():
-            arrays.update(zip(_CAFFE_BLOBS[name], pair, strict=True))
+        arrays = _by_key(swap_colours(layers), _CAFFE_KEYS)
         write_npz(path, {**arrays, _DESCRIPTION_KEY: np.array(description)})
     elif path.suffix == ".safetensors":
-        tensors = {}
-        for name, (weight, bias) in layers.items():
-            tensors[f"{TORCH_NAMES[name]}.weight"], tensors[f"{TORCH_NAMES[name]}.bias"] = weight, bias
         with replacing(path) as temporary:
             metadata = {"format": "pt", _DESCRIPTION_KEY: description}
-            safetensors.numpy.save_file(tensors, temporary, metadata)
+            safetensors.numpy.save_file(_by_key(layers, _TORCH_KEYS), temporary, metadata)
     elif path.suffix in (".pth", ".pt"):
         raise UserError(
             f"{path}: {path.suffix} is read but not written; write {path.with_suffix('.safetensors').name}, "
@@ -104,6 +100,10 @@ def write(path: pathlib.Path, layers: Layers, description: str) -> None:
         raise UserError(f"{path}: weights are written as .safetensors, .npz or, by export, .stablehlo")
 
 
+def _by_key(layers: Layers, keys: dict[str, tuple[str, str]]) -> dict[str, np.ndarray]:
+    return {key: array for name, pair in layers.items() for key, array in zip(keys[name], pair, strict=True)}
+
+
 def _read_npz(path: pathlib.Path) -> Stored:
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -111,8 +111,8 @@ def _read_npz(path: pathlib.Path) -> Stored:
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: a damaged .npz, or one with pickled objects ({error})") from error
     description = str(arrays.pop(_DESCRIPTION_KEY, ""))
-    if _CAFFE_BLOBS["conv1"][0] in arrays:
-        return Stored(swap_colours(_pairs(path, arrays, _CAFFE_BLOBS)), _CAFFE_BLOBS, description)
+    if _CAFFE_KEYS["conv1"][0] in arrays:
+        return Stored(swap_colours(_pairs(path, arrays, _CAFFE_KEYS)), _CAFFE_KEYS, description)
     return _torch_layers(path, arrays, description)
 
 
@@ -130,36 +130,31 @@ def _torch_layers(path: pathlib.Path, saved: Mapping[str, Any], description: str
     """Extracts the layers from a state dict, or from a training checkpoint that contains one."""
     arrays = {str(key): value for key, value in _state_dict(saved).items() if hasattr(value, "shape")}
     clean = {key: ".".join(part for part in key.split(".") if part not in _WRAPPERS) for key in arrays}
-    names = {name: (f"{torch}.weight", f"{torch}.bias") for name, torch in TORCH_NAMES.items()}
-    first = names["conv1"][0]
+    first = _TORCH_KEYS["conv1"][0]
     # The net may be part of a larger one, as `backbone.features.0.weight`.
-    prefix = next((name.removesuffix(first) for name in clean.values() if _ends_with(name, first)), None)
+    found = (name for name in clean.values() if f".{name}".endswith(f".{first}"))
+    prefix = next((name.removesuffix(first) for name in found), None)
     if prefix is None:
         some = ", ".join(list(arrays)[:3]) or "no tensors"
         raise UserError(f"{path}: not an AlexNet: no {first} in it, but {some}, ...")
     keys = {name.removeprefix(prefix): key for key, name in clean.items() if name.startswith(prefix)}
-    known = {name for pair in names.values() for name in pair}
-    others = [name for name in keys if name not in known]
-    if unknown := [keys[name] for name in others if name.split(".")[0] in ("features", "classifier")]:
+    layers = _pairs(path, {name: arrays[key] for name, key in keys.items()}, _TORCH_KEYS)
+    names = {name: (keys[_TORCH_KEYS[name][0]], keys[_TORCH_KEYS[name][1]]) for name in layers}
+    used = {key for pair in names.values() for key in pair}
+    others = {key: name for name, key in keys.items() if key not in used}
+    if unknown := [key for key in others if others[key].split(".")[0] in ("features", "classifier")]:
         raise UserError(f"{path}: not an AlexNet: it also has {', '.join(unknown[:3])}")
-    if ignored := [key for key in arrays if key not in keys.values()] + [keys[name] for name in others]:
+    if ignored := [key for key in arrays if key not in used]:
         more = ", ..." if len(ignored) > 3 else ""
         print(f"{path}: ignores {', '.join(ignored[:3])}{more}, which no AlexNet has", file=sys.stderr)
-    tensors = {name: arrays[key] for name, key in keys.items()}
-    layers = _pairs(path, tensors, names)
     variant = "torchvision" if layers["conv1"][1].shape == (64,) else None
-    shown = {name: (keys[names[name][0]], keys[names[name][1]]) for name in layers}
-    return Stored(layers, shown, description, variant)
+    return Stored(layers, names, description, variant)
 
 
-def _ends_with(name: str, end: str) -> bool:
-    return f".{name}".endswith(f".{end}")
-
-
-def _pairs(path: pathlib.Path, tensors: Mapping[str, Any], names: dict[str, tuple[str, str]]) -> Layers:
+def _pairs(path: pathlib.Path, tensors: Mapping[str, Any], keys: dict[str, tuple[str, str]]) -> Layers:
     """Weight and bias of each layer in the file."""
     layers = {}
-    for name, pair in names.items():
+    for name, pair in keys.items():
         found = [key for key in pair if key in tensors]
         if len(found) == 1:
             raise UserError(f"{path}: has {found[0]} but not the other of {pair[0]} and {pair[1]}")

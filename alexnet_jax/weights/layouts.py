@@ -29,7 +29,7 @@ TORCH_NAMES = {
 LAYERS = tuple(TORCH_NAMES)
 CONVOLUTIONS, DENSE = LAYERS[:5], LAYERS[5:]
 
-Layers = dict[str, tuple[Any, Any]]  # weight and bias by layer: arrays, or tensors read on demand
+Layers = dict[str, tuple[Any, Any]]  # weight and bias by layer
 
 
 def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -75,13 +74,14 @@ def read(
     """As `load_pretrained`, but also returns the names of the classes and of missing layers."""
     path = locate(path)
     if path.is_dir():
-        return _read_workdir(path)
-    stored = formats.read(path)
+        net = read_description(path)
+        params, _ = checkpoint.restore_params(path, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        return dataclasses.replace(net, variables={"params": params})
+    stored, classes = formats.read(path), None
     if stored.description:
         model, preprocess, classes = _from_description(path, stored.description)
     else:
         model, preprocess = _guess(path, stored, variant)
-        classes = None
     if classes is None and model.num_classes == 1000:
         classes = tuple(name for _, name in imagenet_classes())
     if mean is not None:
@@ -125,12 +125,9 @@ def _from_description(path: pathlib.Path, text: str) -> tuple[AlexNet, Preproces
     """Parses net, preprocessing and classes from a text written by `_description`."""
     try:
         values = json.loads(text)
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values["model"].items()
-        }
         classes = values.get("classes")
         names = None if classes is None else tuple(map(str, classes))
-        return create_model(**fields), Preprocess.from_json(values["preprocess"]), names
+        return create_model(**values["model"]), Preprocess.from_json(values["preprocess"]), names
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: the description of the net is damaged ({error}); export the net again"
@@ -144,7 +141,7 @@ def _guess(path: pathlib.Path, stored: formats.Stored, variant: str | None) -> t
         raise UserError(
             f"{path}: the shapes of the weights fit several nets; pass variant=, one of {', '.join(VARIANTS)}"
         )
-    num_classes = math.prod(stored.layers["fc8"][1].shape) if "fc8" in stored.layers else 1000
+    num_classes = stored.layers["fc8"][1].size if "fc8" in stored.layers else 1000
     preprocess = TORCHVISION if variant == "torchvision" else CAFFE
     if variant in ("paper", "original"):
         preprocess = dataclasses.replace(CAFFE, crop_size=224, resize="central")
@@ -223,13 +220,6 @@ def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
         raise UserError(f"{path}: unreadable ({error.strerror}); give the workdir of a run") from error
     model, preprocess, classes = _from_description(path, text)
     return Pretrained(path.parent, model, {}, preprocess, classes=classes)
-
-
-def _read_workdir(path: pathlib.Path) -> Pretrained:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    net = read_description(path)
-    params, _ = checkpoint.restore_params(path, sharding)
-    return dataclasses.replace(net, variables={"params": params})
 
 
 # Fields in which a net may differ from the one that provides its initial weights.

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import pathlib
-import urllib.error
 import urllib.request
 
 from alexnet_jax.common import host, progress
@@ -25,12 +24,10 @@ class Published:
 
 
 PUBLISHED = {
-    # The file name contains the first digits of the SHA-256.
-    "torchvision": Published(
+    "torchvision": Published(  # the file name contains the first digits
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "sha256", "7be5be79"
     ),
-    # SHA-1, from Caffe's model zoo.
-    "caffe": Published(
+    "caffe": Published(  # these digits are from Caffe's model zoo
         "http://dl.caffe.berkeleyvision.org/bvlc_alexnet.caffemodel",
         "sha1",
         "9116a64c0fbe4459d18f4bb6b56d647b63920377",
@@ -55,7 +52,13 @@ def fetch(name: str) -> pathlib.Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             _download(published, temporary, path)
-            _check(published, temporary)
+            with open(temporary, "rb") as file:
+                digest = hashlib.file_digest(file, published.algorithm).hexdigest()
+            if not digest.startswith(published.digest):
+                raise UserError(
+                    f"{published.url}: the download was cut short or altered (its {published.algorithm} "
+                    f"begins with {digest[: len(published.digest)]} instead of {published.digest}); try again"
+                )
     return path
 
 
@@ -75,18 +78,8 @@ def _download(published: Published, temporary: pathlib.Path, path: pathlib.Path)
             while chunk := response.read(_CHUNK_BYTES):
                 file.write(chunk)
                 bar.update(len(chunk))
-    except (OSError, urllib.error.URLError) as error:
+    except OSError as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"cannot fetch {published.url} ({reason}); download it elsewhere and put it at {path}"
         ) from error
-
-
-def _check(published: Published, temporary: pathlib.Path) -> None:
-    with open(temporary, "rb") as file:
-        digest = hashlib.file_digest(file, published.algorithm).hexdigest()
-    if not digest.startswith(published.digest):
-        raise UserError(
-            f"{published.url}: the download was cut short or altered (its {published.algorithm} begins with "
-            f"{digest[: len(published.digest)]} instead of {published.digest}); try again"
-        )

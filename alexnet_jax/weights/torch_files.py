@@ -5,15 +5,12 @@ construct tensors, replaces each with its own function, and refuses all others.
 """
 
 import collections
-import dataclasses
-import functools
 import io
 import os
 import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
 from typing import IO, Any
 
 import ml_dtypes
@@ -37,45 +34,20 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
-@dataclasses.dataclass
-class Storage:
-    """A flat array in the file; `read` loads its bytes."""
-
-    dtype: np.dtype
-    count: int
-    read: Callable[[], bytes] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor not yet read from the file; `numpy.asarray` reads it."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.storage.dtype
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        assert self.storage.read is not None
-        flat = np.frombuffer(self.storage.read(), self.dtype, self.storage.count)[self.offset :]
-        steps = [stride * self.dtype.itemsize for stride in self.strides]
-        return np.array(np.lib.stride_tricks.as_strided(flat, self.shape, steps), dtype)
-
-
 class _Refused(Exception):
     """The pickle uses a name that no tensor needs."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Loads tensors, dictionaries, lists, strings and numbers; collects the `storages` of tensors by key."""
+    """Loads tensors, dictionaries, lists, strings and numbers.
+
+    The pickle refers to its tensors' `storages` by key. These flat arrays are to be filled afterwards; the
+    tensors are views of them.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file, encoding="latin-1")  # Python 2's byte strings, whatever they contain
-        self.storages: dict[str, Storage] = {}
+        self.storages: dict[str, np.ndarray] = {}
         self._names = _names()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -90,7 +62,9 @@ class _Unpickler(pickle.Unpickler):
             raise ValueError(f"no storage: {saved!r}")
         if view and view[0] is not None:
             raise ValueError("storages that are views of others are not supported")
-        return self.storages.setdefault(key, Storage(_DTYPES[storage_type], _natural(count)))
+        if key not in self.storages:
+            self.storages[key] = np.empty(_natural(count), _DTYPES[storage_type])
+        return self.storages[key]
 
 
 def _names() -> dict[str, Any]:
@@ -112,14 +86,15 @@ def _names() -> dict[str, Any]:
     }
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> np.ndarray:
     shape, strides = tuple(map(_natural, size)), tuple(map(_natural, stride))
-    if not isinstance(storage, Storage) or len(shape) != len(strides):
+    if not isinstance(storage, np.ndarray) or not storage.flags.owndata:  # not a tensor, which is a view
         raise ValueError("a tensor without a storage")
     reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
-    if 0 not in shape and _natural(offset) + reach > storage.count:
+    if 0 not in shape and _natural(offset) + reach > storage.size:
         raise ValueError(f"a tensor {list(shape)} that reaches beyond its storage")
-    return Tensor(storage, offset, shape, strides)
+    steps = [stride * storage.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
 
 
 def _natural(value: Any) -> int:
@@ -132,7 +107,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a dictionary written by `torch.save`, in the zip format or the one before PyTorch 1.6.
 
     Returns:
-      The dictionary, with a `Tensor` in place of each tensor.
+      The dictionary, with an array in place of each tensor.
 
     Raises:
       UserError: the file is damaged or not a dictionary, or the pickle contains more than tensors.
@@ -176,17 +151,11 @@ def _read_zip(path: pathlib.Path) -> Any:
         unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])))
         saved = unpickler.load()
         for key, storage in unpickler.storages.items():
-            name, expected = f"{top}data/{key}", storage.count * storage.dtype.itemsize
-            found = archive.getinfo(name).file_size
-            if found != expected:
-                raise ValueError(f"{name} has {found} bytes instead of {expected}")
-            storage.read = functools.partial(_read_member, path, name)
+            with archive.open(f"{top}data/{key}") as file:
+                _fill(storage, file)
+                if file.read(1):
+                    raise ValueError(f"storage {key} has more than {storage.size} numbers")
     return saved
-
-
-def _read_member(path: pathlib.Path, name: str) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(name)
 
 
 def _read_legacy(path: pathlib.Path) -> Any:
@@ -203,22 +172,18 @@ def _read_legacy(path: pathlib.Path) -> Any:
             raise UserError(f"{path}: big-endian numbers; save it again on a little-endian machine")
         unpickler = _Unpickler(file)
         saved = unpickler.load()
-        for key in _Unpickler(file).load():
+        keys = _Unpickler(file).load()
+        if set(keys) != set(unpickler.storages):
+            raise ValueError("some storages are missing")
+        for key in keys:
             storage = unpickler.storages[key]
             (count,) = struct.unpack("<q", file.read(8))
-            if count != storage.count:
-                raise ValueError(f"storage {key} has {count} numbers instead of {storage.count}")
-            start, length = file.tell(), count * storage.dtype.itemsize
-            if start + length > path.stat().st_size:
-                raise ValueError("it ends within a storage")
-            storage.read = functools.partial(_read_part, path, start, length)
-            file.seek(length, os.SEEK_CUR)
-        if any(storage.read is None for storage in unpickler.storages.values()):
-            raise ValueError("some storages are missing")
+            if count != storage.size:
+                raise ValueError(f"storage {key} has {count} numbers instead of {storage.size}")
+            _fill(storage, file)
     return saved
 
 
-def _read_part(path: pathlib.Path, start: int, length: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read(length)
+def _fill(storage: np.ndarray, file: IO[bytes]) -> None:
+    if file.readinto(storage.view(np.uint8)) != storage.nbytes:  # pyright: ignore
+        raise ValueError("it ends within a storage")

@@ -167,6 +167,7 @@ def test_a_file_that_vanishes_is_a_fault_that_names_it(tmp_path):
         ("folder:{tmp}/nowhere/at/all", "the nearest existing folder is"),
         ("folder:{tmp}/data", "needs a folder train .* it has hymenoptera"),
         ("folder:{tmp}/data/one", "two or more classes; it has only x"),
+        ("folder:{tmp}/data/one/train/x/0.png", "0.png is a file; give the folder"),
         ("folder:{tmp}/data/none", "no images in the class folders"),
         ("prepared:{tmp}/data", "no dataset_info.json"),
     ],

@@ -437,6 +437,28 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path, offset, size, stride):
         torch_files.read(tmp_path / "w.pth")
 
 
+def test_a_tensor_in_place_of_a_storage_is_refused(tmp_path):
+    """A view with strides of 0 is longer than its memory, so a view of it could read beyond."""
+    endless = torch_pickle.Tensor("0", 4, 0, (1000,), (0,))
+    rebuild = torch_pickle.Name("torch._utils", "_rebuild_tensor_v2")
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        beyond = Harm(rebuild, endless, 0, (1000,), (1,), False, collections.OrderedDict())
+        archive.writestr("archive/data.pkl", torch_pickle.dumps({"x": beyond}))
+        archive.writestr("archive/data/0", bytes(16))
+    with pytest.raises(UserError, match=r"damaged or truncated .*a tensor without a storage"):
+        torch_files.read(tmp_path / "w.pth")
+
+
+def test_a_changed_bit_of_a_weight_is_one_clear_line(tmp_path, convolutions):
+    torch_pickle.write(tmp_path / "w.pth", convolutions)
+    data = bytearray((tmp_path / "w.pth").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "w.pth").write_bytes(data)
+    with pytest.raises(UserError, match=r"w.pth: a damaged or truncated PyTorch file .*CRC") as caught:
+        load_pretrained(tmp_path / "w.pth", partial=True)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "file, content, match",
     [
