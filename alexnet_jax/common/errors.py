@@ -20,6 +20,11 @@ class Fault(Exception):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """The error's message without line ends, or its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def vanished(path: str) -> Fault:
     """The error for a file of the data set that disappeared during the run."""
     return Fault(f"{path}: disappeared during the run; restore it and start the same command again to resume")

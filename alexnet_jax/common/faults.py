@@ -5,7 +5,7 @@ import os
 import pathlib
 import re
 
-from alexnet_jax.common.errors import Fault, UserError
+from alexnet_jax.common.errors import Fault, UserError, one_line
 
 RESUME = "start the same command again in all processes to resume from the last checkpoint"
 _COLLECTIVE = re.compile("Gloo|NCCL|coordination ?service|barrier timed out", re.IGNORECASE)
@@ -39,7 +39,7 @@ def lost_process(error: BaseException) -> Fault | None:
     """The `Fault` that explains a failed exchange with the other processes; None for other errors."""
     if isinstance(error, Fault | UserError) or not _COLLECTIVE.search(str(error)):
         return None
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)[:200]
     return Fault(f"another process died or failed, so this one ends, too ({reason}); {RESUME}")
 
 

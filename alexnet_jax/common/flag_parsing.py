@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from alexnet_jax.common.errors import UserError, did_you_mean
+from alexnet_jax.common.errors import UserError, did_you_mean, one_line
 
 _CONFIG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
@@ -53,7 +53,7 @@ def _with_flag_files(argv: list[str]) -> list[str]:
         return [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
     except (flags.Error, UnicodeError) as error:
         raise UserError(
-            f"--flagfile: give a text file with a flag per line ({_one_line(_first(error))})"
+            f"--flagfile: give a text file with a flag per line ({one_line(_first(error))})"
         ) from error
 
 
@@ -103,7 +103,7 @@ def _parse(argv: list[str], path: str, known: list[str]) -> None:
     except Exception as error:
         in_file = "whilst parsing config file" in str(error)  # if so, the message is a traceback
         if isinstance(error, flags.Error) and not in_file:
-            raise UserError(_one_line(error)) from error
+            raise UserError(one_line(error)) from error
         cause = _first(error) if in_file else error
         raise UserError(_config_mistake(cause, path, list(given))) from error
     finally:
@@ -114,7 +114,7 @@ def _parse(argv: list[str], path: str, known: list[str]) -> None:
 
 def _config_mistake(error: BaseException, path: str, overrides: list[str]) -> str:
     """Describes a mistake in the config file or an override in one line."""
-    text = _one_line(error)
+    text = one_line(error)
     if isinstance(error, AttributeError | KeyError) and (missing := re.search(r"'(\w+)", text)):
         key = missing[1]
         for override in overrides:
@@ -136,7 +136,3 @@ def _no_config(path: str) -> str:
 def _first(error: BaseException) -> BaseException:
     """The first error of a chain raised while handling others."""
     return _first(error.__context__) if error.__context__ else error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -37,11 +37,6 @@ class RecordSource:
         self.class_names: tuple[str, ...] = read_class_names(path, self.class_ids)
         self.num_classes: int = len(self.class_ids)
         self.statistics: Statistics | None = Statistics.load(path)
-        # The side of the images if all are square RGB JPEGs of one size, like prepared records.
-        image = info.features[self._image_key]
-        height, width, channels = image.shape
-        square = image.encoding_format == "jpeg" and (width, channels) == (height, 3)
-        self.jpeg_size: int | None = height if square else None
         instructions = info.splits[self._split].file_instructions
         if info.file_format.value not in READERS:
             raise UserError(

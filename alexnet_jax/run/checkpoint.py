@@ -18,7 +18,7 @@ from absl import flags
 from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, one_line
 from alexnet_jax.run import checksums, processes, verified
 
 DIRECTORY, DAMAGED = "checkpoints", "damaged"
@@ -169,7 +169,7 @@ class Checkpoints:
             self.failed_saves += 1
             self.saved_step = max(verified.steps_for_all(self._workdir / DIRECTORY), default=None)
             known = _REASON.search(str(error))
-            reason = "another process could not" if error is None else verified.one_line(error)
+            reason = "another process could not" if error is None else one_line(error)[:200]
             raise SaveError(known.group() if known else reason) from error
 
 
@@ -236,4 +236,4 @@ def metadata(workdir: str | pathlib.Path) -> dict[str, Any]:
         saved: Any = ocp.metadata(str(path)).custom_metadata
         return {key: saved[key] for key in ("config", "versions", "device")}
     except Exception as error:
-        raise UserError(f"{directory}: no readable checkpoint ({verified.one_line(error)})") from error
+        raise UserError(f"{directory}: no readable checkpoint ({one_line(error)[:200]})") from error

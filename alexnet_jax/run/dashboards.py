@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from alexnet_jax import columns
 from alexnet_jax import config as configs
 from alexnet_jax.common import files
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, one_line
 
 WANDB_ID = "wandb_id"  # in a workdir: the run at Weights & Biases with which a resumed run goes on
 CHARTS = {
@@ -122,7 +122,7 @@ class WeightsAndBiases:
             )
         except wandb.Error as error:
             raise UserError(
-                f"{key}: Weights & Biases cannot be used ({' '.join(str(error).split())}); log in with "
+                f"{key}: Weights & Biases cannot be used ({one_line(error)}); log in with "
                 "`wandb login`, or set WANDB_MODE=offline"
             ) from error
 

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from alexnet_jax.common import faults
-from alexnet_jax.common.errors import Fault, UserError
+from alexnet_jax.common.errors import Fault, UserError, one_line
 
 T = TypeVar("T")
 DEAD_SECONDS = 40  # a process without a heartbeat for this long counts as dead; all end within a minute
@@ -167,7 +167,7 @@ def _start(place: dict[str, Any], timeout_seconds: int) -> bool:
         if not _is_launched(os.environ) and set(place.values()) == {None}:
             return False
         raise UserError(
-            f"the launcher's variables are incomplete or wrong ({' '.join(str(error).split())}); start with "
+            f"the launcher's variables are incomplete or wrong ({one_line(error)}); start with "
             "srun or mpirun, or give --coordinator_address, --num_processes and --process_id; "
             "--num_processes=1 runs alone"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, one_line
 from alexnet_jax.run import checksums, processes
 
 METADATA = "_CHECKPOINT_METADATA"  # orbax's file with the run's record, config and versions
@@ -48,7 +48,7 @@ def newest(
                 if not verified:
                     say(f"warning: checkpoint {step} has no checksums, so it is used unverified")
                 return loaded, step
-            damage = "another process cannot read it" if error is None else one_line(error)
+            damage = "another process cannot read it" if error is None else one_line(error)[:200]
             other = _other_versions(path)
             if verified or other:
                 raise UserError(
@@ -127,11 +127,6 @@ def _is_no_damage(error: Exception) -> bool:
     """Whether the error has another cause than a damaged checkpoint, which is then left in place."""
     out_of_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
     return out_of_memory or isinstance(error, UserError | PermissionError)
-
-
-def one_line(error: Exception) -> str:
-    """The error's message, shortened, without line ends."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def steps(directory: pathlib.Path) -> list[int]:

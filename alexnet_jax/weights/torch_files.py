@@ -16,7 +16,7 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, one_line
 
 _DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -124,7 +124,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(
             f"{path}: a damaged or truncated PyTorch file ({reason}); fetch or save it again"
         ) from error
