@@ -37,7 +37,13 @@ END
 export SLURM_CONF=$directory/slurm.conf
 
 pids=()
-stop() { kill "${pids[@]}" 2>/dev/null || true; wait; }
+stop() {  # A step that is still ending needs munged: without it, slurmd waits for it forever.
+  for _ in $(seq 100); do [ -z "$(squeue -h 2>/dev/null)" ] && break; sleep 0.1; done
+  kill "${pids[@]}" 2>/dev/null || true
+  for _ in $(seq 100); do kill -0 "${pids[@]}" 2>/dev/null || break; sleep 0.1; done
+  kill -9 "${pids[@]}" 2>/dev/null || true
+  wait
+}
 trap stop EXIT
 munged --foreground --force --key-file="$directory/munge/key" --socket="$directory/munge/socket" \
   --pid-file="$directory/munge/pid" --seed-file="$directory/munge/seed" --log-file="$directory/munge/log" &
