@@ -8,7 +8,7 @@ records.py        TFDS directories: the embedded set, prepared records, any TFDS
 tfds_metadata.py  the metadata of a TFDS directory, written and read by TFDS
 record_files.py   array_record and TFRecord files: writing, random access
 classes.py        WordNet ids and readable names of ImageNet's classes
-pipeline.py       the order of examples; batches decoded ahead of training
+pipeline.py       the order of examples; batches read and decoded ahead of training by tf.data
 batches.py        batches placed on the mesh; unreadable images named
 decode.py         from an encoded image to the central square of section 2
 preprocess.py     from an image to a net's input: resize rule, crop, mean and scale

@@ -28,7 +28,8 @@ Batch = dict[str, np.ndarray]
 _KEYS = ("image", "label", "weight", "index")
 _NO_END = 2**40  # steps
 _BATCHES_AHEAD = 2
-_CALLS_BYTES = 384 * 2**20
+_CALLS_PER_CORE = 2  # one at work, one finished or waiting: they are taken in order
+_CALLS_BYTES = 256 * 2**20
 _order_lock = threading.Lock()  # without it, each thread would compute a new epoch's order
 _open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
@@ -149,13 +150,13 @@ def load_batch(source: Source, indices: np.ndarray, resize_size: int) -> Batch:
 
 
 def part_sizes(batch_size: int, resize_size: int, cores: int) -> tuple[int, int]:
-    """How a host's batch is divided among calls of `load_batch`, one on each core, to bound the memory.
+    """How a host's batch is divided among calls of `load_batch`, to bound the memory.
 
     Returns:
-      The number of parts, one unless the batch is large, and the examples of a part: the calls on all cores
-      together make at most `_CALLS_BYTES` of pixels.
+      The number of parts, one unless the batch is large, and the examples of a part: all calls together make
+      at most `_CALLS_BYTES` of pixels.
     """
-    most = max(1, _CALLS_BYTES // (cores * 3 * resize_size**2))
+    most = max(1, _CALLS_BYTES // (_CALLS_PER_CORE * cores * 3 * resize_size**2))
     parts = -(-batch_size // most)
     return parts, -(-batch_size // parts)
 
@@ -192,7 +193,7 @@ def _batches(
     types = [tf.uint8, tf.int32, tf.float32, tf.int64]
     dataset = tf.data.Dataset.range(steps.start * parts, steps.stop * parts).map(
         lambda number: tf.numpy_function(load, [number], types, stateful=False),
-        num_parallel_calls=threads(),
+        num_parallel_calls=_CALLS_PER_CORE * threads(),
         deterministic=True,
     )
     if parts > 1:
@@ -200,7 +201,7 @@ def _batches(
     batches_ahead = _BATCHES_AHEAD if parts == 1 else 1  # a large batch's parts are ahead, too
     options = tf.data.Options()
     options.autotune.enabled = False  # its buffers grow with the free memory
-    options.threading.private_threadpool_size = threads() + 2  # two to join and to prefetch
+    options.threading.private_threadpool_size = threads()
     try:
         for values in dataset.prefetch(batches_ahead).with_options(options).as_numpy_iterator():
             if parts > 1:

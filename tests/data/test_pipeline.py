@@ -272,7 +272,7 @@ class Step:
 
 @pytest.mark.parametrize(
     ("read_seconds", "step_seconds", "least", "most"),
-    [(0.0, 0.3, 0.0, 0.0), (0.2, 0.02, 0.5, 3.0)],
+    [(0.0, 0.3, 0.0, 0.0), (0.2, 0.02, 0.5, 6.0)],
     ids=["fast", "slow"],
 )
 def test_a_slow_source_shows_in_the_wait_for_input(read_seconds, step_seconds, least, most):
@@ -280,7 +280,7 @@ def test_a_slow_source_shows_in_the_wait_for_input(read_seconds, step_seconds, l
     host = pipeline.train_batches(source, batch_size=8, resize_size=4, seed=0)
     in_flight = meter.InFlight(mesh)
     batches = meter.TrainingBatches(host, mesh, source, logs.NoLog("here"), in_flight)
-    for step in range(5):  # as the loop of train.py, except for the step
+    for step in range(12):  # as the loop of train.py, except for the step
         next(batches)
         in_flight.make_room()
         in_flight.add(Step(step_seconds))
@@ -386,7 +386,7 @@ def test_batches_are_those_recorded(name, hosts, in_parts, specs, monkeypatch):
     size, batch_size = (28, 256) if name == "embedded" else (16, 8)
     if in_parts:  # of three sevenths of a host's batch at most, so that the last part is padded
         most = max(1, batch_size // hosts * 3 // 7)
-        monkeypatch.setattr(pipeline, "_CALLS_BYTES", pipeline.threads() * most * size * size * 3)
+        monkeypatch.setattr(pipeline, "_CALLS_BYTES", 2 * pipeline.threads() * most * size * size * 3)
         assert pipeline.part_sizes(batch_size // hosts, size, pipeline.threads())[0] >= 2
     source = sources.open_source(specs[name], "train")
     sizes = {"batch_size": batch_size, "resize_size": size, "host_count": hosts}
@@ -407,20 +407,19 @@ def test_batches_are_those_recorded(name, hosts, in_parts, specs, monkeypatch):
     ("batch_size", "resize_size", "cores", "parts", "examples"),
     [
         (128, 256, 2, 1, 128),
-        (128, 256, 16, 1, 128),
-        (1024, 256, 2, 1, 1024),
-        (1024, 256, 16, 8, 128),
-        (1021, 256, 16, 8, 128),  # the last part is padded
-        (1024, 256, 64, 32, 32),
+        (128, 256, 16, 4, 32),
+        (1024, 256, 2, 4, 256),
+        (1024, 256, 16, 25, 41),
+        (1021, 256, 16, 25, 41),  # the last part is padded
+        (1024, 256, 64, 103, 10),
         (4, 4000, 64, 4, 1),
     ],
 )
 def test_a_large_batch_is_loaded_in_parts(batch_size, resize_size, cores, parts, examples):
     assert pipeline.part_sizes(batch_size, resize_size, cores) == (parts, examples)
-    calls = cores * examples * 3 * resize_size**2
-    batches = (3 if parts == 1 else 2) * batch_size * 3 * resize_size**2
-    if cores <= 16:
-        assert calls + batches < 1_300_000_000  # pixels; the compressed images come on top
+    if examples > 1:
+        calls = 2 * cores * examples * 3 * resize_size**2
+        assert calls <= 256 * 2**20
 
 
 MEMORY = """
