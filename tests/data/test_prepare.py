@@ -202,7 +202,9 @@ def slow(**options):
 
 epy.lazy_imports = slow
 from alexnet_jax.data import prepare
-sys.exit(prepare.main(sys.argv[1:]))
+from alexnet_jax.tools import arguments
+
+sys.exit(prepare.main(arguments.parse("prepare", sys.argv[1:])))
 """
 
 
