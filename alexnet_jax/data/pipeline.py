@@ -201,7 +201,7 @@ def _batches(
     batches_ahead = _BATCHES_AHEAD if parts == 1 else 1  # a large batch's parts are ahead, too
     options = tf.data.Options()
     options.autotune.enabled = False  # its buffers grow with the free memory
-    options.threading.private_threadpool_size = threads()
+    options.threading.private_threadpool_size = threads() + 1  # one more, for the times when one waits
     try:
         for values in dataset.prefetch(batches_ahead).with_options(options).as_numpy_iterator():
             if parts > 1:
