@@ -35,7 +35,7 @@ def send(number):
 MOMENTS = {
     "build": lambda patch, send: during(patch, optimizer, "make", send),
     "compile": lambda patch, send: during(patch, steps, "cross_entropy", send),
-    "prefetch": lambda patch, send: during(patch, pipeline, "_decode_into", send, calls=3),
+    "prefetch": lambda patch, send: during(patch, pipeline, "load_batch", send, calls=3),
     "step": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=7),
     "step before a save": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=6),
     "step before a test": lambda patch, send: during(patch, training.Meter, "after_step", send, calls=5),
