@@ -17,7 +17,7 @@ from alexnet_jax.run import logs
 from tests.faults import runs
 from tests.faults.conftest import status
 
-ROOM_FOR_LOGS = 48 * 1024  # bytes: enough for lines, not for a checkpoint
+ROOM_FOR_LOGS = 72 * 1024  # bytes: enough for lines and events, not for a checkpoint
 
 
 class SmallDisk:
