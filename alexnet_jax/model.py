@@ -71,7 +71,7 @@ class AlexNet(nn.Module):
     rounding: Annotated[str, one_of("2012", "caffe", "torch")] = "2012"
     # Section 7: "the depth really is important". A removed layer takes its activation and norms along, but
     # not its pooling; if it saw all columns, the next layer does.
-    removed_layers: Annotated[tuple[str, ...], some_of("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")] = ()
+    removed_layers: Annotated[tuple[str, ...], some_of(*REMOVABLE)] = ()
     conv6: bool = False  # a sixth convolution on the pooled maps, across columns (section 7.2, run 146)
     dropout: Annotated[float, at_least(0), below(1)] = 0.5  # fraction of fc6's and fc7's outputs dropped
     dropout_before: bool = False  # drops the inputs of fc6 and fc7 instead (torchvision)

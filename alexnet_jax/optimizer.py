@@ -177,8 +177,6 @@ def make_rates(config: configs.OptimizerConfig, steps_at: Callable[[float], int]
     return Rates(weights=schedule(config.learning_rate), biases=biases, events=events)
 
 
-def make(
-    config: configs.OptimizerConfig, steps_at: Callable[[float], int]
-) -> optax.GradientTransformationExtraArgs:
-    """The config's update rule; arguments as in `make_rates`."""
-    return sgd_2012(make_rates(config, steps_at), momentum=config.momentum, weight_decay=config.weight_decay)
+def make(config: configs.OptimizerConfig, rates: Rates) -> optax.GradientTransformationExtraArgs:
+    """The config's update rule, with the rates of `make_rates`."""
+    return sgd_2012(rates, momentum=config.momentum, weight_decay=config.weight_decay)

@@ -77,7 +77,8 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
     size = {"num_examples": len(source), "batch_size": data.batch_size}
     in_steps = functools.partial(configs.in_steps, run, **size)
     steps_at = functools.partial(configs.steps_of, **size)
-    optimizer = optimizers.make(config.optimizer, steps_at)
+    rates = optimizers.make_rates(config.optimizer, steps_at)
+    optimizer = optimizers.make(config.optimizer, rates)
     read_model, view = model, inputs.training_view(config.augment, preprocess, statistics, steps_at)
     if cached_features.is_frozen(config):
         read_model, view = model.clone(reads="pool5"), cached_features.view
@@ -92,7 +93,7 @@ def build(config: configs.Config, workdir: pathlib.Path) -> Run:
         mesh=mesh,
         source=source,
         model=model,
-        rates=optimizers.make_rates(config.optimizer, steps_at),
+        rates=rates,
         train_step=steps.make_train_step(read_model, optimizer, mesh, view, seed=run.seed, **every),
         evaluate=evaluate.Evaluator(config, model, mesh, test_source, preprocess),
         init_state=init_state,

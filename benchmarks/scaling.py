@@ -79,7 +79,7 @@ class Step:
             return configs.steps_of(epochs, _EXAMPLES, config.data.batch_size)
 
         preprocess = inputs.new_preprocess(config, statistics)
-        self._optimizer = optimizer.make(config.optimizer, steps_at)
+        self._optimizer = optimizer.make(config.optimizer, optimizer.make_rates(config.optimizer, steps_at))
         self._view = inputs.training_view(config.augment, preprocess, statistics, steps_at)
         self.operations_an_image = summary.operations(self.model, config.data.image_size, train=True)
 

@@ -139,7 +139,7 @@ def test_schedule_of_run_145(step, rates):
 def test_schedule_of_run_170(epoch, rate):
     """Four steps by equal factors, to a 250th."""
     config = configs.resolve(run170.get_config()).optimizer
-    rule = optimizer.make(config, lambda epoch: round(1000 * epoch))
+    rule = optimizer.make(config, optimizer.make_rates(config, lambda epoch: round(1000 * epoch)))
     params = {"conv2": {"kernel": jnp.zeros(())}}
     gradients = jax.tree.map(jnp.ones_like, params)
     step = jnp.int32(1000 * epoch)
@@ -223,7 +223,7 @@ def test_each_schedule_that_a_config_may_name(schedule, rates):
     gradients = jax.tree.map(jnp.ones_like, params)
     for follows in (True, False):
         section = dataclasses.replace(section, bias_rate_drops=follows)
-        rule = optimizer.make(section, lambda epoch: round(100 * epoch))
+        rule = optimizer.make(section, optimizer.make_rates(section, lambda epoch: round(100 * epoch)))
         at = {"step": jnp.int32(500), "drops": jnp.int32(2)}
         updates = rule.update(gradients, rule.init(params), params, **at)[0]["conv2"]
         expected = rates if follows else (rates[0], 0.02)

@@ -142,7 +142,8 @@ def test_cnn_star_nearly_freezes_conv1():
         by_layer.setdefault(layer, []).append((epoch, rate))
     assert by_layer["conv1"] == [(0.0, 1e-4), (5.0, 1e-5), (7.0, 0.0)]
     examples = 1_281_167
-    optimizer = optimizers.make(config.optimizer, lambda epoch: configs.steps_of(epoch, examples, 128))
+    made = optimizers.make_rates(config.optimizer, lambda epoch: configs.steps_of(epoch, examples, 128))
+    optimizer = optimizers.make(config.optimizer, made)
     params = {name: {"kernel": jnp.ones(()), "bias": jnp.ones(())} for name in ("conv1", "conv2", "fc8")}
     state = optimizer.init(params)
     gradients = jax.tree.map(jnp.ones_like, params)

@@ -407,7 +407,8 @@ def test_the_2012_schedule_by_epoch(tiny):
     config = configs.resolve(original.get_config())
     examples = 1_261_406  # ILSVRC-2010
     per_epoch = examples / config.data.batch_size
-    optimizer = optimizers.make(config.optimizer, lambda epoch: configs.steps_of(epoch, examples, 128))
+    made = optimizers.make_rates(config.optimizer, lambda epoch: configs.steps_of(epoch, examples, 128))
+    optimizer = optimizers.make(config.optimizer, made)
     params = {name: {"kernel": jnp.zeros(()), "bias": jnp.zeros(())} for name in ("conv1", "conv2")}
     ones = jax.tree.map(jnp.ones_like, params)
 

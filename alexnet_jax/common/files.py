@@ -39,7 +39,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_npz(path: str | os.PathLike[str], arrays: dict[str, Any], *, compress: bool = False) -> None:
     """Writes arrays by name; raises `UserError` unless `path` ends in .npz."""
-    if pathlib.Path(path).suffix != ".npz":
+    if pathlib.Path(path).suffix.lower() != ".npz":
         raise UserError(f"{path}: must end in .npz")
     with replacing(path) as temporary, open(temporary, "wb") as file:
         (np.savez_compressed if compress else np.savez)(file, **arrays)

@@ -38,8 +38,8 @@ _FILTER_REACH = 5  # pixels the filter reads beyond a box when downscaling by le
 _per_thread = threading.local()  # a resizer holds buffers, so each thread has its own
 
 
-# What Pillow raises on damaged data, as found by cutting and changing files, and what `Image.open` expects of
-# its plugins.
+# What Pillow raises on damaged data, as found by cutting and changing files (`NotImplementedError` for kinds
+# of TIFF, DDS and BLP files that it cannot read), and what `Image.open` expects of its plugins.
 _DAMAGED = (
     *(OSError, SyntaxError, ValueError, NotImplementedError, Image.DecompressionBombError),
     *(IndexError, KeyError, TypeError, EOFError, OverflowError, struct.error),

@@ -126,7 +126,7 @@ def job(place: dict[str, Any] | None, timeout_seconds: int = 300) -> Iterator[No
         yield
         return
     name = f"process {jax.process_index()} of {jax.process_count()} ({os.getpid()} on {socket.gethostname()})"
-    with _last_words(f"error: {name} was killed, or ended because another one died; {faults.RESUME}"):
+    with _line_if_killed(f"error: {name} was killed, or ended because another one died; {faults.RESUME}"):
         try:
             gather(name)  # connects the devices now: later, one may be too slow for Gloo's 30 s
             yield
@@ -185,7 +185,7 @@ def _check_port(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _last_words(line: str) -> Iterator[None]:
+def _line_if_killed(line: str) -> Iterator[None]:
     """Prints `line` to standard error if this process is killed or aborted inside.
 
     A shell waits for the other end of its pipe to close: JAX aborts a process from a thread of its own, and

@@ -37,7 +37,7 @@ def stablehlo(loaded: Pretrained) -> bytes:
 
 def main(args: argparse.Namespace) -> int:
     loaded = pretrained.read(args.weights, partial=True)
-    if args.out.suffix == ".stablehlo":
+    if args.out.suffix.lower() == ".stablehlo":
         data = stablehlo(loaded)
         with replacing(args.out) as temporary:
             temporary.write_bytes(data)

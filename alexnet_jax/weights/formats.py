@@ -59,7 +59,8 @@ def read(path: pathlib.Path) -> Stored:
         raise UserError(f"{path}: a web page, not weights; the download failed, so fetch the file itself")
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: a Git LFS pointer, not the weights; run git lfs pull")
-    if head.startswith(b"PK") and path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if head.startswith(b"PK") and suffix == ".npz":
         return _read_npz(path)
     if head.startswith((b"PK", b"\x80")):
         return _torch_layers(path, torch_files.read(path))
@@ -68,9 +69,9 @@ def read(path: pathlib.Path) -> Stored:
             f"{path}: a tar as PyTorch wrote before 2017, which is not supported; if you trust it, save it "
             "again with PyTorch 0.4 or later: torch.save(torch.load(old, weights_only=False), new)"
         )
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
+    if suffix == ".safetensors" or head[8:9] == b"{":
         return _read_safetensors(path)
-    if path.suffix == ".caffemodel":
+    if suffix == ".caffemodel":
         return _caffe_layers(path, caffe_files.read_net(path))
     raise UserError(
         f"{path}: not weights, or damaged in its first bytes; give a PyTorch state dict (.pth), "
@@ -84,14 +85,15 @@ def write(path: pathlib.Path, layers: Layers, description: str) -> None:
     Raises:
       UserError: `path` has another suffix.
     """
-    if path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
         arrays = _by_key(swap_colours(layers), _CAFFE_KEYS)
         write_npz(path, {**arrays, _DESCRIPTION_KEY: np.array(description)})
-    elif path.suffix == ".safetensors":
+    elif suffix == ".safetensors":
         with replacing(path) as temporary:
             metadata = {"format": "pt", _DESCRIPTION_KEY: description}
             safetensors.numpy.save_file(_by_key(layers, _TORCH_KEYS), temporary, metadata)
-    elif path.suffix in (".pth", ".pt"):
+    elif suffix in (".pth", ".pt"):
         raise UserError(
             f"{path}: {path.suffix} is read but not written; write {path.with_suffix('.safetensors').name}, "
             "which PyTorch loads with safetensors.torch.load_file"

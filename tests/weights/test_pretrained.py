@@ -536,7 +536,7 @@ def small(variant: str, **overrides):
     return model, variables, Preprocess(resize_size=100, crop_size=96, mean=mean)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".SafeTensors", ".NPZ"])
 @pytest.mark.parametrize("variant", ["paper", "original", "caffe", "caffenet", "torchvision"])
 def test_round_trips_are_exact(tmp_path, variant, suffix):
     model, variables, preprocess = small(variant)
