@@ -4,11 +4,10 @@ import os
 import pathlib
 import re
 import socket
-import subprocess
 import sys
 import time
 
-from tests import tiny
+from tests import starts, tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A narrow net with dropout and augmentation.
@@ -54,12 +53,11 @@ class Job:
             f"--start_timeout_seconds={timeout}",
         ]
         self.processes = [
-            subprocess.Popen(
-                command(*where, f"--process_id={index}", *arguments, *each(index)),
+            starts.Main(
+                [*where, f"--process_id={index}", *arguments, *each(index)],
                 cwd=folders[index] if folders else ROOT,
                 env=environment(devices),
-                stdout=file.open("w"),
-                stderr=subprocess.STDOUT,
+                output=file,
             )
             for index, file in enumerate(self.files)
         ]

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from alexnet_jax.run import checkpoint, logs
-from tests import tiny
+from tests import starts, tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
-# A narrow net on the embedded images, with an evaluation on the way.
+# A narrow net on the embedded images, with evaluations on the way; in larger batches there are fewer to test.
+NET = {**tiny.NET, "data.batch_size": 40}
 TINY = [
-    *(f"--config.{key}={value}" for key, value in tiny.NET.items() if key != "augment.mean"),
+    *(f"--config.{key}={value}" for key, value in NET.items() if key != "augment.mean"),
     "--config.run.log_every_steps=5",
     "--config.run.eval_every_steps=20",
     "--config.run.save_every_steps=15",
@@ -36,6 +37,10 @@ def environment():
 
 
 def run(*arguments, cwd=ROOT):
+    return starts.run(arguments, env=environment(), cwd=cwd)
+
+
+def run_from_nothing(*arguments, cwd=ROOT):
     return subprocess.run(
         command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=400
     )
@@ -43,16 +48,14 @@ def run(*arguments, cwd=ROOT):
 
 def run_until(line, send, *arguments):
     """Starts a run and sends it a signal once `line` is seen on standard error."""
-    process = subprocess.Popen(
-        command(*arguments), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, bufsize=1
-    )
+    process = starts.Main(arguments, env=environment())
     lines = []
-    for text in process.stderr:
+    sent = False
+    for text in process.lines():
         lines.append(text)
-        if re.search(line, text):
+        if not sent and re.search(line, text):
             process.send_signal(send)
-            break
-    lines.append(process.stderr.read())
+            sent = True
     return process.wait(timeout=200), "".join(lines)
 
 
@@ -69,7 +72,7 @@ def params(workdir):
 def whole(tmp_path_factory):
     """A run of 60 steps that nothing happened to."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    done = run(*TINY, f"--workdir={workdir}", "--config.run.total_steps=60")
+    done = run_from_nothing(*TINY, f"--workdir={workdir}", "--config.run.total_steps=60")
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -113,23 +116,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(whole, tmp_path, name, code
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    process = subprocess.Popen(
-        command(*TINY, f"--workdir={tmp_path / 'run'}"),
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-    )
-    for text in process.stderr:
-        if "step 25/" in text:
-            break
+    process = starts.Main([*TINY, f"--workdir={tmp_path / 'run'}"], env=environment())
+    next(text for text in process.lines() if "step 25/" in text)
     process.send_signal(signal.SIGSTOP)  # both signals arrive before it can act on the first
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
     time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    process.stderr.read()
     assert process.wait(timeout=60) in (128 + signal.SIGTERM, 75)
     # What was saved before is there and goes on.
     resumed = run(*TINY, f"--workdir={tmp_path / 'run'}", "--config.run.total_steps=30")

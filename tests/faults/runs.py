@@ -4,17 +4,14 @@ import hashlib
 import os
 import pathlib
 import re
-import subprocess
-import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from tests import tiny
+from tests import starts, tiny
 
-ROOT = pathlib.Path(__file__).parents[2]
 TRAIN, TEST = 100, 200  # images: an epoch is twelve and a half batches
 STEPS = 60
 
@@ -37,7 +34,7 @@ def make_images(root: pathlib.Path) -> pathlib.Path:
 def command(images: pathlib.Path, workdir: pathlib.Path, **overrides: object) -> list[str]:
     values = {"data.source": f"folder:{images}", **TINY, **overrides}
     flags = [f"--config.{key}={value}".replace(" ", "") for key, value in values.items()]
-    return [sys.executable, str(ROOT / "main.py"), f"--workdir={workdir}", *flags]
+    return [f"--workdir={workdir}", *flags]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -65,9 +62,8 @@ class Process:
 
     def __init__(self, arguments: list[str], **environ: str):
         self.started = time.monotonic()
-        self._process = subprocess.Popen(
-            arguments, cwd=ROOT, env=environment(**environ), stderr=subprocess.PIPE, text=True, bufsize=1
-        )
+        self._process = starts.Main(arguments, env=environment(**environ))
+        self._unread = self._process.lines()
         self.lines: list[tuple[float, str]] = []  # seconds since the start, and what was said
 
     def wait_for(self, pattern: str) -> bool:
@@ -92,8 +88,7 @@ class Process:
         return "".join(line for _, line in self.lines)
 
     def _read(self):
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
+        for line in self._unread:
             self.lines.append((time.monotonic() - self.started, line))
             yield line
 
