@@ -148,6 +148,20 @@ def test_every_truncation_and_flip_of_caffes_files_is_one_clear_line(tmp_path):
         assert refused > len(data) / 2
 
 
+def test_caffes_packed_numbers_in_parts_and_in_double_precision(tmp_path):
+    """Wire format by hand: a packed field may come in several parts, which are read one after another."""
+    shape = b"\x3a\x03\x0a\x01\x02"  # BlobProto.shape (7): BlobShape.dim (1) = [2]
+    floats = [b"\x2a\x04" + np.float32(number).tobytes() for number in (0.5, -3.25)]  # BlobProto.data (5)
+    doubles = b"\x42\x10" + np.array([1 / 3, 1e-9]).tobytes()  # BlobProto.double_data (8)
+    blobs = [shape + b"".join(floats), shape + doubles]
+    layer = b"\x0a\x02ip" + b"".join(b"\x3a" + bytes([len(blob)]) + blob for blob in blobs)
+    (tmp_path / "w.caffemodel").write_bytes(b"\xa2\x06" + bytes([len(layer)]) + layer)
+    (found,) = caffe_files.read_net(tmp_path / "w.caffemodel")
+    assert found.name == "ip"
+    np.testing.assert_array_equal(found.blobs[0], np.array([0.5, -3.25], np.float32), strict=True)
+    np.testing.assert_array_equal(found.blobs[1], np.array([1 / 3, 1e-9], np.float32), strict=True)
+
+
 def test_a_caffe_net_of_2013_says_how_to_convert_it(tmp_path):
     # NetParameter.layers (2): one V1LayerParameter, whose field 1 is a V0LayerParameter named "conv1".
     layer = b"\x0a\x07\x0a\x05conv1"
