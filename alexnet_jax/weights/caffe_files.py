@@ -3,19 +3,15 @@
 Both are protocol buffers defined in `caffe.proto`; `_MESSAGES` has the few fields that AlexNet needs.
 """
 
-import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
 
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, damage_reported
 
 # Fields of the messages of caffe.proto as "name number type[=default]"; `*` marks a repeated field. A layer
 # was a `V1LayerParameter` until 2014, with a number as its type, with a `V0LayerParameter` in it until 2013.
@@ -56,46 +52,37 @@ class Layer:
     lrn: dict[str, float]
 
 
-def read_net(path: str | os.PathLike[str]) -> list[Layer]:
+def read_net(path: pathlib.Path) -> list[Layer]:
     """Reads the layers of a `.caffemodel`, in order.
 
     Raises:
       UserError: the file is damaged or not a Caffe net.
     """
-    with _damage_reported(path, ".caffemodel"):
-        net = _message_types()["NetParameter"].FromString(pathlib.Path(path).read_bytes())
+    with damage_reported(".caffemodel"):
+        net = _message_types()["NetParameter"].FromString(path.read_bytes())
         layers = [_layer(layer) for layer in (*net.layer, *net.layers)]
         old = any(layer.HasField("v0") for layer in net.layers)
     if old:
         raise UserError(
-            f"{path}: a .caffemodel of 2013, which is not supported; convert it with Caffe's "
-            "upgrade_net_proto_binary"
+            "a .caffemodel of 2013, which is not supported; convert it with Caffe's upgrade_net_proto_binary"
         )
     if not layers:
-        raise UserError(f"{path}: not a .caffemodel: it has no layers")
+        raise UserError("not a .caffemodel: it has no layers")
     return layers
 
 
-def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
+def read_mean(path: pathlib.Path) -> np.ndarray:
     """Reads the mean image of a `.binaryproto` as RGB float32 `[H, W, 3]` in grey levels.
 
     Raises:
       UserError: the file is damaged or not a colour image.
     """
-    with _damage_reported(path, ".binaryproto"):
-        blob = _blob(_message_types()["BlobProto"].FromString(pathlib.Path(path).read_bytes()))
+    with damage_reported(".binaryproto"):
+        blob = _blob(_message_types()["BlobProto"].FromString(path.read_bytes()))
     if blob.ndim not in (3, 4) or blob.size != 3 * np.prod(blob.shape[-2:]):
-        raise UserError(f"{path}: not a colour image, but of shape {list(blob.shape)}")
+        raise UserError(f"not a colour image, but of shape {list(blob.shape)}")
     mean = blob.reshape(3, *blob.shape[-2:])
     return np.ascontiguousarray(mean[::-1].transpose(1, 2, 0))
-
-
-@contextlib.contextmanager
-def _damage_reported(path: str | os.PathLike[str], suffix: str) -> Iterator[None]:
-    try:
-        yield
-    except (DecodeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{path}: a damaged or truncated {suffix} ({error}); fetch it again") from error
 
 
 @functools.cache

@@ -92,9 +92,9 @@ def test_every_layer_agrees_with_caffe_in_numpy(tmp_path, order, v1, crop_size, 
     variant = "caffe" if order == caffe.ALEXNET else "caffenet"
     assert loaded.model == create_model(variant, 7 if head else 1000)
     assert (loaded.preprocess.crop_size, loaded.preprocess.resize) == (crop_size, "squash")
-    variables = pretrained.complete(loaded.model, loaded.variables, crop_size)
-
     images = seeded.images(1, crop_size, seed=4, scale=50.0)
+    fresh = jax.jit(loaded.model.init)(jax.random.key(0), images)
+    variables = {"params": {**fresh["params"], **loaded.variables["params"]}}
     bgr = images[..., ::-1].transpose(0, 3, 1, 2)
     expected = caffe.forward(layers, bgr, order + head)
     ours = {name: name.replace("relu", "activation").replace("norm", "lrn") for name in expected}
@@ -143,7 +143,7 @@ def test_every_truncation_and_flip_of_caffes_files_is_one_clear_line(tmp_path):
             try:
                 read(tmp_path / "file")
             except UserError as error:  # anything else fails the test
-                assert "\n" not in str(error) and str(error).startswith(str(tmp_path))
+                assert "\n" not in str(error)
                 refused += 1
         assert refused > len(data) / 2
 
@@ -263,11 +263,6 @@ def test_missing_layers_only_when_allowed(tmp_path, convolutions):
     loaded = pretrained.read(path, partial=True)
     assert loaded.missing == ("fc6", "fc7", "fc8")
     assert set(loaded.variables["params"]) == {"conv1", "conv2", "conv3", "conv4", "conv5"}
-    whole = pretrained.complete(loaded.model, loaded.variables, 224)
-    assert whole["params"]["fc8"]["kernel"].shape == (1, 4096, 1000)
-    np.testing.assert_array_equal(
-        whole["params"]["conv1"]["kernel"], loaded.variables["params"]["conv1"]["kernel"]
-    )
 
 
 def test_an_npz_with_torchvisions_names(tmp_path, convolutions):
@@ -483,7 +478,7 @@ def test_a_changed_bit_of_a_weight_is_one_clear_line(tmp_path, convolutions):
         ("w.pth", b"", "an empty file"),
         ("w.pth", b"no weights at all", "not weights, or damaged in its first bytes"),
         ("w.safetensors", b"\xff" * 100, "damaged or truncated .safetensors"),
-        ("w.npz", b"PK\x03\x04 and no more", "a damaged .npz"),
+        ("w.npz", b"PK\x03\x04 and no more", "a damaged or truncated .npz"),
         ("w.caffemodel", b"\x0a\xff\xff\x01", "damaged or truncated .caffemodel"),
     ],
 )
