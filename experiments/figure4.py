@@ -133,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--weights", default="torchvision", help="a file of weights, a workdir or a name of published weights"
     )
     parser.add_argument("--source", required=True, help="the images, a value of data.source")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the picture to write: .png, .svg")
+    picture = command_line.new_file(".png", ".svg")
+    parser.add_argument("--out", required=True, type=picture, help="the picture to write: .png, .svg")
     parser.add_argument("--layer", default="activation7", help="the layer whose activations are compared")
     parser.add_argument("--count", type=int, default=8, help="number of test images")
     parser.add_argument("--queries", type=int, default=5, help="how many of them to find neighbours for")
