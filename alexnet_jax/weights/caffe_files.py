@@ -29,7 +29,6 @@ _MESSAGES = {
     "LayerParameter": "name 1 string, type 2 string, blobs* 7 BlobProto, " + _LAYER.format(100, 118),
     "NetParameter": "layers* 2 V1LayerParameter, layer* 100 LayerParameter",
 }
-_DIMENSIONS = ("num", "channels", "height", "width")
 _TYPES_V1 = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling", 18: "ReLU", 6: "Dropout"}
 
 
@@ -127,8 +126,8 @@ def _layer(layer: Any) -> Layer:
 def _blob(blob: Any) -> np.ndarray:
     chunks, dtype = (blob.data, "<f4") if blob.data else (blob.double_data, "<f8")
     data = np.frombuffer(b"".join(chunks), dtype).astype(np.float32, copy=False)
-    # Before 2014: always four dimensions, left-padded with ones.
-    shape = list(blob.shape.dim) if blob.HasField("shape") else [getattr(blob, n) for n in _DIMENSIONS]
+    old_shape = [blob.num, blob.channels, blob.height, blob.width]  # before 2014, left-padded with ones
+    shape = list(blob.shape.dim) if blob.HasField("shape") else old_shape
     if np.prod(shape, dtype=np.int64) != data.size:
         raise ValueError(f"{data.size} numbers for a blob of {shape}")
     return data.reshape(shape)

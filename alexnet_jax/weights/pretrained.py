@@ -42,6 +42,14 @@ class Pretrained:
     missing: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
 
+    def require_classifier(self) -> None:
+        """Raises `UserError` if layers are missing."""
+        if self.missing:
+            raise UserError(
+                f"{self.path}: no classifier ({', '.join(self.missing)} missing), so it cannot name classes; "
+                "train one (configs/finetune.py), or use python -m alexnet_jax features"
+            )
+
 
 # --- reading ----------------------------------------------------------------------------------------------
 
