@@ -63,7 +63,7 @@ def new_file(*endings: str) -> Callable[[str], pathlib.Path]:
 
 
 def new_folder(name: str) -> pathlib.Path:
-    """The `type` of an argument for a folder to write to; it may be there or not, but must be possible."""
+    """The `type` of an argument for a folder to write to, which exists or can be created."""
     path = pathlib.Path(name).expanduser()
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):

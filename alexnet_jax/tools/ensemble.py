@@ -77,6 +77,7 @@ def main(args: argparse.Namespace) -> int:
     if args.submission and not args.devkit:
         raise UserError("--submission: needs --devkit=PATH, which holds the server's numbers of the classes")
     numbers = tars.numbers(args.devkit) if args.devkit else {}
+    weights = predictions.member_weights(args.member_weights, len(args.members))
 
     nets = [name for name in args.members if not predictions.holds_predictions(pathlib.Path(name))]
     source = _source_of(nets, args.source) if nets and not args.images else None
@@ -88,7 +89,7 @@ def main(args: argparse.Namespace) -> int:
         loaded = pretrained.read(name, partial=True)
         images = source or unlabelled(args.images, _class_ids(loaded))
         members.append(predictions.predict(loaded, images, views=args.views))
-    mean = predictions.average(members, args.member_weights)
+    mean = predictions.average(members, weights)
     errors = predictions.errors(mean)
     if args.out:
         predictions.save(args.out, mean)

@@ -90,29 +90,31 @@ def predict(loaded: Pretrained, source: Source, *, views: int = 1) -> Prediction
     return Predictions(names, decode.labels, probabilities, bad, tuple(source.class_ids))
 
 
+def member_weights(given: Sequence[float] | None, members: int) -> list[float]:
+    """The weights of an ensemble's members, with sum 1; equal by default.
+
+    Raises:
+      UserError: there is not one weight per member, one is negative, or all are 0.
+    """
+    weights = [1.0] * members if given is None else given
+    if len(weights) != members or min(weights) < 0 or not sum(weights) > 0:
+        raise UserError(f"{list(weights)}: give {members} weights, none below 0 and not all 0")
+    return [weight / sum(weights) for weight in weights]
+
+
 def average(members: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
     """An ensemble: the weighted mean of the members' probabilities (section 6, Table 2).
-
-    Args:
-      weights: one per member, on any scale; equal by default.
 
     Raises:
       UserError: the members differ in images, classes or labels, or the weights are invalid.
     """
-    if weights is None:
-        weights = [1.0] * len(members)
-    if len(weights) != len(members) or min(weights) < 0 or not sum(weights) > 0:
-        raise UserError(f"{list(weights)}: give {len(members)} weights, none below 0 and not all 0")
     first = members[0]
     for number, other in enumerate(members[1:], 2):
         for key in ("ids", "classes", "labels"):
             if difference := _first_difference(getattr(first, key), getattr(other, key)):
                 raise UserError(f"member {number} has other {key} than member 1: {difference}")
-    normalised = np.asarray(weights, np.float64) / sum(weights)
-    mean = sum(
-        weight * member.probabilities.astype(np.float64)
-        for weight, member in zip(normalised, members, strict=True)
-    )
+    pairs = zip(member_weights(weights, len(members)), members, strict=True)
+    mean = sum(weight * member.probabilities.astype(np.float64) for weight, member in pairs)
     bad = np.any([member.bad for member in members], axis=0)
     return dataclasses.replace(first, probabilities=np.asarray(mean, np.float32), bad=bad)
 

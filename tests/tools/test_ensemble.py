@@ -259,7 +259,7 @@ def test_a_submission_of_images_without_labels(run, images, tmp_path, capsys):
         (["{run}", "--submission=x.txt"], "--submission: needs --devkit"),
         (["{run}", "--source=embedded", "--images=x"], "give one of them"),
         (["{run}", "--member_weights=a"], "--member_weights: a: give numbers such as 2,1,1"),
-        (["{run}", "--source=folder:{images}", "--member_weights=1,2"], "give 1 weights"),
+        (["{run}", "--source=folder:nowhere", "--member_weights=1,2"], "give 1 weights"),  # before any work
         (["{run}", "--views=3"], "--views"),
         (["{run}", "--out=x.parquet"], "x.parquet: must end in .npz"),
     ],
