@@ -12,9 +12,8 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 
-from alexnet_jax.common import command_line
+from alexnet_jax.common import command_line, progress
 from alexnet_jax.data import inference, sources
 from alexnet_jax.tools import features, nearest, predict
 from alexnet_jax.weights import pretrained
@@ -49,7 +48,7 @@ def points(
         indices.tolist(),
         inference.SourceDecoder(source, loaded.preprocess),
     )
-    bar = tqdm.tqdm(answers, f"{layer} of images", len(indices), unit="image", disable=None)
+    bar = progress.bar(len(indices), "image", layer, iterable=answers)
     good = [(index, activations.ravel()) for index, image, activations in bar if image is not None]
     kept, rows = zip(*good, strict=True)
     return np.stack(rows), np.array(kept)

@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -53,14 +53,8 @@ def extract(loaded: Pretrained, files: Iterable[str], layer: str) -> Iterator[tu
         yield file, activations
 
 
-def write(path: pathlib.Path, features: Sequence[tuple[str, np.ndarray]], layer: str) -> None:
-    """Writes `.npz` with `files` `[N]`, `features` `[N, ...]` and `layer`."""
-    files, rows = zip(*features, strict=True)
-    write_npz(path, {"files": np.array(files), "features": np.stack(rows), "layer": np.array(layer)})
-
-
 def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray]:
-    """Reads what `write` wrote: file names, and features float32 `[N, D]`.
+    """Reads what the command wrote: file names, and features float32 `[N, D]`.
 
     Raises:
       UserError: the file is missing or contains no features.
@@ -87,7 +81,8 @@ def main(args: argparse.Namespace) -> int:
             good.append((file, activations))
     if not good:
         raise UserError("none of the images can be read")
-    write(args.out, good, args.layer)
-    shape, bad = " x ".join(map(str, good[0][1].shape)), len(files) - len(good)
+    names, rows = zip(*good, strict=True)
+    write_npz(args.out, {"files": names, "features": np.stack(rows), "layer": args.layer})
+    shape, bad = " x ".join(map(str, rows[0].shape)), len(files) - len(good)
     print(f"{args.out}: {args.layer} of {len(good)} images, {shape} each; {bad} bad")
     return 0

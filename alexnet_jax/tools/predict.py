@@ -36,7 +36,7 @@ def predictor(loaded: Pretrained, topk: int, views: int) -> Callable[[np.ndarray
 
     def predict(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         apply = functools.partial(model.apply, variables)
-        logs = evaluate.log_probabilities(apply, images, loaded.preprocess, views)  # type: ignore[arg-type]
+        logs = evaluate.log_probabilities(apply, images, loaded.preprocess, views)
         return jax.lax.top_k(jnp.exp(logs), min(topk, model.num_classes))
 
     run = jax.jit(predict, compiler_options=host.forward_options())
