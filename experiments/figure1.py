@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--runs", type=pathlib.Path, default=pathlib.Path("runs/figure1"), help="directory of histories"
     )
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="directory of the record")
+    parser.add_argument("--out", type=command_line.new_folder, required=True, help="directory of the record")
     parser.add_argument("--start", choices=tuple(cifar.STARTS), default="authors", help="first weights")
     parser.add_argument("--per_class", type=int, help="training images of each class; by default all")
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds, from 0")

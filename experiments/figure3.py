@@ -6,7 +6,6 @@ WEIGHTS is anything that `load_pretrained` reads. Each filter is scaled to the f
 the paper the first column's filters became grey and the second's coloured, "during every run".
 """
 
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,8 +13,6 @@ from PIL import Image
 
 from alexnet_jax.common import command_line
 from alexnet_jax.common.files import replacing
-from alexnet_jax.run import logs
-from alexnet_jax.weights import pretrained
 
 
 def colourfulness(kernel: np.ndarray) -> list[float]:
@@ -35,9 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--weights", default="torchvision", help="a file of weights, a workdir or a name of published weights"
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the .png to write")
+    parser.add_argument("--out", required=True, type=command_line.new_file(".png"), help="the .png to write")
     parser.add_argument("--across", type=int, default=16, help="filters in a row")
     args = parser.parse_args(argv)
+    from alexnet_jax.run import logs  # imported late, as they import JAX, which takes seconds
+    from alexnet_jax.weights import pretrained
+
     loaded = pretrained.read(args.weights, partial=True)
     kernel = np.asarray(loaded.variables["params"]["conv1"]["kernel"])
     pixels = logs.filters_image(kernel, across=args.across)

@@ -12,9 +12,8 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 
-from alexnet_jax.common import command_line
+from alexnet_jax.common import command_line, progress
 from alexnet_jax.data import inference, sources
 from alexnet_jax.tools import features, nearest, predict
 from alexnet_jax.weights import pretrained
@@ -49,7 +48,7 @@ def points(
         indices.tolist(),
         inference.SourceDecoder(source, loaded.preprocess),
     )
-    bar = tqdm.tqdm(answers, f"{layer} of images", len(indices), unit="image", disable=None)
+    bar = progress.bar(len(indices), "image", layer, iterable=answers)
     good = [(index, activations.ravel()) for index, image, activations in bar if image is not None]
     kept, rows = zip(*good, strict=True)
     return np.stack(rows), np.array(kept)
@@ -133,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--weights", default="torchvision", help="a file of weights, a workdir or a name of published weights"
     )
     parser.add_argument("--source", required=True, help="the images, a value of data.source")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the picture to write: .png, .svg")
+    picture = command_line.new_file(".png", ".svg")
+    parser.add_argument("--out", required=True, type=picture, help="the picture to write: .png, .svg")
     parser.add_argument("--layer", default="activation7", help="the layer whose activations are compared")
     parser.add_argument("--count", type=int, default=8, help="number of test images")
     parser.add_argument("--queries", type=int, default=5, help="how many of them to find neighbours for")

@@ -112,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=pathlib.Path,
         help="directory of the workdirs",
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="directory of the table and the plot")
+    out = "directory of the table and the plot"
+    parser.add_argument("--out", required=True, type=command_line.new_folder, help=out)
     args: argparse.Namespace = parser.parse_args(argv)
 
     probe_error = linear_probe(args.data, args.weights)

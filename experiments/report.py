@@ -217,7 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="WHAT",
         help="workdirs of runs, output directories of sweeps",
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the file to write")
+    parser.add_argument(
+        "--out", required=True, type=command_line.new_file(".html"), help="the .html to write"
+    )
     parser.add_argument("--figure4", metavar="SOURCE", help="add Figure 4 of each run on these images")
     parser.add_argument("--title", default=None, help="by default the names of the directories")
     args = parser.parse_args(argv)

@@ -8,17 +8,18 @@ Needs matplotlib.
 import pathlib
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from alexnet_jax.common import command_line
 from alexnet_jax.common.files import replacing
-from alexnet_jax.run import checkpoint, logs
 
 
 def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
     """Draws loss and error by epoch, and conv1's filters as in the paper's Figure 3."""
+    import jax  # all imported late, as they take seconds
     import matplotlib
+
+    from alexnet_jax.run import checkpoint, logs
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
@@ -50,7 +51,7 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.run_picture", __doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="workdir of a run that has ended")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the .png to write")
+    parser.add_argument("--out", required=True, type=command_line.new_file(".png"), help="the .png to write")
     args = parser.parse_args(argv)
     draw(args.workdir, args.out)
     return 0

@@ -200,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--runs", type=pathlib.Path, help="directory of the workdirs; by default runs/ and the file's name"
     )
-    parser.add_argument("--out", type=pathlib.Path, help="directory of tables and plots; by default --runs")
+    out = "directory of tables and plots; by default --runs"
+    parser.add_argument("--out", type=command_line.new_folder, help=out)
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
     parser.add_argument("--rows", action="append", metavar="ROW", help="run only this row; may be repeated")
     parser.add_argument(

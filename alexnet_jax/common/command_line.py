@@ -62,6 +62,15 @@ def new_file(*endings: str) -> Callable[[str], pathlib.Path]:
     return checked
 
 
+def new_folder(name: str) -> pathlib.Path:
+    """The `type` of an argument for a folder to write to, which exists or can be created."""
+    path = pathlib.Path(name).expanduser()
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{name}: {existing} is not a folder that can be written")
+    return path
+
+
 def command(main: Callable[[], int]) -> NoReturn:
     """Exits with the code of `main()`; on an error, prints one line and exits with 2 (1 for a `Fault`)."""
     try:

@@ -1,7 +1,9 @@
 """Errors shown to the user as one line, without a traceback."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -23,6 +25,26 @@ class Fault(Exception):
 def one_line(error: BaseException) -> str:
     """The error's message without line ends, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Puts the path before the message of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def damage_reported(what: str) -> Iterator[None]:
+    """Turns whatever a damaged file makes its reader raise into a `UserError`; `what` is the kind of file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"a damaged or truncated {what} ({one_line(error)}); fetch it again") from error
 
 
 def vanished(path: str) -> Fault:

@@ -1,13 +1,13 @@
 """The arguments of each command, apart from `train` and `summary`, which have the flags of a config.
 
-Here and not beside the commands, so that `--help` and wrong arguments are answered without importing JAX.
+Kept apart from the commands, so that `--help` and a wrong argument are answered without importing JAX.
 """
 
 import argparse
 import pathlib
 from collections.abc import Sequence
 
-from alexnet_jax.common.command_line import Parser, new_file
+from alexnet_jax.common.command_line import Parser, new_file, new_folder
 
 WEIGHTS = (
     "a file of weights, a run's workdir, or published weights by name: torchvision (233 MB, fetched once), "
@@ -20,9 +20,21 @@ def _weights(parser: Parser) -> None:
 
 
 def _views(parser: Parser) -> None:
-    parser.add_argument(
-        "--views", type=int, choices=(1, 10), default=1, help="1: central crop; 10: the paper's ten views"
-    )
+    help = "1: central crop; 10: the paper's ten views"
+    parser.add_argument("--views", type=int, choices=(1, 10), default=1, help=help)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 1")
+    return int(text)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give numbers such as 2,1,1") from None
 
 
 def predict(parser: Parser) -> None:
@@ -35,7 +47,7 @@ def predict(parser: Parser) -> None:
     """
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files and folders; - for standard input")
     _weights(parser)
-    parser.add_argument("--topk", type=int, default=5, help="number of classes to name")
+    parser.add_argument("--topk", type=_count, default=5, help="number of classes to name")
     _views(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object per line")
 
@@ -47,9 +59,8 @@ def features(parser: Parser) -> None:
     """
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders")
     _weights(parser)
-    parser.add_argument(
-        "--layer", default="pool5", help="conv1, activation1, pool1, ..., fc7, activation7 or fc8"
-    )
+    layers = "conv1, activation1, pool1, ..., fc7, activation7 or fc8"
+    parser.add_argument("--layer", default="pool5", help=layers)
     parser.add_argument("--out", required=True, type=new_file(".npz"), help="the .npz file to write")
 
 
@@ -77,13 +88,10 @@ def nearest(parser: Parser) -> None:
     """
     parser.add_argument("features", help="the features to search, a file")
     parser.add_argument("--queries", help="features of the images to look for (default: each image itself)")
-    parser.add_argument("--k", type=int, default=6, help="number of images to find")
+    parser.add_argument("--k", type=_count, default=6, help="number of images to find")
     parser.add_argument("--json", action="store_true", help="print a JSON object per line")
-    parser.add_argument(
-        "--figure",
-        type=new_file(".png", ".jpg", ".jpeg"),
-        help="a picture to draw, as in the paper's Figure 4: the first 20 queries",
-    )
+    picture = new_file(".png", ".jpg", ".jpeg")
+    parser.add_argument("--figure", type=picture, help="a picture to draw, of the first 20 queries")
 
 
 def ensemble(parser: Parser) -> None:
@@ -98,17 +106,13 @@ def ensemble(parser: Parser) -> None:
     --images, the images are the test images of the first workdir.
     """
     parser.add_argument("members", nargs="+", metavar="MEMBER", help="workdirs, weights, predictions")
-    parser.add_argument("--member_weights", help="such as 2,1,1 (default: equal)")
+    parser.add_argument("--member_weights", type=_numbers, help="such as 2,1,1 (default: equal)")
     _views(parser)
     parser.add_argument("--source", help="the images to test on, as data.source in a config")
-    parser.add_argument(
-        "--images", action="append", metavar="PATH", help="images without labels: a file or a folder"
-    )
+    parser.add_argument("--images", action="append", metavar="PATH", help="a file or folder without labels")
     parser.add_argument("--out", type=new_file(".npz"), help="the file of predictions to write, .npz")
     parser.add_argument("--submission", type=new_file(), help="the file to write for the ILSVRC test server")
-    parser.add_argument(
-        "--devkit", type=pathlib.Path, help="the development kit, with the server's numbers of the classes"
-    )
+    parser.add_argument("--devkit", type=pathlib.Path, help="the development kit, which numbers the classes")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -122,11 +126,8 @@ def export(parser: Parser) -> None:
     function with its weights and preprocessing, for any program that runs StableHLO.
     """
     parser.add_argument("weights", help=WEIGHTS)
-    parser.add_argument(
-        "out",
-        type=new_file(".safetensors", ".npz", ".stablehlo"),
-        help="the file to write: .safetensors, .npz or .stablehlo",
-    )
+    out = new_file(".safetensors", ".npz", ".stablehlo")
+    parser.add_argument("out", type=out, help="the file to write: .safetensors, .npz or .stablehlo")
 
 
 def prepare(parser: Parser) -> None:
@@ -139,7 +140,7 @@ def prepare(parser: Parser) -> None:
     `OUT.partial`, which is renamed to `OUT` when all are there and their counts have been checked.
     """
     parser.add_argument("--source", required=True, help="the images to prepare, as data.source in a config")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the directory to create")
+    parser.add_argument("--out", required=True, type=new_folder, help="the directory to create")
     parser.add_argument("--data_dir", help="where TFDS keeps its data sets (default: ~/tensorflow_datasets)")
     both = ["train", "test"]
     parser.add_argument("--splits", nargs="+", default=both, choices=both, help="train, test or both")

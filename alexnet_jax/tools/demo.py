@@ -31,8 +31,14 @@ class Gallery:
     """The images to search: squares uint8 `[N, S, S, 3]`, names, and features `[N, D]`."""
 
     squares: np.ndarray
-    names: list[str]
+    names: Sequence[str]
     points: np.ndarray
+
+    def nearest(self, point: np.ndarray) -> list[tuple[np.ndarray, str]]:
+        """The images whose features are nearest to `point` `[D]`, captioned with name and distance."""
+        (places,), (distances,) = nearest.nearest(point[None], self.points, SIMILAR)
+        pairs = zip(places, distances, strict=True)
+        return [(self.squares[place], f"{self.names[place]}  {distance:.3g}") for place, distance in pairs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,28 +63,19 @@ def explainer(loaded: Pretrained, gallery: Gallery | None) -> Callable[[bytes], 
     """Compiles `encoded picture -> Answer`, which raises `UserError` if the bytes cannot be decoded."""
     classify = None if loaded.missing else predict.predictor(loaded, 5, views=10)
     names = predict.class_names(loaded)
-    layers = {
-        name: features.layer_function(loaded, name) for name in ("conv1", "conv5", _point_layer(loaded))
-    }
+    layers = [features.layer_function(loaded, name) for name in ("conv1", "conv5", _point_layer(loaded))]
 
     def explain(data: bytes) -> Answer:
         square = loaded.preprocess.decode(data)
         if square is None:
             raise UserError(explain_failure(data))
-        batch = square[None]
-        activations = {name: np.asarray(function(batch))[0] for name, function in layers.items()}
+        conv1, conv5, point = (np.asarray(function(square[None]))[0] for function in layers)
         classes: dict[str, float] = {}
         if classify is not None:
-            probabilities, labels = (np.asarray(x)[0].tolist() for x in classify(batch))
+            probabilities, labels = (np.asarray(x)[0].tolist() for x in classify(square[None]))
             classes = {names[label]: p for p, label in zip(probabilities, labels, strict=True)}
-        similar = []
-        if gallery is not None:
-            point = activations[_point_layer(loaded)].reshape(1, -1)
-            places, distances = nearest.nearest(point, gallery.points, SIMILAR)
-            for place, distance in zip(places[0], distances[0], strict=True):
-                similar.append((gallery.squares[place], f"{gallery.names[place]}  {distance:.3g}"))
-        conv1, conv5 = (maps_picture(activations[name]) for name in ("conv1", "conv5"))
-        return Answer(square, classes, conv1, conv5, similar)
+        similar = gallery.nearest(point.ravel()) if gallery is not None else []
+        return Answer(square, classes, maps_picture(conv1), maps_picture(conv5), similar)
 
     return explain
 
@@ -98,7 +95,7 @@ def explain_failure(data: bytes) -> str:
     except Image.DecompressionBombError:
         return too_large
     except Exception:  # Pillow raises nearly any type on non-images
-        return "not a picture in a known format; these are JPEG, PNG, WebP, GIF, BMP and TIFF"
+        return "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP or TIFF)"
     return "the picture is damaged or cut short"
 
 
@@ -131,21 +128,15 @@ def make_gallery(loaded: Pretrained, folder: pathlib.Path | None) -> Gallery | N
         items = _test_images(loaded.path)
     else:
         return None
+    function = features.layer_function(loaded, _point_layer(loaded))
     decode = inference.file_decoder(loaded.preprocess)
-    answers = inference.run_batches(
-        features.layer_function(loaded, _point_layer(loaded)), items, lambda item: decode(item[1])
-    )
-    good = []
-    with progress.bar(len(items), "image", "gallery") as bar:
-        for (name, _), square, point in answers:
-            bar.update()
-            if square is not None:
-                good.append((square, name, point.ravel()))
+    answers = inference.run_batches(function, items, lambda item: decode(item[1]))
+    answers = progress.bar(len(items), "image", "gallery", iterable=answers)
+    good = [(square, name, point.ravel()) for (name, _), square, point in answers if square is not None]
     if not good:
-        where = f"--gallery={folder}" if folder is not None else f"the test images of {loaded.path}"
-        raise UserError(f"{where}: none of the images can be read")
+        raise UserError(f"{folder or loaded.path}: none of the gallery's images can be read")
     squares, names, points = zip(*good, strict=True)
-    return Gallery(np.stack(squares), list(names), np.stack(points))
+    return Gallery(np.stack(squares), names, np.stack(points))
 
 
 def _spread(values: Sequence[Any]) -> list[Any]:
@@ -171,26 +162,24 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
         raise UserError('the demo needs gradio: pip install ".[demo]" in a checkout') from error
 
     explain = explainer(loaded, gallery)
-    where = (
-        "start with `--gallery=PHOTOS` to see yours" if gallery is None else f"{len(gallery.names):,} images"
-    )
+    where = f"{len(gallery.names):,} images" if gallery else "start with `--gallery=PHOTOS` to see yours"
+    nothing = (None,) * 5
 
     def show(path: str | None) -> tuple[Any, ...]:
         if path is None:
-            return "", None, None, None, None, None
+            return "", *nothing
         try:
             answer = explain(pathlib.Path(path).read_bytes())
         except UserError as error:
-            return f"**{pathlib.Path(path).name}**: {error}", None, None, None, None, None
+            return f"**{pathlib.Path(path).name}**: {error}", *nothing
         note = "" if answer.classes else "These weights have no classifier, so no classes are named."
-        pictures = answer.conv1, answer.conv5, answer.similar
-        return note, answer.square, answer.classes or None, *pictures
+        return note, answer.square, answer.classes or None, answer.conv1, answer.conv5, answer.similar
 
     picture: dict[str, Any] = {"interactive": False, "buttons": ["fullscreen"]}
     with gr.Blocks(analytics_enabled=False, title="AlexNet (2012)") as blocks:
         gr.Markdown(
-            f"# AlexNet (2012)\nDrop a picture: `{loaded.path.name}` finds which of "
-            f"{loaded.model.num_classes:,} classes it shows."
+            f"# AlexNet (2012)\nDrop a picture; `{loaded.path.name}` names the most probable of its "
+            f"{loaded.model.num_classes:,} classes."
         )
         with gr.Row():
             with gr.Column(scale=1):

@@ -52,15 +52,23 @@ def submission(predicted: Predictions, numbers: dict[str, int]) -> str:
     return "".join(" ".join(map(str, row)) + "\n" for row in by_label[best])
 
 
-def _source_of(workdirs: Sequence[pathlib.Path], given: str | None) -> Source:
+def _source_of(nets: Sequence[str], given: str | None) -> Source:
+    """The images of `--source`, else the test images of the first workdir."""
     if given is not None:
         return sources.open_source(given, "test")
-    if not workdirs:
+    workdir = next((path for path in map(pathlib.Path, nets) if path.is_dir()), None)
+    if workdir is None:
         raise UserError(
             "--source: missing; name the images as data.source in a config does, or give --images"
         )
-    data = configs.of_workdir(workdirs[0]).data
-    return sources.open_source(data.source, "test", data_dir=data.data_dir)
+    return sources.open_configured(configs.of_workdir(workdir).data, "test")
+
+
+def _class_ids(loaded: pretrained.Pretrained) -> tuple[str, ...]:
+    """WordNet ids if the net has ImageNet's 1000 classes, else the net's own class names."""
+    if loaded.model.num_classes == 1000:
+        return tuple(class_id for class_id, _ in pretrained.imagenet_classes())
+    return loaded.classes or tuple(map(str, range(loaded.model.num_classes)))
 
 
 def main(args: argparse.Namespace) -> int:
@@ -68,17 +76,14 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("--source and --images: give one of them")
     if args.submission and not args.devkit:
         raise UserError("--submission: needs --devkit=PATH, which holds the server's numbers of the classes")
-    weights = _numbers(args.member_weights) if args.member_weights else None
     numbers = tars.numbers(args.devkit) if args.devkit else {}
+    weights = predictions.member_weights(args.member_weights, len(args.members))
 
-    files = [predictions.holds_predictions(pathlib.Path(name)) for name in args.members]
-    nets = [name for name, is_file in zip(args.members, files, strict=True) if not is_file]
-    source = None
-    if nets and not args.images:
-        source = _source_of([p for p in map(pathlib.Path, nets) if p.is_dir()], args.source)
+    nets = [name for name in args.members if not predictions.holds_predictions(pathlib.Path(name))]
+    source = _source_of(nets, args.source) if nets and not args.images else None
     members = []
-    for name, is_file in zip(args.members, files, strict=True):
-        if is_file:
+    for name in args.members:
+        if name not in nets:
             members.append(predictions.load(pathlib.Path(name)))
             continue
         loaded = pretrained.read(name, partial=True)
@@ -91,26 +96,8 @@ def main(args: argparse.Namespace) -> int:
     if args.submission:
         write_text(args.submission, submission(mean, numbers))
     values = {"members": len(members), "images": len(mean.ids)}
-    if nets:
-        values["views"] = args.views
+    values |= {"views": args.views} if nets else {}
     values |= dataclasses.asdict(errors) if errors else {}
-    print(
-        json.dumps(values) if args.json else "\n".join(f"{key:12} {value}" for key, value in values.items())
-    )
+    lines = "\n".join(f"{key:12} {value}" for key, value in values.items())
+    print(json.dumps(values) if args.json else lines)
     return 0
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(
-            f"--member_weights={text}: give numbers separated by commas, such as 2,1,1"
-        ) from error
-
-
-def _class_ids(loaded: pretrained.Pretrained) -> tuple[str, ...]:
-    """WordNet ids if the net has ImageNet's 1000 classes, else the net's own class names."""
-    if loaded.model.num_classes == 1000:
-        return tuple(class_id for class_id, _ in pretrained.imagenet_classes())
-    return loaded.classes or tuple(map(str, range(loaded.model.num_classes)))

@@ -7,7 +7,6 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing
 from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
@@ -23,8 +22,7 @@ def stablehlo(loaded: Pretrained) -> bytes:
     Raises:
       UserError: the weights lack layers.
     """
-    if loaded.missing:
-        raise UserError(f"{loaded.path}: has no {', '.join(loaded.missing)}, which inference needs")
+    loaded.require_classifier()
     side = loaded.preprocess.resize_size
 
     def logits(images: jax.Array) -> Any:

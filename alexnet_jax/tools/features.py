@@ -53,23 +53,8 @@ def extract(loaded: Pretrained, files: Iterable[str], layer: str) -> Iterator[tu
         yield file, activations
 
 
-def write(path: pathlib.Path, features: Iterable[tuple[str, np.ndarray]], layer: str) -> tuple[int, ...]:
-    """Writes `.npz` with `files` `[N]`, `features` `[N, ...]` and `layer`; returns the features' shape.
-
-    Raises:
-      UserError: there are no features.
-    """
-    pairs = list(features)
-    if not pairs:
-        raise UserError("none of the images can be read")
-    files, rows = zip(*pairs, strict=True)
-    activations = np.stack(rows)
-    write_npz(path, {"files": np.array(files), "features": activations, "layer": np.array(layer)})
-    return activations.shape
-
-
 def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray]:
-    """Reads what `write` wrote: file names, and features float32 `[N, D]`.
+    """Reads what the command wrote: file names, and features float32 `[N, D]`.
 
     Raises:
       UserError: the file is missing or contains no features.
@@ -87,19 +72,17 @@ def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray]:
 def main(args: argparse.Namespace) -> int:
     files = inference.find(args.images)
     loaded = pretrained.read(args.weights, partial=True)
-    bad = 0
-
-    def good() -> Iterator[tuple[str, np.ndarray]]:
-        nonlocal bad
-        with progress.bar(len(files), "image", args.layer) as bar:
-            for file, activations in extract(loaded, files, args.layer):
-                bar.update()
-                if activations is not None:
-                    yield file, activations
-                else:
-                    bad += 1
-                    tqdm.tqdm.write(f"bad image, left out: {file}", file=sys.stderr)
-
-    shape = write(args.out, good(), args.layer)
-    print(f"{args.out}: {args.layer} of {shape[0]} images, {' x '.join(map(str, shape[1:]))} each; {bad} bad")
+    good = []
+    answers = extract(loaded, files, args.layer)
+    for file, activations in progress.bar(len(files), "image", args.layer, iterable=answers):
+        if activations is None:
+            tqdm.tqdm.write(f"bad image, left out: {file}", file=sys.stderr)
+        else:
+            good.append((file, activations))
+    if not good:
+        raise UserError("none of the images can be read")
+    names, rows = zip(*good, strict=True)
+    write_npz(args.out, {"files": names, "features": np.stack(rows), "layer": args.layer})
+    shape, bad = " x ".join(map(str, rows[0].shape)), len(files) - len(good)
+    print(f"{args.out}: {args.layer} of {len(good)} images, {shape} each; {bad} bad")
     return 0

@@ -88,15 +88,11 @@ def main(args: argparse.Namespace) -> int:
         indices, distances = nearest_others(points, args.k)
     found = [[files[i] for i in row] for row in indices]
     for query, names, row in zip(queries, found, distances.tolist(), strict=True):
+        near = [{"file": name, "distance": distance} for name, distance in zip(names, row, strict=True)]
         if args.json:
-            near = [{"file": name, "distance": distance} for name, distance in zip(names, row, strict=True)]
             print(json.dumps({"file": query, "nearest": near}))
         else:
-            print(
-                query,
-                *(f"  {distance:10.4g}  {name}" for name, distance in zip(names, row, strict=True)),
-                sep="\n",
-            )
+            print(query, *("  {distance:10.4g}  {file}".format(**one) for one in near), sep="\n")
     if args.figure:
         figure(args.figure, list(zip(queries, found, strict=True))[:FIGURE_ROWS])
     return 0

@@ -1,6 +1,7 @@
 """The command `predict`: names what is in images."""
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -30,18 +31,12 @@ def predictor(loaded: Pretrained, topk: int, views: int) -> Callable[[np.ndarray
     Raises:
       UserError: the weights have no classifier.
     """
-    if loaded.missing:
-        raise UserError(
-            f"{loaded.path}: no classifier ({', '.join(loaded.missing)} are missing), so it cannot name "
-            f"classes; train one (configs/finetune.py), or use python -m alexnet_jax features"
-        )
-    model, preprocess = loaded.model, loaded.preprocess
+    loaded.require_classifier()
+    model = loaded.model
 
     def predict(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def logits_of(x: jax.Array) -> Any:
-            return model.apply(variables, x)
-
-        logs = evaluate.log_probabilities(logits_of, images, preprocess, views)
+        apply = functools.partial(model.apply, variables)
+        logs = evaluate.log_probabilities(apply, images, loaded.preprocess, views)
         return jax.lax.top_k(jnp.exp(logs), min(topk, model.num_classes))
 
     run = jax.jit(predict, compiler_options=host.forward_options())
@@ -96,25 +91,21 @@ def as_text(answer: dict[str, Any]) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.topk < 1:
-        raise UserError(f"--topk={args.topk}: must be 1 or more")
-
     from_pipe = args.images in ([], ["-"])
     files = standard_input(sys.stdin.buffer) if from_pipe else inference.find(args.images)
     loaded = pretrained.read(args.weights, partial=True)
-    good = bad = 0
     total = None if from_pipe else len(files)  # type: ignore[arg-type]
+    answers = predictions(loaded, files, topk=args.topk, views=args.views)
+    readable = set()
     # On a terminal the answers themselves show the progress.
-    with progress.bar(total, "image", disable=sys.stdout.isatty()) as bar:
-        for answer in predictions(loaded, files, topk=args.topk, views=args.views):
-            bar.update()
-            good, bad = good + ("error" not in answer), bad + ("error" in answer)
-            if args.json:
-                print(json.dumps(answer), flush=True)
-            elif "error" in answer:
-                tqdm.tqdm.write(f"{answer['file']}: {answer['error']}", file=sys.stderr)
-            else:
-                print(as_text(answer), flush=True)
-    if bad and not good:
+    for answer in progress.bar(total, "image", iterable=answers, disable=sys.stdout.isatty()):
+        readable.add("error" not in answer)
+        if args.json:
+            print(json.dumps(answer), flush=True)
+        elif "error" in answer:
+            tqdm.tqdm.write(f"{answer['file']}: {answer['error']}", file=sys.stderr)
+        else:
+            print(as_text(answer), flush=True)
+    if readable == {False}:
         raise UserError("none of the images can be read")
     return 0

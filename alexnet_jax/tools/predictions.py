@@ -51,28 +51,23 @@ class Errors:
     bad_images: int
 
 
-def predict(
-    loaded: Pretrained, source: Source, *, views: int = 1, class_ids: Sequence[str] | None = None
-) -> Predictions:
+def predict(loaded: Pretrained, source: Source, *, views: int = 1) -> Predictions:
     """Predicts all images of a source on all devices, with a progress bar.
 
     Args:
       views: 1 for the central patch; 10 for the mean softmax output of the ten views (section 4.1).
-      class_ids: ids by label; the source's own by default.
 
     Raises:
       UserError: the weights have no classifier, or one for another number of classes.
     """
-    if loaded.missing:
-        raise UserError(f"{loaded.path}: has no {', '.join(loaded.missing)}, so it cannot name classes")
-    classes = tuple(source.class_ids if class_ids is None else class_ids)
-    if loaded.model.num_classes != len(classes):
+    loaded.require_classifier()
+    num_classes = loaded.model.num_classes
+    if num_classes != source.num_classes:
         raise UserError(
-            f"{loaded.path}: a net for {loaded.model.num_classes} classes, but {source.description} has "
-            f"{len(classes)}; test it on images of its own classes"
+            f"{loaded.path}: a net for {num_classes} classes, but {source.description} has "
+            f"{source.num_classes}; test it on images of its own classes"
         )
     mesh = columns.make_mesh()
-    rows = mesh.shape[columns.DATA]
     params = jax.device_put(loaded.variables["params"], NamedSharding(mesh, columns.PARAMETERS))
     predict_on_mesh = evaluate.make_predict(loaded.model, mesh, loaded.preprocess, views)
     step = jax.jit(predict_on_mesh, compiler_options=host.forward_options())
@@ -81,59 +76,54 @@ def predict(
         return step(params, jax.device_put(images, steps.batch_sharding(mesh)))
 
     decode = inference.SourceDecoder(source, loaded.preprocess)
+    rows = mesh.shape[columns.DATA]
     batch_size = -(-BATCH_SIZE // rows) * rows
-    probabilities = np.full((len(source), len(classes)), 1 / len(classes), np.float32)
+    probabilities = np.full((len(source), num_classes), 1 / num_classes, np.float32)
     bad = np.zeros(len(source), bool)
-    with progress.bar(len(source), "image", str(loaded.path)) as bar:
-        answers = inference.run_batches(log_probabilities, range(len(source)), decode, (batch_size,))
-        for index, image, logs in answers:
-            if image is None:
-                bad[index] = True
-            else:
-                probabilities[index] = np.exp(logs)
-            bar.update()
+    answers = inference.run_batches(log_probabilities, range(len(source)), decode, (batch_size,))
+    for index, image, logs in progress.bar(len(source), "image", str(loaded.path), iterable=answers):
+        if image is None:
+            bad[index] = True
+        else:
+            probabilities[index] = np.exp(logs)
     names = tuple(source.name(index) for index in range(len(source)))
-    return Predictions(names, decode.labels, probabilities, bad, classes)
+    return Predictions(names, decode.labels, probabilities, bad, tuple(source.class_ids))
+
+
+def member_weights(given: Sequence[float] | None, members: int) -> list[float]:
+    """The weights of an ensemble's members, with sum 1; equal by default.
+
+    Raises:
+      UserError: there is not one weight per member, one is negative, or all are 0.
+    """
+    weights = [1.0] * members if given is None else given
+    if len(weights) != members or min(weights) < 0 or not sum(weights) > 0:
+        raise UserError(f"{list(weights)}: give {members} weights, none below 0 and not all 0")
+    return [weight / sum(weights) for weight in weights]
 
 
 def average(members: Sequence[Predictions], weights: Sequence[float] | None = None) -> Predictions:
     """An ensemble: the weighted mean of the members' probabilities (section 6, Table 2).
 
-    Args:
-      weights: one per member, on any scale; equal by default.
-
     Raises:
       UserError: the members differ in images, classes or labels, or the weights are invalid.
     """
-    if weights is None:
-        weights = [1.0] * len(members)
-    if len(weights) != len(members) or min(weights) < 0 or not sum(weights) > 0:
-        raise UserError(f"{list(weights)}: give {len(members)} weights, none below 0 and not all 0")
     first = members[0]
     for number, other in enumerate(members[1:], 2):
-        for what, ours, theirs in (
-            ("images", first.ids, other.ids),
-            ("classes", first.classes, other.classes),
-        ):
-            if ours != theirs:
-                difference = _first_difference(ours, theirs)
-                raise UserError(f"member {number} has other {what} than member 1: {difference}")
-        if not np.array_equal(first.labels, other.labels):
-            raise UserError(f"member {number} has other labels than member 1 for the same images")
-    normalised = np.asarray(weights, np.float64) / sum(weights)
-    mean = sum(
-        weight * member.probabilities.astype(np.float64)
-        for weight, member in zip(normalised, members, strict=True)
-    )
+        for key in ("ids", "classes", "labels"):
+            if difference := _first_difference(getattr(first, key), getattr(other, key)):
+                raise UserError(f"member {number} has other {key} than member 1: {difference}")
+    pairs = zip(member_weights(weights, len(members)), members, strict=True)
+    mean = sum(weight * member.probabilities.astype(np.float64) for weight, member in pairs)
     bad = np.any([member.bad for member in members], axis=0)
     return dataclasses.replace(first, probabilities=np.asarray(mean, np.float32), bad=bad)
 
 
-def _first_difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
-    for number, (our, their) in enumerate(zip(ours, theirs, strict=False), 1):
-        if our != their:
-            return f"number {number} is {our} against {their}"
-    return f"{len(ours):,} against {len(theirs):,}"
+def _first_difference(ours: Sequence[object], theirs: Sequence[object]) -> str | None:
+    if len(ours) != len(theirs):
+        return f"{len(ours):,} against {len(theirs):,}"
+    pairs = enumerate(zip(ours, theirs, strict=True), 1)
+    return next((f"number {n} is {our} against {their}" for n, (our, their) in pairs if our != their), None)
 
 
 def errors(predictions: Predictions) -> Errors | None:
@@ -147,14 +137,10 @@ def errors(predictions: Predictions) -> Errors | None:
     examples = int(judged.sum())
     labels = jnp.asarray(predictions.labels[judged])
     scores = jnp.asarray(predictions.probabilities[judged])
-    of_label = predictions.probabilities[judged, predictions.labels[judged]].astype(np.float64)
-    return Errors(
-        top1_error=100.0 * float(jnp.sum(steps.topk_errors(scores, labels, 1))) / examples,
-        top5_error=100.0 * float(jnp.sum(steps.topk_errors(scores, labels, 5))) / examples,
-        loss=float(np.mean(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)))),
-        examples=examples,
-        bad_images=int(predictions.bad.sum()),
-    )
+    top1, top5 = (100.0 * float(jnp.sum(steps.topk_errors(scores, labels, k))) / examples for k in (1, 5))
+    own = predictions.probabilities[judged, predictions.labels[judged]].astype(np.float64)
+    loss = float(np.mean(-np.log(np.maximum(own, np.finfo(np.float32).tiny))))
+    return Errors(top1, top5, loss, examples, int(predictions.bad.sum()))
 
 
 # --- Files ------------------------------------------------------------------------------------------------
@@ -162,10 +148,7 @@ def errors(predictions: Predictions) -> Errors | None:
 
 def save(path: pathlib.Path, predictions: Predictions) -> None:
     """Writes `.npz` with one array per attribute."""
-    arrays = {
-        field.name: np.asarray(getattr(predictions, field.name)) for field in dataclasses.fields(predictions)
-    }
-    write_npz(path, arrays, compress=True)
+    write_npz(path, vars(predictions), compress=True)
 
 
 def holds_predictions(path: pathlib.Path) -> bool:

@@ -79,21 +79,19 @@ def main(args: argparse.Namespace) -> int:
     if unknown := sorted(set(classes_of(test_files)) - set(names)):
         raise UserError(f"{args.test}: has the class {unknown[0]}, but {args.train} only {', '.join(names)}")
     if len(names) < 2:
-        raise UserError(
-            f"{args.train}: has only the class {names[0]}; put the images of each in its own folder"
-        )
+        raise UserError(f"{args.train}: only one class, {names[0]}; put each class in its own folder")
     labels, test_labels = (
         np.array([names.index(name) for name in classes_of(files)]) for files in (train_files, test_files)
     )
     probe = fit(points, labels, len(names), args.l2)
-    accuracies = {
-        split: 100.0 * float(np.mean(probe.logits(x).argmax(axis=1) == y))
-        for split, x, y in (("train", points, labels), ("test", test_points, test_labels))
-    }
+    train, test = (
+        100.0 * float(np.mean(probe.logits(x).argmax(axis=1) == y))
+        for x, y in ((points, labels), (test_points, test_labels))
+    )
     if args.json:
         counts = {"train_images": len(labels), "test_images": len(test_labels), "classes": len(names)}
-        print(json.dumps({**{f"{split}_accuracy": a for split, a in accuracies.items()}, **counts}))
+        print(json.dumps({"train_accuracy": train, "test_accuracy": test, **counts}))
     else:
-        print(f"train accuracy {accuracies['train']:.2f} % of {len(labels)} images in {len(names)} classes")
-        print(f"test accuracy  {accuracies['test']:.2f} % of {len(test_labels)} images")
+        print(f"train accuracy {train:.2f} % of {len(labels)} images in {len(names)} classes")
+        print(f"test accuracy  {test:.2f} % of {len(test_labels)} images")
     return 0

@@ -38,20 +38,17 @@ def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, 
     Raises:
       UserError: the net cannot be expressed in that layout.
     """
-    if model.conv6:
-        raise UserError(
-            "model.conv6=True: other AlexNets have no sixth convolution, so it cannot be exported"
-        )
-    if model.removed_layers:
-        raise UserError(
-            f"model.removed_layers={model.removed_layers}: other AlexNets have every layer, so this net can "
-            "be neither read nor written"
-        )
-    if model.columns > 1 and not set(DENSE) <= set(model.cross_column_layers):
-        raise UserError(
-            f"model.cross_column_layers={model.cross_column_layers}: other AlexNets have no independent "
-            "columns of fully connected layers, so this net can be neither read nor written"
-        )
+    independent = model.columns > 1 and not set(DENSE) <= set(model.cross_column_layers)
+    for key, differs, theirs in (
+        ("conv6", model.conv6, "no sixth convolution"),
+        ("removed_layers", model.removed_layers, "every layer"),
+        ("cross_column_layers", independent, "no independent columns of fully connected layers"),
+    ):
+        if differs:
+            raise UserError(
+                f"model.{key}={getattr(model, key)}: other programs' AlexNets have {theirs}, so this net can "
+                "be neither imported nor exported"
+            )
     shapes = {}
     for name, params in param_shapes(model, image_size).items():
         columns, *window, inputs, outputs = params["kernel"].shape

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, named
 from alexnet_jax.common.files import write_text
 from alexnet_jax.data.classes import imagenet_classes
 from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
@@ -20,7 +19,7 @@ from alexnet_jax.run import checkpoint
 from alexnet_jax.run.summary import param_shapes
 from alexnet_jax.variants import VARIANTS, create_model
 from alexnet_jax.weights import caffe_files, formats, published
-from alexnet_jax.weights.layouts import layer_shapes, to_layers, to_params
+from alexnet_jax.weights.layouts import LAYERS, layer_shapes, to_layers, to_params
 
 DESCRIPTION = "net.json"  # in a workdir
 
@@ -43,6 +42,14 @@ class Pretrained:
     missing: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
 
+    def require_classifier(self) -> None:
+        """Raises `UserError` if layers are missing."""
+        if self.missing:
+            raise UserError(
+                f"{self.path}: no classifier ({', '.join(self.missing)} missing), so it cannot name classes; "
+                "train one (configs/finetune.py), or use python -m alexnet_jax features"
+            )
+
 
 # --- reading ----------------------------------------------------------------------------------------------
 
@@ -58,7 +65,7 @@ def load_pretrained(
       path: torchvision's `.pth`, a `.safetensors` or `.npz` with the same names, Caffe's `.caffemodel`, the
         workdir of a run, or `torchvision`, `caffe` or `caffenet` for the published weights.
       variant: the net's variant, if the shapes of the weights do not determine it.
-      partial: allows missing layers, which are then absent from `variables` (`complete` adds them).
+      partial: allows missing layers, which are then absent from `variables`.
       mean: the mean image of a Caffe net: a `.binaryproto` or RGB `[256, 256, 3]` in grey levels.
 
     Raises:
@@ -72,40 +79,37 @@ def read(
     path: str | os.PathLike[str], *, variant: str | None = None, partial: bool = False, mean: Any = None
 ) -> Pretrained:
     """As `load_pretrained`, but also returns the names of the classes and of missing layers."""
-    path = locate(path)
+    path = _locate(path)
     if path.is_dir():
         net = read_description(path)
         params, _ = checkpoint.restore_params(path, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         return dataclasses.replace(net, variables={"params": params})
-    stored, classes = formats.read(path), None
-    if stored.description:
-        model, preprocess, classes = _from_description(path, stored.description)
-    else:
-        model, preprocess = _guess(path, stored, variant)
-    if classes is None and model.num_classes == 1000:
-        classes = tuple(name for _, name in imagenet_classes())
-    if mean is not None:
-        mean = caffe_files.read_mean(mean) if isinstance(mean, str | os.PathLike) else mean
-        preprocess = dataclasses.replace(preprocess, mean=mean)
-    shapes = layer_shapes(model, preprocess.crop_size)
-    _check_layers(path, stored, shapes)
-    missing = tuple(name for name in shapes if name not in stored.layers)
-    if missing and not partial:
-        raise UserError(
-            f"{path}: has no {', '.join(missing)}, only {', '.join(stored.layers)}; "
-            f"load_pretrained(..., partial=True) accepts that"
-        )
-    layers = {name: stored.layers[name] for name in shapes if name not in missing}
-    variables = {"params": to_params(model, layers, preprocess.crop_size)}
+    if isinstance(mean, str | os.PathLike):
+        with named(mean):
+            mean = caffe_files.read_mean(pathlib.Path(mean))
+    with named(path):
+        stored, classes = formats.read(path), None
+        if stored.description:
+            model, preprocess, classes = _from_description(stored.description)
+        else:
+            model, preprocess = _guess(stored, variant)
+        if classes is None and model.num_classes == 1000:
+            classes = tuple(name for _, name in imagenet_classes())
+        if mean is not None:
+            preprocess = dataclasses.replace(preprocess, mean=mean)
+        _check_layers(stored, layer_shapes(model, preprocess.crop_size))
+        missing = tuple(name for name in LAYERS if name not in stored.layers)
+        if missing and not partial:
+            raise UserError(
+                f"has no {', '.join(missing)}, only {', '.join(stored.layers)}; "
+                "load_pretrained(..., partial=True) accepts that"
+            )
+    variables = {"params": to_params(model, stored.layers, preprocess.crop_size)}
     return Pretrained(path, model, variables, preprocess, missing, classes)
 
 
-def locate(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The file or directory at `path`, or else the published weights of that name, downloaded if needed.
-
-    Raises:
-      UserError: there is no such file, or the weights cannot be downloaded.
-    """
+def _locate(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The file or directory at `path`, or else the published weights of that name, downloaded if needed."""
     found = pathlib.Path(path).expanduser()
     if found.exists():
         return found
@@ -115,13 +119,7 @@ def locate(path: str | os.PathLike[str]) -> pathlib.Path:
     raise UserError(f"{found}: no such file or directory; give a path, or one of {names} to download weights")
 
 
-def complete(model: AlexNet, variables: dict[str, Any], image_size: int, seed: int = 0) -> dict[str, Any]:
-    """Adds the layers missing from `variables`, with the net's own initialisation."""
-    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)))["params"])
-    return {"params": {**init(jax.random.key(seed)), **variables["params"]}}
-
-
-def _from_description(path: pathlib.Path, text: str) -> tuple[AlexNet, Preprocess, tuple[str, ...] | None]:
+def _from_description(text: str) -> tuple[AlexNet, Preprocess, tuple[str, ...] | None]:
     """Parses net, preprocessing and classes from a text written by `_description`."""
     try:
         values = json.loads(text)
@@ -129,17 +127,15 @@ def _from_description(path: pathlib.Path, text: str) -> tuple[AlexNet, Preproces
         names = None if classes is None else tuple(map(str, classes))
         return create_model(**values["model"]), Preprocess.from_json(values["preprocess"]), names
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: the description of the net is damaged ({error}); export the net again"
-        ) from error
+        raise UserError(f"the description of the net is damaged ({error}); export the net again") from error
 
 
-def _guess(path: pathlib.Path, stored: formats.Stored, variant: str | None) -> tuple[AlexNet, Preprocess]:
+def _guess(stored: formats.Stored, variant: str | None) -> tuple[AlexNet, Preprocess]:
     """Chooses net and preprocessing for weights of other programs, by variant."""
     variant = variant or stored.variant
     if variant is None:
         raise UserError(
-            f"{path}: the shapes of the weights fit several nets; pass variant=, one of {', '.join(VARIANTS)}"
+            f"the shapes of the weights fit several nets; pass variant=, one of {', '.join(VARIANTS)}"
         )
     num_classes = stored.layers["fc8"][1].size if "fc8" in stored.layers else 1000
     preprocess = TORCHVISION if variant == "torchvision" else CAFFE
@@ -150,7 +146,7 @@ def _guess(path: pathlib.Path, stored: formats.Stored, variant: str | None) -> t
     return create_model(variant, num_classes), preprocess
 
 
-def _check_layers(path: pathlib.Path, stored: formats.Stored, shapes: Mapping[str, Any]) -> None:
+def _check_layers(stored: formats.Stored, shapes: Mapping[str, Any]) -> None:
     """Raises a `UserError` that lists every array with a wrong shape or type."""
     wrong = []
     for name, arrays in stored.layers.items():
@@ -160,7 +156,7 @@ def _check_layers(path: pathlib.Path, stored: formats.Stored, shapes: Mapping[st
             elif np.dtype(array.dtype).kind in "iubc" or np.dtype(array.dtype).itemsize < 2:
                 wrong.append(f"{key} is of {np.dtype(array.dtype).name}, not floats")
     if wrong:
-        raise UserError(f"{path}: not this AlexNet: {'; '.join(wrong)}")
+        raise UserError(f"not this AlexNet: {'; '.join(wrong)}")
 
 
 # --- writing ----------------------------------------------------------------------------------------------
@@ -183,9 +179,10 @@ def save_pretrained(
     Raises:
       UserError: `path` has another suffix, or other programs cannot express the net.
     """
-    layer_shapes(model, preprocess.crop_size)  # raises for such nets
-    layers = to_layers(model, variables["params"])
-    formats.write(pathlib.Path(path), layers, _description(model, preprocess, classes))
+    with named(path):
+        layer_shapes(model, preprocess.crop_size)  # raises for such nets
+        layers = to_layers(model, variables["params"])
+        formats.write(pathlib.Path(path), layers, _description(model, preprocess, classes))
 
 
 def _description(model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...] | None) -> str:
@@ -214,11 +211,12 @@ def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
       UserError: the file is missing or damaged.
     """
     path = pathlib.Path(workdir) / DESCRIPTION
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise UserError(f"{path}: unreadable ({error.strerror}); give the workdir of a run") from error
-    model, preprocess, classes = _from_description(path, text)
+    with named(path):
+        try:
+            text = path.read_text()
+        except OSError as error:
+            raise UserError(f"unreadable ({error.strerror}); give the workdir of a run") from error
+        model, preprocess, classes = _from_description(text)
     return Pretrained(path.parent, model, {}, preprocess, classes=classes)
 
 

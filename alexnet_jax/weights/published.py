@@ -12,7 +12,7 @@ from alexnet_jax.common.files import replacing
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A file's URL and the first digits of its hash."""
+    """A file's URL, the algorithm of its hash, and the first digits of that."""
 
     url: str
     algorithm: str
@@ -48,38 +48,36 @@ def fetch(name: str) -> pathlib.Path:
     """
     published = PUBLISHED[name]
     path = host.cache_directory() / published.file_name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            _download(published, temporary, path)
-            with open(temporary, "rb") as file:
-                digest = hashlib.file_digest(file, published.algorithm).hexdigest()
-            if not digest.startswith(published.digest):
-                raise UserError(
-                    f"{published.url}: the download was cut short or altered (its {published.algorithm} "
-                    f"begins with {digest[: len(published.digest)]} instead of {published.digest}); try again"
-                )
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        try:
+            digest = _download(published, temporary)
+        except OSError as error:
+            reason = getattr(error, "reason", None) or error
+            raise UserError(
+                f"cannot fetch {published.url} ({reason}); download it elsewhere and put it at {path}"
+            ) from error
+        if not digest.startswith(published.digest):
+            raise UserError(
+                f"{published.url}: the download was cut short or altered (its {published.algorithm} begins "
+                f"with {digest[: len(published.digest)]} instead of {published.digest}); try again"
+            )
     return path
 
 
-def _download(published: Published, temporary: pathlib.Path, path: pathlib.Path) -> None:
-    try:
-        with (
-            urllib.request.urlopen(published.url, timeout=_TIMEOUT_SECONDS) as response,
-            open(temporary, "wb") as file,
-            progress.bar(
-                int(response.headers.get("Content-Length", 0)) or None,
-                "B",
-                published.file_name,
-                unit_scale=True,
-                unit_divisor=1024,
-            ) as bar,
-        ):
+def _download(published: Published, path: pathlib.Path) -> str:
+    """Downloads the file to `path`, with a progress bar; returns its hash."""
+    digest = hashlib.new(published.algorithm)
+    with (
+        urllib.request.urlopen(published.url, timeout=_TIMEOUT_SECONDS) as response,
+        open(path, "wb") as file,
+    ):
+        total = int(response.headers.get("Content-Length", 0)) or None
+        with progress.bar(total, "B", published.file_name, unit_scale=True, unit_divisor=1024) as bar:
             while chunk := response.read(_CHUNK_BYTES):
                 file.write(chunk)
+                digest.update(chunk)
                 bar.update(len(chunk))
-    except OSError as error:
-        reason = getattr(error, "reason", None) or error
-        raise UserError(
-            f"cannot fetch {published.url} ({reason}); download it elsewhere and put it at {path}"
-        ) from error
+    return digest.hexdigest()

@@ -6,7 +6,6 @@ construct tensors, replaces each with its own function, and refuses all others.
 
 import collections
 import io
-import os
 import pathlib
 import pickle
 import struct
@@ -16,7 +15,7 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-from alexnet_jax.common.errors import UserError, one_line
+from alexnet_jax.common.errors import UserError, damage_reported
 
 _DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -32,10 +31,7 @@ _DTYPES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-
-
-class _Refused(Exception):
-    """The pickle uses a name that no tensor needs."""
+_BIG_ENDIAN = "big-endian numbers; save it again on a little-endian machine"
 
 
 class _Unpickler(pickle.Unpickler):
@@ -54,7 +50,11 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self._names[f"{module}.{name}"]
         except KeyError:
-            raise _Refused(f"{module}.{name}") from None
+            raise UserError(
+                f"refused, since its pickle names {module}.{name}, which is no part of a tensor and could "
+                "run code; if you trust the file, save only its state dict with PyTorch: "
+                'torch.save(model.state_dict(), "weights.pth")'
+            ) from None
 
     def persistent_load(self, saved: Any) -> Any:
         kind, storage_type, key, _, count, *view = saved
@@ -103,7 +103,7 @@ def _natural(value: Any) -> int:
     return value
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: pathlib.Path) -> dict[str, Any]:
     """Reads a dictionary written by `torch.save`, in the zip format or the one before PyTorch 1.6.
 
     Returns:
@@ -112,26 +112,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       UserError: the file is damaged or not a dictionary, or the pickle contains more than tensors.
     """
-    path = pathlib.Path(path)
-    try:
+    with damage_reported("PyTorch file"):
         saved = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-    except _Refused as refused:
-        raise UserError(
-            f"{path}: refused, since its pickle names {refused}, which is no part of a tensor and could run "
-            f"code; if you trust the file, save only its state dict with PyTorch: "
-            f'torch.save(model.state_dict(), "weights.pth")'
-        ) from None
-    except UserError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = one_line(error)
-        raise UserError(
-            f"{path}: a damaged or truncated PyTorch file ({reason}); fetch or save it again"
-        ) from error
     if not isinstance(saved, dict):
-        raise UserError(
-            f"{path}: contains a {type(saved).__name__}, not a state dict; save model.state_dict()"
-        )
+        raise UserError(f"contains a {type(saved).__name__}, not a state dict; save model.state_dict()")
     # `dict.items`, not `saved.items`: a pickle can set any attribute of an OrderedDict.
     return dict(dict.items(saved))
 
@@ -141,13 +125,13 @@ def _read_zip(path: pathlib.Path) -> Any:
         names = archive.namelist()
         for name in names:
             if name.startswith(("/", "\\")) or ".." in pathlib.PurePosixPath(name).parts or ":" in name:
-                raise UserError(f"{path}: refused, since it names a path outside itself: {name!r}")
+                raise UserError(f"refused, since it names a path outside itself: {name!r}")
         pickles = [name for name in names if pathlib.PurePosixPath(name).name == "data.pkl"]
         if len(pickles) != 1:
-            raise UserError(f"{path}: a zip file, but not one of PyTorch's (no data.pkl in it)")
+            raise UserError("a zip file, but not one of PyTorch's (no data.pkl in it)")
         top = pickles[0].removesuffix("data.pkl")
         if f"{top}byteorder" in names and archive.read(f"{top}byteorder").strip() != b"little":
-            raise UserError(f"{path}: big-endian numbers; save it again on a little-endian machine")
+            raise UserError(_BIG_ENDIAN)
         unpickler = _Unpickler(io.BytesIO(archive.read(pickles[0])))
         saved = unpickler.load()
         for key, storage in unpickler.storages.items():
@@ -169,7 +153,7 @@ def _read_legacy(path: pathlib.Path) -> Any:
         if _Unpickler(file).load() != _LEGACY_PROTOCOL:
             raise ValueError("an unknown version of the format")
         if not _Unpickler(file).load().get("little_endian", True):
-            raise UserError(f"{path}: big-endian numbers; save it again on a little-endian machine")
+            raise UserError(_BIG_ENDIAN)
         unpickler = _Unpickler(file)
         saved = unpickler.load()
         keys = _Unpickler(file).load()

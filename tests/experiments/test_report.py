@@ -4,6 +4,8 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from configs import default
 from tests import tiny as narrow
 
 pytest.importorskip("matplotlib")
-from experiments import figure3, figure4, index, record, report, sweep
+from experiments import figure1, figure3, figure4, index, record, report, run_picture, sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -36,6 +38,38 @@ def run(images, tmp_path_factory):
     more = {"run.eval_every_steps": 2, "run.log_every_steps": 1}
     training.train(configs.resolve(default.get_config(), {**overrides, **more}), workdir)
     return workdir
+
+
+# --- Arguments --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "words"),
+    [
+        (figure1, ["--source=nowhere", "--out={file}/record"], "record: .*file is not a folder that can be"),
+        (figure3, ["--weights=nowhere", "--out={folder}/filters.svg"], "filters.svg: must end in .png"),
+        (figure4, ["--source=nowhere", "--out={folder}/nowhere/a.svg"], "there is no folder .*nowhere"),
+        (report, ["nowhere", "--out={folder}"], "must end in .html"),
+        (run_picture, ["--workdir=nowhere", "--out={file}/run.png"], "there is no folder .*file"),
+        (sweep, ["nowhere.py", "--out={file}"], "--out: .*file is not a folder that can be written"),
+    ],
+)
+def test_a_wrong_place_for_the_result_is_refused_before_any_work(tmp_path, command, arguments, words):
+    (tmp_path / "file").touch()
+    places = {"file": tmp_path / "file", "folder": tmp_path}
+    with pytest.raises(UserError, match=words):
+        command.main([argument.format(**places) for argument in arguments])
+
+
+@pytest.mark.parametrize("module", ["figure3", "run_picture", "index"])
+def test_help_does_not_wait_for_jax(module):
+    code = (
+        f"import runpy, sys; sys.argv[1:] = ['--help']\n"
+        f"try: runpy.run_module('experiments.{module}', run_name='__main__')\n"
+        f"except SystemExit as end: sys.exit(end.code or 'jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and f"python -m experiments.{module}" in done.stdout
 
 
 # --- Figures ----------------------------------------------------------------------------------------------

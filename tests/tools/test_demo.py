@@ -1,4 +1,4 @@
-"""The page to try a net: what it answers, and that it does so in a real browser."""
+"""The demo page: its answers, and a session in a real browser."""
 
 import functools
 import pathlib
@@ -31,7 +31,7 @@ def explain(net, photos):  # noqa: F811
     return demo.explainer(loaded, demo.make_gallery(loaded, photos))
 
 
-def test_an_answer_is_what_the_net_says(explain, net, photos):  # noqa: F811
+def test_an_answer_agrees_with_the_net(explain, net, photos):  # noqa: F811
     name = photos / "bright" / "07.png"
     answer = explain(name.read_bytes())
     loaded = pretrained.read(net)
@@ -41,16 +41,16 @@ def test_an_answer_is_what_the_net_says(explain, net, photos):  # noqa: F811
     expected = np.asarray(jax.nn.softmax(loaded.model.apply(loaded.variables, views))).mean(axis=0)
     assert list(answer.classes) == [loaded.classes[i] for i in np.argsort(-expected)]
     np.testing.assert_allclose(list(answer.classes.values()), np.sort(expected)[::-1], rtol=1e-4)
-    # The picture is in the gallery, so that it is most like itself, at no distance.
+    # The picture is in the gallery, so it is its own nearest image, at distance 0.
     nearest, caption = answer.similar[0]
     np.testing.assert_array_equal(nearest, square)
     assert len(answer.similar) == demo.SIMILAR and caption.startswith("07.png")
     assert float(caption.split()[-1]) < 0.01
 
 
-def test_maps_lie_row_by_row_and_no_answer_is_black():
+def test_maps_are_tiled_row_by_row_and_no_activation_is_black():
     maps = np.full((5, 5, 8), -1.0, np.float32)
-    maps[2, 3, 5] = 4.0  # of eight maps in two rows of four, the second of the second row
+    maps[2, 3, 5] = 4.0  # eight maps in two rows of four: the second map of the second row
     picture = demo.maps_picture(maps)
     tile = picture.shape[1] // 4
     assert picture.shape == (2 * tile, 4 * tile)
@@ -73,12 +73,12 @@ def test_maps_lie_row_by_row_and_no_answer_is_black():
     ],
 )
 @pytest.mark.filterwarnings("ignore:::PIL")
-def test_what_is_no_picture_is_a_message(explain, data, said):
+def test_an_unreadable_picture_is_a_one_line_error(explain, data, said):
     with pytest.raises(UserError, match=said):
         explain(data)
 
 
-def test_weights_without_a_classifier_still_show_what_they_see(net, photos, tmp_path):  # noqa: F811
+def test_weights_without_a_classifier_still_show_activations(net, photos, tmp_path):  # noqa: F811
     loaded = pretrained.read(net)
     convolutions = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
     pretrained.save_pretrained(
@@ -93,7 +93,7 @@ def test_weights_without_a_classifier_still_show_what_they_see(net, photos, tmp_
 
 
 def wait_for(found, seconds=90.0):
-    """What `found()` gives once it is something; the browser and the net take their time."""
+    """Calls `found` until it returns something true, since the browser and the net take a while."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -102,7 +102,7 @@ def wait_for(found, seconds=90.0):
         except Exception:
             pass
         time.sleep(0.2)
-    raise AssertionError(f"nothing came within {seconds} seconds")
+    raise AssertionError(f"nothing within {seconds} seconds")
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_a_real_browser_shows_classes_maps_and_messages(url, photos, tmp_path): 
         browser.quit()
 
 
-def test_a_port_that_is_taken_is_one_line(net):  # noqa: F811
+def test_a_port_in_use_is_a_one_line_error(net):  # noqa: F811
     pytest.importorskip("gradio")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Predictions, their files, ensembles and submissions, against NumPy and by hand."""
+"""Predictions and their files, ensembles and submissions, against NumPy and cases computed by hand."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def made(seed=0, count=7, classes=CLASSES, **changes):
 
 
 def by_hand(probabilities, labels, k):
-    """Top-k error in %: in sorted order, where there are no ties."""
+    """Top-k error in % by sorting; there are no ties."""
     best = np.argsort(-probabilities, axis=1)[:, :k]
     return 100 * np.mean([label not in row for label, row in zip(labels, best, strict=True)])
 
@@ -50,7 +50,7 @@ def test_errors_by_hand():
     assert (found.examples, found.bad_images) == (7, 0)
 
 
-def test_bad_images_and_those_without_a_label_are_not_judged():
+def test_bad_images_and_images_without_a_label_are_not_counted():
     some = made(bad=np.arange(7) == 2, labels=np.array([0, 1, 2, 3, -1, 5, 0], np.int32))
     judged = [0, 1, 3, 5, 6]
     found = predicting.errors(some)
@@ -63,8 +63,8 @@ def test_bad_images_and_those_without_a_label_are_not_judged():
 def test_an_ensemble_is_the_weighted_mean(weights):
     members = [made(seed) for seed in range(3)]
     shares = np.array(weights or [1, 1, 1], np.float64)
-    whole = np.stack([m.probabilities.astype(np.float64) for m in members])
-    expected = np.einsum("m,mnk->nk", shares / shares.sum(), whole)
+    stacked = np.stack([m.probabilities.astype(np.float64) for m in members])
+    expected = np.einsum("m,mnk->nk", shares / shares.sum(), stacked)
     mean = predicting.average(members, weights)
     np.testing.assert_allclose(mean.probabilities, expected, rtol=1e-6)
     np.testing.assert_allclose(mean.probabilities.sum(axis=1), 1, rtol=1e-6)
@@ -87,12 +87,12 @@ def test_an_ensemble_is_the_weighted_mean(weights):
         (made(), [0.0, 0.0], "not all 0"),
     ],
 )
-def test_members_that_do_not_go_together(other, weights, words):
+def test_mismatched_members_are_refused(other, weights, words):
     with pytest.raises(UserError, match=words):
         predicting.average([made(), other], weights)
 
 
-def test_a_file_gives_back_what_was_written(tmp_path):
+def test_predictions_survive_a_round_trip_through_a_file(tmp_path):
     path = tmp_path / "predictions.npz"
     some = made(bad=np.arange(7) == 2)
     predicting.save(path, some)
@@ -104,7 +104,7 @@ def test_a_file_gives_back_what_was_written(tmp_path):
         assert getattr(read, name).dtype == getattr(some, name).dtype
 
 
-def test_what_is_no_file_of_predictions(tmp_path):
+def test_other_files_are_not_taken_for_predictions(tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, **{"features.0.weight": np.zeros(3)})
     assert not predicting.holds_predictions(path)
@@ -118,7 +118,7 @@ def test_what_is_no_file_of_predictions(tmp_path):
 
 
 def kit(tmp_path, ids):
-    """A development kit whose numbers run against the order of the ids, as the official ones do."""
+    """A development kit that numbers the classes in reverse; the official one has its own order, too."""
     scipy_io = pytest.importorskip("scipy.io")
     synsets = np.zeros(len(ids), dtype=[("ILSVRC2012_ID", "i4"), ("WNID", "O"), ("words", "O")])
     synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["words"] = np.arange(len(ids), 0, -1), ids, ids
@@ -132,7 +132,7 @@ def kit(tmp_path, ids):
     return path
 
 
-def test_the_numbers_of_a_kit_packed_or_not(tmp_path):
+def test_the_class_numbers_of_a_development_kit_packed_or_not(tmp_path):
     packed = kit(tmp_path, CLASSES)
     expected = {class_id: len(CLASSES) - label for label, class_id in enumerate(CLASSES)}
     assert tars.numbers(packed) == expected
@@ -145,7 +145,7 @@ def test_the_numbers_of_a_kit_packed_or_not(tmp_path):
         tars.numbers(tmp_path / "nothing_here")
 
 
-def test_a_submission_has_five_of_the_server_s_numbers_a_line():
+def test_a_submission_has_five_class_numbers_per_line():
     some = made()
     numbers = {class_id: 100 - label for label, class_id in enumerate(CLASSES)}
     lines = ensemble.submission(some, numbers).splitlines()
@@ -169,7 +169,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(images, tmp_path_factory):
-    """A narrow net after a few steps, and its config; two devices, for the test ought to use all."""
+    """The workdir of a narrow net after a few training steps."""
     workdir = tmp_path_factory.mktemp("run")
     overrides = {"data.source": f"folder:{images}", **narrow.NET, "run.total_steps": 4, "mesh.data": 1}
     config = configs.resolve(default.get_config(), {**overrides, "run.eval_every_steps": 4})
@@ -197,7 +197,7 @@ def test_probabilities_of_a_net_against_numpy(run, images, views):
     np.testing.assert_allclose(found.probabilities, expected, rtol=1e-4)
     np.testing.assert_array_equal(found.labels, labels)
     assert found.ids == tuple(source.name(i) for i in range(len(source)))
-    # And what the loop's own test says of the same net.
+    # The evaluator measures the same errors.
     config = configs.of_workdir(run, {"run.eval_views": views})
     result, _ = evaluate.evaluate_workdir(config, run)
     errors = predicting.errors(found)
@@ -206,11 +206,11 @@ def test_probabilities_of_a_net_against_numpy(run, images, views):
     assert errors.examples == result.examples == 20
 
 
-def test_the_command_on_workdirs_files_and_weights(run, images, tmp_path, capsys):
+def test_the_command_takes_workdirs_predictions_and_weights(run, images, tmp_path, capsys):
     out = tmp_path / "predictions.npz"
     assert __main__.main(["ensemble", str(run), "--views=10", f"--out={out}", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["members"], told["images"], told["views"], told["examples"]) == (1, 20, 10, 20)
+    first = json.loads(capsys.readouterr().out)
+    assert (first["members"], first["images"], first["views"], first["examples"]) == (1, 20, 10, 20)
     weights = tmp_path / "net.npz"
     loaded = pretrained.read(run)
     pretrained.save_pretrained(weights, loaded.model, loaded.variables, loaded.preprocess, loaded.classes)
@@ -224,7 +224,7 @@ def test_the_command_on_workdirs_files_and_weights(run, images, tmp_path, capsys
     ]
     assert __main__.main(["ensemble", *both]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again["loss"] == pytest.approx(told["loss"], rel=1e-5)
+    assert again["loss"] == pytest.approx(first["loss"], rel=1e-5)
     assert again["members"] == 2
 
 
@@ -245,7 +245,7 @@ def test_a_submission_of_images_without_labels(run, images, tmp_path, capsys):
     assert __main__.main(["ensemble", str(run), *arguments]) == 0
     assert "top1_error" not in json.loads(capsys.readouterr().out)
     lines = sheet.read_text().splitlines()
-    assert len(lines) == 9  # the broken one has its line, too
+    assert len(lines) == 9  # the unreadable image has a line, too
     by_name = {name.rpartition("/")[2]: row for name, row in zip(known.ids, known.probabilities, strict=True)}
     for line, path in zip(lines, names, strict=False):
         best = np.argsort(-by_name[path.name], kind="stable")[:5]
@@ -258,13 +258,13 @@ def test_a_submission_of_images_without_labels(run, images, tmp_path, capsys):
         (["nowhere"], "--source: missing"),
         (["{run}", "--submission=x.txt"], "--submission: needs --devkit"),
         (["{run}", "--source=embedded", "--images=x"], "give one of them"),
-        (["{run}", "--member_weights=a"], "--member_weights=a"),
-        (["{run}", "--source=folder:{images}", "--member_weights=1,2"], "give 1 weights"),
+        (["{run}", "--member_weights=a"], "--member_weights: a: give numbers such as 2,1,1"),
+        (["{run}", "--source=folder:nowhere", "--member_weights=1,2"], "give 1 weights"),  # before any work
         (["{run}", "--views=3"], "--views"),
         (["{run}", "--out=x.parquet"], "x.parquet: must end in .npz"),
     ],
 )
-def test_mistakes_are_one_line(run, images, arguments, words):
+def test_wrong_arguments_are_one_line(run, images, arguments, words):
     with pytest.raises(UserError, match=words) as caught:
         __main__.main(["ensemble", *(a.format(run=run, images=images) for a in arguments)])
     assert "\n" not in str(caught.value)

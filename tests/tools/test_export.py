@@ -21,11 +21,11 @@ def test_stablehlo_is_the_same_function(net):  # noqa: F811
     assert function.call(images[:1]).shape == (1, 5)  # any batch
 
 
-def test_it_needs_all_layers(tmp_path, net):  # noqa: F811
+def test_all_layers_are_needed(tmp_path, net):  # noqa: F811
     loaded = pretrained.read(net)
-    params = {name: its for name, its in loaded.variables["params"].items() if name != "fc8"}
+    params = {name: layer for name, layer in loaded.variables["params"].items() if name != "fc8"}
     pretrained.save_pretrained(tmp_path / "w.npz", loaded.model, {"params": params}, loaded.preprocess)
-    with pytest.raises(UserError, match=r"w.npz: has no fc8, which inference needs"):
+    with pytest.raises(UserError, match=r"w.npz: no classifier \(fc8 missing\)"):
         export.stablehlo(pretrained.read(tmp_path / "w.npz", partial=True))
 
 

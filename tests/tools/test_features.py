@@ -39,7 +39,7 @@ def net(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Forty pictures in two folders, one file that is none, and one hidden."""
+    """Forty pictures in two folders, a broken JPEG, a hidden file and a text file."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for number in range(40):
@@ -55,7 +55,7 @@ def photos(tmp_path_factory):
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
-    """A command as users start it."""
+    """Runs a command in a process of its own, as users do."""
     return subprocess.run(
         [sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, timeout=300
     )
@@ -136,7 +136,7 @@ def test_find(photos, tmp_path):
         inference.find([tmp_path])
 
 
-def test_leaving_in_the_middle_stops_the_threads(photos):
+def test_closing_the_iterator_stops_the_threads(photos):
     names = inference.find([photos]) * 50
     decode = inference.file_decoder(Preprocess(72, 64))
     answers = inference.run_batches(lambda images: images, names, decode, (4,))
@@ -152,7 +152,7 @@ def finished(thread: threading.Thread) -> bool:
     return not thread.is_alive()
 
 
-def test_batches_have_few_sizes_and_answers_their_items():
+def test_batches_have_few_sizes_and_answers_match_their_items():
     """Bad images leave no gap; a pipe is answered as it comes, a sequence in full batches."""
     sizes = []
 
@@ -179,7 +179,7 @@ def test_batches_have_few_sizes_and_answers_their_items():
     assert set(sizes) <= {1, 4}
 
 
-def test_an_error_of_the_items_or_the_decoder_is_raised():
+def test_errors_of_the_iterable_and_the_decoder_are_raised():
     def items():
         yield 1
         raise OSError("the pipe broke")
@@ -195,7 +195,7 @@ def test_an_error_of_the_items_or_the_decoder_is_raised():
         list(inference.run_batches(lambda images: images, [1, 2], decode))
 
 
-def test_nearest_is_brute_force():
+def test_nearest_agrees_with_brute_force():
     rng = np.random.default_rng(0)
     queries, others = rng.standard_normal((7, 20), np.float32), rng.standard_normal((50, 20), np.float32)
     indices, distances = nearest.nearest(queries, others, 5)
@@ -229,18 +229,18 @@ def test_nearest_command(tmp_path, net, photos, capsys):
 
 
 def test_probe_finds_the_optimum():
-    """Two classes along one axis among noise: compared with gradients by hand at the solution."""
+    """The gradient, computed by hand, is zero at the solution. Three classes differ along one axis."""
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
     points = rng.standard_normal((60, 8)).astype(np.float32)
     points[:, 0] += 2 * labels
-    points[:, 7] = 5.0  # never changes
+    points[:, 7] = 5.0  # constant
     fitted = probe.fit(points, labels, 3, l2=0.1)
     x = (points - fitted.mean) / fitted.std
     logits = fitted.logits(points)
-    share = np.exp(logits - logits.max(axis=1, keepdims=True))
-    share /= share.sum(axis=1, keepdims=True)
-    error = (share - np.eye(3)[labels]) / 60
+    softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
+    softmax /= softmax.sum(axis=1, keepdims=True)
+    error = (softmax - np.eye(3)[labels]) / 60
     np.testing.assert_allclose(x.T @ error + 0.1 * fitted.weights, 0, atol=2e-4)
     np.testing.assert_allclose(error.sum(axis=0), 0, atol=2e-4)
 

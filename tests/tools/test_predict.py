@@ -1,4 +1,4 @@
-"""The command that names what is in images: files, folders, pipes, bad images, no classifier."""
+"""The command `predict`: files, folders, pipes, bad images, weights without a classifier."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def test_a_folder_as_json(net, photos, capsys):  # noqa: F811
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(answers) == 41
     assert [a["file"] for a in answers if "error" in a] == [str(photos / "dark" / "broken.jpg")]
-    for answer in (answers[0], answers[39]):  # of a full group, and of the last one
+    for answer in (answers[0], answers[39]):  # from a full batch and from the last one
         expected = probabilities(net, answer["file"])
         order = np.argsort(-expected)[:2]
         assert [p["label"] for p in answer["predictions"]] == order.tolist()
@@ -74,13 +74,13 @@ def test_paths_from_a_pipe_are_answered_as_they_come(net, photos):  # noqa: F811
         assert process.wait(60) == 0
 
 
-def test_a_file_name_that_is_not_utf8_comes_out_as_it_went_in(net, photos, tmp_path):  # noqa: F811
+def test_file_names_that_are_not_utf8_are_printed_unchanged(net, photos, tmp_path):  # noqa: F811
     name = os.fsencode(tmp_path) + b"/\xff.png"
     try:
         with open(name, "wb") as file:
             file.write((photos / "dark" / "00.png").read_bytes())
     except OSError:
-        pytest.skip("this file system takes no such names")
+        pytest.skip("this file system refuses such names")
     command = [sys.executable, "-m", "alexnet_jax", "predict", os.fsdecode(tmp_path), f"--weights={net}"]
     environment = {**os.environ, "PYTHONUTF8": "1"}
     done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
@@ -109,12 +109,12 @@ def test_standard_input_tells_images_from_paths():
     ]
 
 
-def test_without_a_classifier_it_says_so(tmp_path, net, photos):  # noqa: F811
+def test_weights_without_a_classifier_are_refused(tmp_path, net, photos):  # noqa: F811
     loaded = pretrained.read(net)
     convolutions = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
     path = tmp_path / "convolutions.npz"
     pretrained.save_pretrained(path, loaded.model, {"params": convolutions}, loaded.preprocess)
-    with pytest.raises(UserError, match=r"convolutions.npz: no classifier \(fc6, fc7, fc8 are missing\)"):
+    with pytest.raises(UserError, match=r"convolutions.npz: no classifier \(fc6, fc7, fc8 missing\)"):
         predict.predictor(pretrained.read(path, partial=True), 5, 1)
     done = run("alexnet_jax", "predict", photos, f"--weights={path}")
     assert done.returncode == 2 and done.stdout == ""
@@ -123,7 +123,7 @@ def test_without_a_classifier_it_says_so(tmp_path, net, photos):  # noqa: F811
 
 def test_the_real_convolutions_have_no_classifier(real_data):
     weights = f"--weights={real_data}/torchvision_alexnet_features.npz"
-    with pytest.raises(UserError, match=r"no classifier \(fc6, fc7, fc8 are missing\)"):
+    with pytest.raises(UserError, match=r"no classifier \(fc6, fc7, fc8 missing\)"):
         __main__.main(["predict", f"{real_data}/imagenet_samples/val", weights])
 
 
@@ -131,7 +131,7 @@ def test_the_real_convolutions_have_no_classifier(real_data):
     "arguments, match",
     [
         (["nowhere"], "nowhere: no such file"),
-        (["x", "--topk=0"], "--topk=0"),
+        (["x", "--topk=0"], "--topk: 0: must be a whole number from 1"),
         (["x", "--views=3"], "--views"),
         (["x", "--nonsense"], "--nonsense"),
     ],

@@ -1,4 +1,4 @@
-"""Training that starts from weights: which layers are loaded, which are frozen, what a run leaves."""
+"""Training from initial weights: which layers are loaded and which frozen, and reading a run's weights."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ STD = np.array([50, 60, 70], np.float32)
 
 @pytest.fixture
 def weights(tiny, tmp_path):  # noqa: F811
-    """Weights of the tiny net for three other classes, with a mean and a std of their own."""
+    """Weights of the tiny net for three other classes, with their own mean and std."""
     model = training.build(tiny(**{"mesh.data": 1}), tmp_path / "unused").model.clone(num_classes=3)
     shapes = param_shapes(model, 55)
     rng = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def finetune(tiny, weights):  # noqa: F811
     return make
 
 
-def test_layers_are_loaded_and_the_head_is_new(finetune, weights, tmp_path):
+def test_all_layers_but_the_last_are_loaded(finetune, weights, tmp_path):
     run = training.build(finetune(), tmp_path / "run")
     assert set(run.start) == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"}
     np.testing.assert_array_equal(run.preprocess.std, STD)
@@ -62,7 +62,7 @@ def test_layers_are_loaded_and_the_head_is_new(finetune, weights, tmp_path):
     assert state.params["fc8"]["bias"].shape == (2, 5)
 
 
-def test_frozen_layers_stay_and_the_others_learn(finetune, weights, tmp_path):
+def test_frozen_layers_keep_their_bits_and_others_learn(finetune, weights, tmp_path):
     assert training.train(finetune(), tmp_path / "run") == "done"
     before, after = pretrained.read(weights).variables["params"], final_params(tmp_path / "run")
     for name in cached_features.CONVOLUTIONS:
@@ -70,7 +70,7 @@ def test_frozen_layers_stay_and_the_others_learn(finetune, weights, tmp_path):
     assert not np.array_equal(before["fc6"]["kernel"], after["fc6"]["kernel"])
 
 
-def test_cached_features_are_computed_once_and_train_the_same(finetune, tmp_path, monkeypatch):
+def test_training_on_cached_features_gives_the_same_losses(finetune, tmp_path, monkeypatch):
     assert cached_features.is_frozen(finetune())
     for key in ("augment.crop", "augment.mirror"):
         assert not cached_features.is_frozen(finetune(**{key: True}))
@@ -92,7 +92,7 @@ def test_cached_features_are_computed_once_and_train_the_same(finetune, tmp_path
             assert a[key] == pytest.approx(b[key], rel=1e-4)
 
 
-def test_other_images_nets_weights_or_means_have_other_files(finetune, tmp_path):
+def test_the_name_of_the_cache_depends_on_images_net_weights_and_mean(finetune, tmp_path):
     run = training.build(finetune(), tmp_path / "run")
     params = {
         **run.model.init(jax.random.key(0), np.zeros((1, 55, 55, 3), np.float32))["params"],
@@ -121,29 +121,29 @@ def test_cached_features_on_a_mesh(finetune, tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
-def test_going_on_needs_neither_the_weights_nor_changes_a_bit(finetune, weights, tmp_path):
-    training.train(finetune(), tmp_path / "whole")
-    training.train(finetune(**{"run.total_steps": 6}), tmp_path / "parts")
+def test_resuming_does_not_need_the_weights_and_changes_no_bit(finetune, weights, tmp_path):
+    training.train(finetune(), tmp_path / "uninterrupted")
+    training.train(finetune(**{"run.total_steps": 6}), tmp_path / "resumed")
     weights.rename(weights.with_name("elsewhere.safetensors"))
-    training.train(finetune(), tmp_path / "parts")
-    assert_same_bits(final_params(tmp_path / "whole"), final_params(tmp_path / "parts"))
+    training.train(finetune(), tmp_path / "resumed")
+    assert_same_bits(final_params(tmp_path / "uninterrupted"), final_params(tmp_path / "resumed"))
 
 
-def test_a_run_s_weights_need_neither_its_config_nor_its_data(finetune, images, tmp_path):  # noqa: F811
+def test_a_run_s_weights_can_be_read_without_its_config_and_data(finetune, images, tmp_path):  # noqa: F811
     workdir = tmp_path / "run"
     training.train(finetune(), workdir)
     (workdir / "config.json").unlink()
     loaded = pretrained.read(workdir)
     assert loaded.classes == tuple(f"class{i}" for i in range(10)) and loaded.missing == ()
     np.testing.assert_array_equal(loaded.preprocess.std, STD)
-    # predict is right as often as evaluation was.
+    # predict has the same error as the evaluation.
     names = inference.find([images / "test"])
     answers = list(predict.predictions(loaded, names, topk=1))
     right = sum(a["predictions"][0]["class"] == pathlib.Path(a["file"]).parent.name for a in answers)
     assert 100 - 100 * right / len(names) == pytest.approx(status(workdir)["eval"]["top1_error"])
 
 
-def test_weights_of_another_net_name_the_switch(finetune):
+def test_weights_of_another_net_name_the_key_that_differs(finetune):
     with pytest.raises(UserError, match=r"init.path=.*its net has lrn_k=2.0, this config 1.0; .*model.lrn_k"):
         training.build(finetune(**{"model.lrn_k": 1.0}), pathlib.Path("unused"))
     with pytest.raises(UserError, match=r"init.path=.*fc6 is .*set data.image_size=55"):
@@ -152,7 +152,7 @@ def test_weights_of_another_net_name_the_switch(finetune):
         training.build(finetune(**{"init.path": "nowhere.pth"}), pathlib.Path("unused"))
 
 
-def test_convolutions_alone_leave_the_width_of_the_others_open(finetune, weights, tmp_path):
+def test_convolutions_alone_go_with_any_width_of_the_dense_layers(finetune, weights, tmp_path):
     loaded = pretrained.read(weights)
     convolutions = {name: loaded.variables["params"][name] for name in cached_features.CONVOLUTIONS}
     path = tmp_path / "convolutions.safetensors"
