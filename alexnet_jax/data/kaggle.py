@@ -25,16 +25,14 @@ def open_kaggle(path: pathlib.Path, split: str) -> FileSource:
     lines = mapping.read_text(encoding="utf-8").splitlines()
     synsets = [line.split(" ", 1) for line in lines if line.strip()]
     ids = tuple(synset[0] for synset in synsets)
-    absent: frozenset[int] = frozenset()
+    existing = set(os.listdir(images))
     if split == "train":
-        missing = next((i for i in ids if not (images / i).is_dir()), None)
-        if missing:
-            raise UserError(f"{images} has no folder {missing}; unpack the archive again")
-        paths, labels, _ = files_by_class(images, ids)
+        if missing := [class_id for class_id in ids if class_id not in existing]:
+            raise UserError(f"{images} has no folder {missing[0]}; unpack the archive again")
+        (paths, labels), absent = files_by_class(images, ids), frozenset[int]()
     else:
         solution = root / "LOC_val_solution.csv"
         paths, labels = _read_solution(solution, ids)
-        existing = {entry.name for entry in os.scandir(images)}
         unlabelled = sorted(name for name in existing.difference(paths) if name.endswith(".JPEG"))
         if unlabelled:
             raise UserError(
@@ -54,18 +52,14 @@ def open_kaggle(path: pathlib.Path, split: str) -> FileSource:
 
 
 def _read_solution(solution: pathlib.Path, ids: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-    """Reads the validation images' file names and labels from lines such as `<image>,n01440764 3 4 9 9`.
-
-    The boxes of an image all have the same class.
-    """
+    """File names and labels from lines such as `<image>,n01440764 3 4 9 9`; all boxes have the same class."""
     if not solution.exists():
         raise UserError(f"{solution} is missing; it has the labels, so fetch it from Kaggle")
     label_of = {class_id: label for label, class_id in enumerate(ids)}
     try:
         with solution.open(newline="", encoding="utf-8") as file:
-            rows = sorted(
-                (row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)
-            )
+            rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)]
+        rows.sort()
         labels = np.array([label_of[class_id] for _, class_id in rows], np.int32)
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise UserError(f"{solution} is not Kaggle's file ({error}); fetch it again") from error
