@@ -25,8 +25,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
         )
     if batch_size // parts % micro_batches:
         raise UserError(
-            f"data.micro_batches={micro_batches}: does not divide the {batch_size // parts} images of a "
-            "batch on each device of mesh.data"
+            f"data.micro_batches={micro_batches}: does not divide the {batch_size // parts} images per device"
         )
 
 

@@ -33,11 +33,9 @@ def open_kaggle(path: pathlib.Path, split: str) -> FileSource:
     else:
         solution = root / "LOC_val_solution.csv"
         paths, labels = _read_solution(solution, ids)
-        unlabelled = sorted(name for name in existing.difference(paths) if name.endswith(".JPEG"))
-        if unlabelled:
+        if unlabelled := sorted(name for name in existing.difference(paths) if name.endswith(".JPEG")):
             raise UserError(
-                f"{solution} has no label for {unlabelled[0]}, one of {len(unlabelled)}; it was cut short, "
-                "so fetch it again"
+                f"{solution} has no label for {unlabelled[0]}; it was cut short, so fetch it again"
             )
         absent = frozenset(i for i, path in enumerate(paths) if path not in existing)
     return FileSource(

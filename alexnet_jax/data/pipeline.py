@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.host import tensorflow
 from alexnet_jax.data import decode
 from alexnet_jax.data.sources import Source
 
@@ -74,19 +74,17 @@ def train_batches(
     resize_size: int,
     seed: int,
     start_step: int = 0,
-    host_index: int = 0,
-    host_count: int = 1,
+    host: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """This host's slices of the global batches from `start_step` on, without end.
 
     Args:
       source: the training examples.
-      batch_size: B over all hosts; this host's slice has b = B / host_count.
+      batch_size: B over all hosts.
       resize_size: S, side of the images' central squares in pixels.
       seed: determines the order.
       start_step: the step of the first batch; any step costs the same.
-      host_index: h of the slice `[h*b, (h+1)*b)`.
-      host_count: H; divides B.
+      host: h and H; host h of H takes the slice `[h*b, (h+1)*b)` of each batch, where b = B / H.
 
     Returns:
       An iterator of batches `{"image": uint8 [b, S, S, 3], "label": int32 [b], "weight": float32 [b],
@@ -100,11 +98,11 @@ def train_batches(
     def indices(step: int) -> np.ndarray:
         return batch_indices(step, len(source), batch_size, seed)
 
-    return _open(source, resize_size, indices, range(start_step, _NO_END), batch_size, host_index, host_count)
+    return _open(source, resize_size, indices, range(start_step, _NO_END), batch_size, host)
 
 
 def eval_batches(
-    source: Source, *, batch_size: int, resize_size: int, host_index: int = 0, host_count: int = 1
+    source: Source, *, batch_size: int, resize_size: int, host: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
     """Every example exactly once over all hosts, in the source's order.
 
@@ -117,7 +115,7 @@ def eval_batches(
         return np.where(found < len(source), found, -1)
 
     steps = range(-(-len(source) // batch_size))
-    return _open(source, resize_size, indices, steps, batch_size, host_index, host_count)
+    return _open(source, resize_size, indices, steps, batch_size, host)
 
 
 def _open(
@@ -126,10 +124,10 @@ def _open(
     indices: Callable[[int], np.ndarray],
     steps: range,
     batch_size: int,
-    host_index: int,
-    host_count: int,
+    host: tuple[int, int],
 ) -> Iterator[Batch]:
     """This host's slices of the global batches `indices(step)` `[batch_size]`, loaded ahead."""
+    host_index, host_count = host
     if batch_size < 1 or batch_size % host_count:
         raise UserError(f"data.batch_size: {batch_size} cannot be divided among {host_count} hosts")
     per_host = batch_size // host_count
@@ -183,7 +181,7 @@ def _load_ahead(
     load: Callable[[int], Batch], numbers: range, batch_size: int | None
 ) -> Generator[Batch, None, None]:
     """Yields `load(number)` in order, called in parallel; joins parts to batches of `batch_size` if given."""
-    tf = host.tensorflow()
+    tf = tensorflow()
     decode.set_up()
     types = {"image": tf.uint8, "label": tf.int32, "weight": tf.float32, "index": tf.int64}
     failures: list[BaseException] = []

@@ -112,9 +112,7 @@ def _begin(out: pathlib.Path, settings: Settings) -> pathlib.Path:
         if not path.exists():
             files.write_text(path, text)
     except OSError as error:
-        raise UserError(
-            f"--out: {partial} cannot be written ({error.strerror}); choose another place"
-        ) from error
+        raise UserError(f"--out: {partial} cannot be written ({error.strerror}); choose another") from error
     if path.read_text() != text:
         raise UserError(
             f"--out: {partial} was begun with other settings (see {_SETTINGS_FILE} in it); "

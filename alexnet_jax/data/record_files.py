@@ -4,13 +4,13 @@ Reading needs neither TensorFlow nor an index file.
 """
 
 import functools
-import importlib
 import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from array_record.python import array_record_module as array_record
 from google.protobuf.message import DecodeError
 
 from alexnet_jax.common import files
@@ -46,7 +46,7 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes], group_size: int = 
     Larger groups save space for small records, but a random read decompresses an entire group.
     """
     with files.replacing(path) as temporary:
-        writer = _array_record().ArrayRecordWriter(str(temporary), f"group_size:{group_size}")
+        writer = array_record.ArrayRecordWriter(str(temporary), f"group_size:{group_size}")
         for record in records:
             writer.write(record)
         writer.close()
@@ -54,7 +54,7 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes], group_size: int = 
 
 def count_records(path: pathlib.Path) -> int:
     """The number of records in an array_record file."""
-    return _array_record().ArrayRecordReader(str(path)).num_records()
+    return array_record.ArrayRecordReader(str(path)).num_records()
 
 
 class Shard:
@@ -90,7 +90,7 @@ def _open_array_record(path: str) -> Reader:
     # No read-ahead, as reads are in random order. TFDS's data source reads the same way, but starts threads
     # for each batch and logs an error for groups larger than one, which the embedded set has.
     options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
-    return _array_record().ArrayRecordReader(path, **options).read
+    return array_record.ArrayRecordReader(path, **options).read
 
 
 def _open_tfrecord(path: str) -> Reader:
@@ -112,8 +112,6 @@ READERS = {"array_record": _open_array_record, "tfrecord": _open_tfrecord}
 
 @functools.cache
 def _example_type() -> Any:
-    return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
+    from tensorflow_datasets.proto import tf_example_pb2
 
-
-def _array_record() -> Any:
-    return importlib.import_module("array_record.python.array_record_module")
+    return tf_example_pb2.Example

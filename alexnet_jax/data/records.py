@@ -28,9 +28,11 @@ class RecordSource:
         """Opens the split of the directory `path` to use as `split`, "train" or "test".
 
         Raises:
-          UserError: the directory is incomplete, or the split has no examples, unpublished labels or a format
+          UserError: the directory is incomplete, or the split is missing, empty, without published labels or
             without random access.
         """
+        if not (path / "dataset_info.json").exists():
+            raise UserError(f"{path} has no dataset_info.json; it is no prepared set, or was not finished")
         info, self._image_key, self._label_key = read_info(path)
         self._split = _choose_split(info, split)
         self.class_ids: tuple[str, ...] = tuple(info.features[self._label_key].names)
@@ -38,14 +40,14 @@ class RecordSource:
         self.num_classes: int = len(self.class_ids)
         self.statistics: Statistics | None = Statistics.load(path)
         instructions = info.splits[self._split].file_instructions
-        if info.file_format.value not in READERS:
+        file_format = info.file_format.value
+        if file_format not in READERS:
             raise UserError(
-                f"{path} is stored without random access, as {info.file_format.value}; prepare the set again "
-                "as array_record"
+                f"{path} is stored as {file_format}: no random access; prepare it as array_record"
             )
         if missing := next((i.filename for i in instructions if not os.path.exists(i.filename)), None):
             raise UserError(f"{missing} is missing from the data set; make or fetch the set again")
-        self._shards = [Shard(os.fspath(i.filename), info.file_format.value) for i in instructions]
+        self._shards = [Shard(os.fspath(i.filename), file_format) for i in instructions]
         self._first = np.cumsum([0] + [i.examples_in_shard for i in instructions])
         self.description = f"{info.name}: {len(self):,} {self._split} images in {self.num_classes:,} classes"
         if not len(self):
@@ -84,17 +86,6 @@ class RecordSource:
         return examples
 
 
-def open_prepared(path: pathlib.Path, split: str) -> RecordSource:
-    """Opens a TFDS directory.
-
-    Raises:
-      UserError: `path` is not a TFDS directory or has no such split.
-    """
-    if not (path / "dataset_info.json").exists():
-        raise UserError(f"{path} has no dataset_info.json; it is no prepared set, or was not finished")
-    return RecordSource(path, split)
-
-
 def open_tfds(name: str, split: str, data_dir: str | None) -> RecordSource:
     """Opens a TFDS data set by name, downloading and preparing it if needed.
 
@@ -112,18 +103,13 @@ def open_tfds(name: str, split: str, data_dir: str | None) -> RecordSource:
     except (ValueError, AssertionError) as error:
         raise UserError(first_line(error)) from error
     if not builder.info.splits:
-        if not host.has_tensorflow():
-            raise UserError(
-                "TFDS needs TensorFlow to prepare a data set: pip install tensorflow-cpu; a prepared "
-                "set or a folder (data.source=prepared:PATH, folder:PATH) does not"
-            )
         host.tensorflow()
         try:
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
         except Exception as error:  # network, disk, missing tar: TFDS raises many types
             raise UserError(f"TFDS could not prepare it ({first_line(error)})") from error
-    return open_prepared(pathlib.Path(builder.data_dir), split)
+    return RecordSource(pathlib.Path(builder.data_dir), split)
 
 
 def _choose_split(info: Any, split: str) -> str:

@@ -18,21 +18,14 @@ FILE_NAME = "statistics.npz"
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Statistics of the training images of one data set.
+    """Statistics of the training images of one data set."""
 
-    Attributes:
-      mean_colour: `[3]` float32, mean of R, G, B over all training pixels.
-      pca_sqrt_eigenvalues: `[3]` float32, square roots of the eigenvalues of the 3x3 covariance of RGB
-        over all training pixels: standard deviations along the components in grey levels, smallest first as
-        in the 2012 release.
-      pca_eigenvectors: `[3, 3]` float32, one component per column, rows R, G, B.
-      mean_image: `[S, S, 3]` float32, mean of the stored training images, or None if unknown.
-    """
-
-    mean_colour: np.ndarray
+    mean_colour: np.ndarray  # float32 [3], mean of R, G, B over all training pixels
+    # float32 [3], square roots of the eigenvalues of the 3x3 covariance of RGB over all training pixels:
+    # standard deviations along the components, smallest first as in the 2012 release
     pca_sqrt_eigenvalues: np.ndarray
-    pca_eigenvectors: np.ndarray
-    mean_image: np.ndarray | None = None
+    pca_eigenvectors: np.ndarray  # float32 [3, 3], one component per column, rows R, G, B
+    mean_image: np.ndarray | None = None  # float32 [S, S, 3], mean of the stored training images, if known
 
     def mean(self, kind: str, size: int) -> np.ndarray:
         """The mean to subtract from images of side `size`: `image` `[size, size, 3]` or `colour` `[3]`.
@@ -73,17 +66,11 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class ColourSums:
-    """Exact integer sums over images, enough for their statistics; independent of the images' order.
+    """Exact integer sums over images, enough for their statistics; independent of the images' order."""
 
-    Attributes:
-      count: number of images.
-      pixels: int64 `[S, S, 3]`, sums of the values at each position.
-      products: int64 `[3, 3]`, sums of products of two channels over all pixels.
-    """
-
-    count: int
-    pixels: np.ndarray
-    products: np.ndarray
+    count: int  # number of images
+    pixels: np.ndarray  # int64 [S, S, 3], sums of the values at each position
+    products: np.ndarray  # int64 [3, 3], sums of products of two channels over all pixels
 
     @classmethod
     def zeros(cls, size: int) -> "ColourSums":

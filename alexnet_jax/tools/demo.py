@@ -131,10 +131,8 @@ def make_gallery(loaded: Pretrained, folder: pathlib.Path | None) -> Gallery | N
         items = _test_images(loaded.path)
     else:
         return None
-    decode = inference.file_decoder(loaded.preprocess)
-    answers = inference.run_batches(
-        features.layer_function(loaded, _point_layer(loaded)), items, lambda item: decode(item[1])
-    )
+    function = features.layer_function(loaded, _point_layer(loaded))
+    answers = inference.run_batches(function, items, lambda item: loaded.preprocess.decode(item[1]))
     good = []
     with progress.bar(len(items), "image", "gallery") as bar:
         for (name, _), square, point in answers:

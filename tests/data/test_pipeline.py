@@ -92,8 +92,7 @@ def test_train_batches_depend_neither_on_the_number_of_hosts_nor_on_the_start(ho
                     resize_size=4,
                     seed=1,
                     start_step=first,
-                    host_index=h,
-                    host_count=hosts,
+                    host=(h, hosts),
                 ),
                 steps - first,
             )
@@ -116,7 +115,7 @@ def test_eval_batches_have_every_example_once(batch_size, hosts):
     parts = [
         list(
             pipeline.eval_batches(
-                Numbered(21, bad=(5,)), batch_size=batch_size, resize_size=2, host_index=h, host_count=hosts
+                Numbered(21, bad=(5,)), batch_size=batch_size, resize_size=2, host=(h, hosts)
             )
         )
         for h in range(hosts)
@@ -137,7 +136,7 @@ def test_a_bad_image_keeps_its_place_and_has_weight_0():
 
 def test_batch_size_that_the_hosts_do_not_divide():
     with pytest.raises(UserError, match=r"data\.batch_size: 6 .* 4 hosts"):
-        next(pipeline.train_batches(Numbered(9), batch_size=6, resize_size=4, seed=0, host_count=4))
+        next(pipeline.train_batches(Numbered(9), batch_size=6, resize_size=4, seed=0, host=(0, 4)))
 
 
 def test_an_error_of_the_source_reaches_the_reader():
@@ -389,14 +388,15 @@ def test_batches_are_those_recorded(name, hosts, in_parts, specs, monkeypatch):
         monkeypatch.setattr(pipeline, "_CALLS_BYTES", 2 * pipeline.threads() * most * size * size * 3)
         assert pipeline.part_sizes(batch_size // hosts, size, pipeline.threads())[0] >= 2
     source = sources.open_source(specs[name], "train")
-    sizes = {"batch_size": batch_size, "resize_size": size, "host_count": hosts}
+    sizes = {"batch_size": batch_size, "resize_size": size}
+    slices = [(h, hosts) for h in range(hosts)]
     found = []
     for start in (0, 19):
         options = {**sizes, "seed": 5, "start_step": start}
         found.append(
-            digest([take(pipeline.train_batches(source, **options, host_index=h), 12) for h in range(hosts)])
+            digest([take(pipeline.train_batches(source, **options, host=host), 12) for host in slices])
         )
-    found.append(digest([list(pipeline.eval_batches(source, **sizes, host_index=h)) for h in range(hosts)]))
+    found.append(digest([list(pipeline.eval_batches(source, **sizes, host=host)) for host in slices]))
     assert tuple(found) == RECORDED[name]
 
 
