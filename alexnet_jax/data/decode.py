@@ -20,18 +20,17 @@ from PIL import Image
 
 
 def _optional(name: str) -> Any:
-    """An optional compiled module; None if it is missing, and Pillow is used instead."""
+    """A compiled module; None, and Pillow is used instead, if it is missing or built for another NumPy."""
     try:
         return importlib.import_module(name)
-    except (ImportError, ValueError, RuntimeError):  # the last two: built for another NumPy version
+    except (ImportError, ValueError, RuntimeError):
         return None
 
 
 simd = _optional("cykooz_resizer")
 simplejpeg = _optional("simplejpeg")
 
-# The largest photograph of ILSVRC has 61 million pixels. A larger image is a mistake or an attack, and
-# decoding it would take gigabytes.
+# The largest photograph of ILSVRC has 61 million pixels; decoding a larger image would take gigabytes.
 MAX_PIXELS = 100_000_000
 
 _resizers = threading.local()  # one per thread, as a resizer holds buffers
@@ -135,27 +134,23 @@ def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
     height, width, _ = pixels.shape
     if (width, height) == (size, size):
         return pixels
-    # Resizing this part of the image does both resize and crop.
+    # Resizing this box of the image does both resize and crop.
     scaled_width, scaled_height = _scaled((width, height), size)
     x_scale, y_scale = width / scaled_width, height / scaled_height
     x, y = (scaled_width - size) // 2, (scaled_height - size) // 2
-    left, top, right, bottom = x * x_scale, y * y_scale, (x + size) * x_scale, (y + size) * y_scale
+    left, top = x * x_scale, y * y_scale
+    # Rounding may leave the box slightly larger than the image, which the resizers refuse.
+    right, bottom = min((x + size) * x_scale, width), min((y + size) * y_scale, height)
     if simd is None:
-        box = left, top, right, bottom
-        return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box))
-    # Five times as fast as Pillow's filter, within 0.2 grey levels of it. Copy only what the filter reads.
-    reach = int(max(x_scale, y_scale)) + 2
-    x, y = max(0, int(left) - reach), max(0, int(top) - reach)
-    part = pixels[y : int(bottom) + reach, x : int(right) + reach]
-    height, width, _ = part.shape
-    image = simd.ImageData(width, height, simd.PixelType.U8x3, part.tobytes())
-    square = simd.ImageData(size, size, simd.PixelType.U8x3)
-    left, top, right, bottom = left - x, top - y, right - x, bottom - y
-    # Rounding may leave the box slightly larger than the image, which the resizer refuses.
-    box = simd.CropBox(left, top, min(right - left, width - left), min(bottom - top, height - top))
-    bilinear = simd.ResizeAlg.convolution(simd.FilterType.bilinear)
+        image, box = Image.fromarray(pixels), (left, top, right, bottom)
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+    # Five times as fast as Pillow's filter, within 0.2 grey levels of it.
     if not hasattr(_resizers, "own"):
         _resizers.own = simd.Resizer()
+    image = simd.ImageData(width, height, simd.PixelType.U8x3, pixels.tobytes())
+    square = simd.ImageData(size, size, simd.PixelType.U8x3)
+    bilinear = simd.ResizeAlg.convolution(simd.FilterType.bilinear)
+    box = simd.CropBox(left, top, right - left, bottom - top)
     _resizers.own.resize(image, square, simd.ResizeOptions(bilinear, False, box))
     return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, 3)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import itertools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -73,18 +72,13 @@ def open_folder(root: pathlib.Path, split: str) -> FileSource:
         next((found[name] for name in _SPLIT_NAMES[part] if name in found), None) for part in ("train", split)
     )
     if directory is None:
-        raise UserError(
-            f"{root} needs a folder {' or '.join(_SPLIT_NAMES[split])} with one folder a class; it has "
-            f"{', '.join(folders[:5]) or 'no folders'}"
-        )
+        have, wanted = ", ".join(folders[:5]) or "no folders", " or ".join(_SPLIT_NAMES[split])
+        raise UserError(f"{root} needs a folder {wanted} with one folder a class; it has {have}")
     # Labels come from the training classes: a class without test images must not shift the others.
     train = train or directory
     classes = _visible(train, os.DirEntry.is_dir)
-    unknown = sorted(set(_visible(directory, os.DirEntry.is_dir)) - set(classes))
-    if unknown:
-        raise UserError(
-            f"{directory} has {unknown[0]}, which is missing from {train}; both need the same classes"
-        )
+    if unknown := sorted(set(_visible(directory, os.DirEntry.is_dir)) - set(classes)):
+        raise UserError(f"{directory} has {unknown[0]}, which is missing from {train}; both need all classes")
     if len(classes) < 2:
         have = f"only {classes[0]}" if classes else "none"
         raise UserError(f"{train} needs a folder for each of two or more classes; it has {have}")
@@ -106,15 +100,10 @@ def open_folder(root: pathlib.Path, split: str) -> FileSource:
 
 def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """The visible files of each class folder, sorted by name: paths below `directory`, int32 labels `[n]`."""
-
-    def files(name: str) -> list[str]:
-        folder = directory / name
-        return [f"{name}/{file}" for file in _visible(folder, os.DirEntry.is_file)] if folder.exists() else []
-
     with ThreadPoolExecutor(8) as pool:  # listing is bound by the disk or the network, not the CPU
-        listings = list(pool.map(files, classes))
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), list(map(len, listings)))
-    return list(itertools.chain(*listings)), labels
+        listings = list(pool.map(lambda name: _visible(directory / name, os.DirEntry.is_file), classes))
+    paths = [f"{name}/{file}" for name, files in zip(classes, listings, strict=True) for file in files]
+    return paths, np.repeat(np.arange(len(classes), dtype=np.int32), list(map(len, listings)))
 
 
 def _printable(name: str) -> str:
@@ -123,7 +112,9 @@ def _printable(name: str) -> str:
 
 
 def _visible(directory: pathlib.Path, is_kind: Callable[[os.DirEntry[str]], bool]) -> list[str]:
-    """Sorted names of the visible files (`os.DirEntry.is_file`) or folders (`os.DirEntry.is_dir`)."""
+    """Sorted names of the visible files (`os.DirEntry.is_file`) or folders (`os.DirEntry.is_dir`), if any."""
+    if not directory.exists():
+        return []
 
     def matches(entry: os.DirEntry[str]) -> bool:
         try:

@@ -22,8 +22,8 @@ def open_kaggle(path: pathlib.Path, split: str) -> FileSource:
     for needed in (images, mapping):
         if not needed.exists():
             raise UserError(f"{needed} is missing; give the folder of Kaggle's unpacked archive")
-    lines = mapping.read_text(encoding="utf-8").splitlines()
-    synsets = [line.split(" ", 1) for line in lines if line.strip()]
+    lines = filter(str.strip, mapping.read_text(encoding="utf-8").splitlines())
+    synsets = [line.split(" ", 1) for line in lines]
     ids = tuple(synset[0] for synset in synsets)
     existing = set(os.listdir(images))
     if split == "train":
@@ -34,9 +34,7 @@ def open_kaggle(path: pathlib.Path, split: str) -> FileSource:
         solution = root / "LOC_val_solution.csv"
         paths, labels = _read_solution(solution, ids)
         if unlabelled := sorted(name for name in existing.difference(paths) if name.endswith(".JPEG")):
-            raise UserError(
-                f"{solution} has no label for {unlabelled[0]}; it was cut short, so fetch it again"
-            )
+            raise UserError(f"{solution} was cut short: no label for {unlabelled[0]}; fetch it again")
         absent = frozenset(i for i, path in enumerate(paths) if path not in existing)
     return FileSource(
         root=str(images),
@@ -62,5 +60,5 @@ def _read_solution(solution: pathlib.Path, ids: tuple[str, ...]) -> tuple[list[s
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise UserError(f"{solution} is not Kaggle's file ({error}); fetch it again") from error
     if not rows:
-        raise UserError(f"{solution} names no images; it was cut short, so fetch it again")
+        raise UserError(f"{solution} was cut short: it names no images; fetch it again")
     return [f"{image}.JPEG" for image, _ in rows], labels

@@ -25,7 +25,6 @@ from alexnet_jax.data.sources import Source
 Batch = dict[str, np.ndarray]
 
 _NO_END = 2**40  # steps
-_BATCHES_AHEAD = 2
 _CALLS_PER_CORE = 2  # one at work, one finished or waiting: they are taken in order
 _CALLS_BYTES = 256 * 2**20
 _order_lock = threading.Lock()  # without it, each thread would compute a new epoch's order
@@ -138,8 +137,7 @@ def _open(
         own = indices(step)[host_index * per_host : (host_index + 1) * per_host]
         return load_batch(source, own[part * part_size : (part + 1) * part_size], resize_size)
 
-    numbers = range(steps.start * parts, steps.stop * parts)
-    batches = _load_ahead(load, numbers, per_host if parts > 1 else None)
+    batches = _load_ahead(load, range(steps.start * parts, steps.stop * parts), per_host)
     _running.add(batches)
     return batches
 
@@ -161,11 +159,9 @@ def load_batch(source: Source, indices: np.ndarray, resize_size: int) -> Batch:
 
 
 def part_sizes(batch_size: int, resize_size: int, cores: int) -> tuple[int, int]:
-    """How a host's batch is divided among calls of `load_batch`, to bound the memory.
+    """The number of parts in which a host's batch is loaded, one unless it is large, and a part's examples.
 
-    Returns:
-      The number of parts, one unless the batch is large, and the examples of a part: all calls together make
-      at most `_CALLS_BYTES` of pixels.
+    All calls of `load_batch` together make at most `_CALLS_BYTES` of pixels.
     """
     most = max(1, _CALLS_BYTES // (_CALLS_PER_CORE * cores * 3 * resize_size**2))
     parts = -(-batch_size // most)
@@ -178,9 +174,9 @@ def threads() -> int:
 
 
 def _load_ahead(
-    load: Callable[[int], Batch], numbers: range, batch_size: int | None
+    load: Callable[[int], Batch], numbers: range, batch_size: int
 ) -> Generator[Batch, None, None]:
-    """Yields `load(number)` in order, called in parallel; joins parts to batches of `batch_size` if given."""
+    """Yields `load(number)` in order, called in parallel and ahead, joined to batches of `batch_size`."""
     tf = tensorflow()
     decode.set_up()
     types = {"image": tf.uint8, "label": tf.int32, "weight": tf.float32, "index": tf.int64}
@@ -198,18 +194,14 @@ def _load_ahead(
         found = tf.numpy_function(values, [number], list(types.values()), stateful=False)
         return dict(zip(types, found, strict=True))
 
-    # Calls run in parallel because the decoders release the GIL.
-    calls = _CALLS_PER_CORE * threads()
+    calls = _CALLS_PER_CORE * threads()  # in parallel, as the decoders release the GIL
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
     dataset = dataset.map(tensors, num_parallel_calls=calls, deterministic=True)
-    if batch_size is not None:
-        dataset = dataset.rebatch(batch_size)
-    dataset = dataset.prefetch(_BATCHES_AHEAD if batch_size is None else 1)  # parts are ahead, too
     options = tf.data.Options()
     options.autotune.enabled = False  # its buffers grow with the free memory
     options.threading.private_threadpool_size = threads() + 1  # one more, for the times when one waits
     try:
-        yield from dataset.with_options(options).as_numpy_iterator()
+        yield from dataset.rebatch(batch_size).prefetch(1).with_options(options).as_numpy_iterator()
     except tf.errors.OpError as error:
         raise failures[0] if failures else error from None
 

@@ -27,7 +27,7 @@ _CHUNK_EXAMPLES = 16  # read, decoded and encoded by one thread at a time
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings that determine the bytes written; an interrupted run must continue with the same ones."""
+    """What determines the bytes written; an interrupted run must continue with the same settings."""
 
     source: str
     splits: dict[str, int]  # number of examples in the source, by split
@@ -58,17 +58,14 @@ def prepare(
 ) -> list[str]:
     """Converts a source to prepared records in `out`, or continues an interrupted run.
 
-    Resizes each image's shorter side to `resize_size` with antialiasing and stores the central square, as in
-    section 2 of the paper. Leaves out images that cannot be decoded and lists them in `bad_images.txt`.
-    Computes the statistics from the stored training images.
+    Resizes each image's shorter side to `resize_size` pixels with antialiasing and stores the central square,
+    as in section 2 of the paper. Computes the statistics from the stored training images. Leaves out images
+    that cannot be decoded and lists them in `bad_images.txt`.
 
     Args:
-      source: as `data.source` in a config.
-      out: the directory to create.
-      data_dir: TFDS's data directory.
+      source, data_dir: as in a config's `data` section.
       splits: "train", "test" or both.
-      resize_size: side of the squares in pixels.
-      quality: JPEG quality, 1-100.
+      quality: of the JPEGs, 1-100.
       shard_examples: images per file.
 
     Returns:
@@ -105,8 +102,7 @@ def prepare(
 def _begin(out: pathlib.Path, settings: Settings) -> pathlib.Path:
     """Creates the partial directory of `out`, or checks that it was started with the same settings."""
     partial = out.with_name(out.name + ".partial")
-    path = partial / _SETTINGS_FILE
-    text = json.dumps(dataclasses.asdict(settings), indent=2)
+    path, text = partial / _SETTINGS_FILE, json.dumps(dataclasses.asdict(settings), indent=2)
     try:
         (partial / _REPORTS).mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -115,8 +111,7 @@ def _begin(out: pathlib.Path, settings: Settings) -> pathlib.Path:
         raise UserError(f"--out: {partial} cannot be written ({error.strerror}); choose another") from error
     if path.read_text() != text:
         raise UserError(
-            f"--out: {partial} was begun with other settings (see {_SETTINGS_FILE} in it); "
-            "delete it, or give the same settings to continue"
+            f"--out: {partial} was begun with other settings ({path.name}); use them or delete it"
         )
     return partial
 

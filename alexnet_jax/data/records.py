@@ -12,8 +12,7 @@ from alexnet_jax.data.record_files import READERS, Shard, parse_example
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.tfds_metadata import first_line, read_class_names, read_info
 
-# The splits to use as "test", in order of preference: a labelled test set first (the labels of some test
-# sets were never published).
+# The splits to use as "test", in order of preference: a labelled test set first.
 _TEST_SPLITS = ("test", "validation", "val", "valid", "dev")
 TEST_LABELS_UNPUBLISHED = ("imagenet2012", "imagenet2012_subset", "imagenet_resized", "imagenet2012_real")
 
@@ -42,9 +41,7 @@ class RecordSource:
         instructions = info.splits[self._split].file_instructions
         file_format = info.file_format.value
         if file_format not in READERS:
-            raise UserError(
-                f"{path} is stored as {file_format}: no random access; prepare it as array_record"
-            )
+            raise UserError(f"{path}: {file_format} has no random access; prepare the set as array_record")
         if missing := next((i.filename for i in instructions if not os.path.exists(i.filename)), None):
             raise UserError(f"{missing} is missing from the data set; make or fetch the set again")
         self._shards = [Shard(os.fspath(i.filename), file_format) for i in instructions]
@@ -120,9 +117,8 @@ def _choose_split(info: Any, split: str) -> str:
     chosen = next((name for name in wanted if name in info.splits), None)
     expected = TFDS_SIZES.get(info.name, {})
     if chosen is None:
-        have = ", ".join(info.splits) or "none"
         hint = " (TFDS drops a split whose tar is missing)" if expected else ""
-        raise UserError(f"no split to {split} on; it has {have}{hint}")
+        raise UserError(f"no split to {split} on; it has {', '.join(info.splits) or 'none'}{hint}")
     number = info.splits[chosen].num_examples
     if number != expected.get(chosen, number):
         raise UserError(

@@ -80,8 +80,7 @@ def _open(spec: str, split: str, data_dir: str | None) -> Source:
     if kind == "embedded":
         return RecordSource(EMBEDDED, split)
     if not name:
-        example = "cifar10" if kind == "tfds" else "PATH"
-        raise UserError(f"name one after the colon, as in {kind}:{example}")
+        raise UserError(f"name one after the colon, as in {kind}:{'cifar10' if kind == 'tfds' else 'PATH'}")
     if kind == "tfds":
         return open_tfds(name, split, data_dir)
     path = pathlib.Path(name).expanduser()
@@ -108,10 +107,9 @@ def open_configured(data: "configs.DataConfig", split: str) -> Source:
       UserError: there is no such source, it is incomplete, or it has a different number of classes.
     """
     source = open_source(data.source, split, data_dir=data.data_dir)
-    if data.num_classes not in (None, source.num_classes):
-        raise UserError(
-            f"data.num_classes={data.num_classes}: data.source={data.source} has {source.num_classes} classes"
-        )
+    found = source.num_classes
+    if data.num_classes not in (None, found):
+        raise UserError(f"data.num_classes={data.num_classes}: data.source={data.source} has {found} classes")
     return source
 
 

@@ -31,7 +31,6 @@ _TARS = {
         {"ILSVRC2010_images_test.tar": "test", "ILSVRC2010_images_val.tar": "validation"},
     ),
 }
-_KITS = {"2012": "ILSVRC2012_devkit_t12.tar.gz", "2010": "ILSVRC2010_devkit-1.0.tar.gz"}
 Synsets = dict[int, tuple[str, str]]  # WordNet id and words by the kit's number, which is not in id order
 
 
@@ -150,7 +149,7 @@ def _read_truth(directory: pathlib.Path, year: str, split: str) -> list[str]:
     name = f"ILSVRC{year}_{split}_ground_truth.txt"
     data = _kit_file(directory, year, name)
     if data is None:
-        raise UserError(f"{directory} has no {name}; put it or {_KITS[year]} there, packed or not")
+        raise UserError(f"{directory} has no {name}; put it or ILSVRC{year}_devkit*.tar.gz there")
     return data.decode().split()
 
 
@@ -162,16 +161,12 @@ def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets) -> np.ndarra
             label_of = {str(n): label_of[i] for n, (i, _) in synsets.items() if i in label_of}
         elif len(ids) == 1000:
             # The official numbers do not follow the order of the ids; guessing would shuffle all labels.
-            raise UserError(
-                "the ground truth is in the development kit's numbers, which need its meta.mat; "
-                "put the complete kit beside the tars, packed or not"
-            )
+            raise UserError("the ground truth needs the kit's meta.mat; put the complete kit beside the tars")
         else:  # a user's own tars without a kit: the numbers count the synsets in order
             label_of = {str(label + 1): label for label in range(len(ids))}
-    unknown = next((t for t in truth if t not in label_of), None)
-    if unknown is not None:
-        raise UserError(f"the ground truth has class {unknown}, which the training tar does not have")
-    return np.array([label_of[t] for t in truth], np.int32)
+    if unknown := [name for name in truth if name not in label_of]:
+        raise UserError(f"the ground truth has class {unknown[0]}, which the training tar does not have")
+    return np.array([label_of[name] for name in truth], np.int32)
 
 
 def numbers(kit: pathlib.Path) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """The metadata of a TFDS directory: written and read by TFDS, except for readable names of classes.
 
-A directory contains `<name>-<split>.array_record-00000-of-0000N` shards and TFDS's `dataset_info.json` and
+A directory has the shards `<name>-<split>.array_record-00000-of-0000N` and TFDS's `dataset_info.json` and
 `features.json`, so `tfds.builder_from_directory` can read it like any TFDS data set.
 """
 
@@ -42,7 +42,6 @@ def write_metadata(
       class_names: one readable name per label; stored in a separate file if they differ from the ids.
       image_shape: height, width (None if they vary) and channels of the stored images.
       encoding: "png" or "jpeg".
-      description: a sentence on the contents and their origin.
     """
     import tensorflow_datasets as tfds
 
@@ -87,10 +86,8 @@ def read_info(directory: pathlib.Path) -> tuple[Any, str, str]:
         info: Any = tfds.builder_from_directory(directory).info
         features = dict(info.features)
     except Exception as error:  # TFDS raises many types
-        what = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(
-            f"{directory} is no TFDS directory of images ({what}); make or fetch it again"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{directory} is no TFDS directory of images ({reason}); make it again") from error
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
     images, labels = ([k for k, v in features.items() if isinstance(v, kind)] for kind in kinds)
     supervised = info.supervised_keys or ()

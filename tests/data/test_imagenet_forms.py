@@ -357,7 +357,7 @@ class TestWrongKaggle:
     def test_a_csv_cut_short(self, rows, kaggle):
         path = kaggle / "LOC_val_solution.csv"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + rows]))
-        with pytest.raises(UserError, match=r"LOC_val_solution\.csv .*cut short, so fetch it again"):
+        with pytest.raises(UserError, match=r"LOC_val_solution\.csv was cut short: .*; fetch it again"):
             sources.open_source(f"kaggle:{kaggle}", "test")
 
     def test_the_inner_folder_works_too(self, kaggle):

@@ -48,8 +48,8 @@ def make_folder(root: pathlib.Path, layout: dict[str, int]) -> None:
     [
         ("array_record", r"fashion_mnist-train\.array_record-00000-of-00001 is missing from the data set"),
         ("tfrecord", r"fashion_mnist-train\.tfrecord-00000-of-00001 is missing from the data set"),
-        ("riegeli", "is stored as riegeli: no random access; prepare it as array_record"),
-        ("parquet", "is stored as parquet: no random access; prepare it as array_record"),
+        ("riegeli", "riegeli has no random access; prepare the set as array_record"),
+        ("parquet", "parquet has no random access; prepare the set as array_record"),
     ],
 )
 def test_a_missing_shard_and_formats_without_random_access(file_format, message, tmp_path):
