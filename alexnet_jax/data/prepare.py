@@ -111,7 +111,7 @@ def _begin(out: pathlib.Path, settings: Settings) -> pathlib.Path:
         raise UserError(f"--out: {partial} cannot be written ({error.strerror}); choose another") from error
     if path.read_text() != text:
         raise UserError(
-            f"--out: {partial} was begun with other settings ({path.name}); use them or delete it"
+            f"--out: {partial} was begun with other settings (see {path.name} in it); give those or delete it"
         )
     return partial
 

@@ -155,7 +155,7 @@ def test_an_unfinished_directory_is_no_source_and_bound_to_its_settings(folder, 
         prepare.prepare(f"folder:{folder}", out, resize_size=33, shard_examples=25)
 
 
-def test_nothing_but_bad_images(tmp_path):
+def test_all_images_bad(tmp_path):
     for name in ("train/a/0.jpg", "train/b/0.jpg"):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True)
@@ -197,7 +197,7 @@ real = epy.lazy_imports
 def slow(**options):
     with real(**options):
         yield
-        time.sleep(0.3)  # relative imports of other threads fail for so long
+        time.sleep(0.3)  # meanwhile, relative imports fail in other threads
 
 epy.lazy_imports = slow
 from alexnet_jax.data import prepare
