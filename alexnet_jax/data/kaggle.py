@@ -25,14 +25,14 @@ def open_kaggle(path: pathlib.Path, split: str) -> FileSource:
     lines = filter(str.strip, mapping.read_text(encoding="utf-8").splitlines())
     synsets = [line.split(" ", 1) for line in lines]
     ids = tuple(synset[0] for synset in synsets)
-    existing = set(os.listdir(images))
     if split == "train":
-        if missing := [class_id for class_id in ids if class_id not in existing]:
+        if missing := [class_id for class_id in ids if not (images / class_id).is_dir()]:
             raise UserError(f"{images} has no folder {missing[0]}; unpack the archive again")
         (paths, labels), absent = files_by_class(images, ids), frozenset[int]()
     else:
         solution = root / "LOC_val_solution.csv"
         paths, labels = _read_solution(solution, ids)
+        existing = set(os.listdir(images))
         if unlabelled := sorted(name for name in existing.difference(paths) if name.endswith(".JPEG")):
             raise UserError(f"{solution} was cut short: no label for {unlabelled[0]}; fetch it again")
         absent = frozenset(i for i, path in enumerate(paths) if path not in existing)
