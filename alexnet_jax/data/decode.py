@@ -48,7 +48,7 @@ _DECODERS = {"PIL", *sys.stdlib_module_names}
 def set_up() -> None:
     """Sets up Pillow and imports its plugins; call it before threads that decode start.
 
-    Threads should import nothing: while TFDS is imported, etils has relative imports fail in all threads.
+    Threads should import nothing: while TFDS is imported, etils makes relative imports fail in all threads.
     """
     Image.init()
     # Pillow warns about odd metadata and large images, and ImageNet has both.

@@ -79,7 +79,7 @@ def read_info(directory: pathlib.Path) -> tuple[Any, str, str]:
     Raises:
       UserError: the directory is incomplete, or the examples lack an image or a class label.
     """
-    # Imported before threads start: while it is, relative imports in other threads fail.
+    # Before threads start: while TFDS is being imported, relative imports fail in other threads.
     import tensorflow_datasets as tfds
 
     try:
@@ -87,7 +87,7 @@ def read_info(directory: pathlib.Path) -> tuple[Any, str, str]:
         features = dict(info.features)
     except Exception as error:  # TFDS raises many types
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{directory} is no TFDS directory of images ({reason}); make it again") from error
+        raise UserError(f"{directory} is no TFDS directory of images ({reason}); make or fetch it") from error
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
     images, labels = ([k for k, v in features.items() if isinstance(v, kind)] for kind in kinds)
     supervised = info.supervised_keys or ()
