@@ -4,18 +4,19 @@ Reading needs neither TensorFlow nor an index file.
 """
 
 import functools
+import importlib
 import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from array_record.python import array_record_module as array_record
 from google.protobuf.message import DecodeError
 
 from alexnet_jax.common import files
 from alexnet_jax.common.errors import Fault, vanished
 
+array_record: Any = importlib.import_module("array_record.python.array_record_module")  # untyped
 Reader = Callable[[list[int]], Sequence[bytes]]  # from positions to records
 
 
@@ -112,6 +113,4 @@ READERS = {"array_record": _open_array_record, "tfrecord": _open_tfrecord}
 
 @functools.cache
 def _example_type() -> Any:
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    return tf_example_pb2.Example
+    return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
