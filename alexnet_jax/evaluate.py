@@ -121,9 +121,9 @@ class Evaluator:
         Raises:
           UserError: the fraction of unreadable images exceeds `data.max_bad_fraction`.
         """
-        data, (part, parts) = self._config.data, process_slice(self._mesh)
+        data = self._config.data
         sizes = {"batch_size": data.batch_size, "resize_size": data.resize_size}
-        batches = pipeline.eval_batches(self._source, **sizes, host_index=part, host_count=parts)
+        batches = pipeline.eval_batches(self._source, **sizes, host=process_slice(self._mesh))
         count = -(-len(self._source) // data.batch_size)
         hidden = not (show_progress and processes.is_first())
         sums: steps.Metrics | None = None

@@ -1,5 +1,6 @@
 """Places batches on the mesh and reports unreadable images."""
 
+import collections
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -24,27 +25,23 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
         )
     if batch_size // parts % micro_batches:
         raise UserError(
-            f"data.micro_batches={micro_batches}: does not divide the {batch_size // parts} images of a "
-            "batch on each device of mesh.data"
+            f"data.micro_batches={micro_batches}: does not divide the {batch_size // parts} images per device"
         )
 
 
 def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBatch, DeviceBatch]]:
     """Yields each host batch with its arrays on the mesh, one transfer ahead of the consumer."""
-    sharding, (_, slices) = NamedSharding(mesh, columns.BATCH), process_slice(mesh)
-    ahead = None
+    sharding = NamedSharding(mesh, columns.BATCH)
+    ahead = collections.deque[tuple[HostBatch, DeviceBatch]]()
     for batch in batches:
-        placed = {
-            key: jax.make_array_from_process_local_data(
-                sharding, batch[key], (len(batch[key]) * slices, *batch[key].shape[1:])
-            )
+        arrays = {
+            key: jax.make_array_from_process_local_data(sharding, batch[key])
             for key in ("image", "label", "weight")
         }
-        if ahead is not None:
-            yield ahead
-        ahead = batch, placed
-    if ahead is not None:
-        yield ahead
+        ahead.append((batch, arrays))
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
 
 
 def bad_images(batch: HostBatch, source: Source, named: set[int]) -> Iterator[str]:

@@ -20,23 +20,20 @@ from PIL import Image
 
 
 def _optional(name: str) -> Any:
-    """An optional compiled module; None if it is missing, and Pillow is used instead."""
+    """A compiled module; None, and Pillow is used instead, if it is missing or built for another NumPy."""
     try:
         return importlib.import_module(name)
-    except (ImportError, ValueError, RuntimeError):  # the last two: built for another NumPy version
+    except (ImportError, ValueError, RuntimeError):
         return None
 
 
 simd = _optional("cykooz_resizer")
 simplejpeg = _optional("simplejpeg")
 
-# The largest photograph of ILSVRC has 61 million pixels. A larger image is a mistake or an attack, and
-# decoding it would take gigabytes.
+# The largest photograph of ILSVRC has 61 million pixels; decoding a larger image would take gigabytes.
 MAX_PIXELS = 100_000_000
 
-_FILTER_REACH = 5  # pixels the filter reads beyond a box when downscaling by less than 4, plus one
-_per_thread = threading.local()  # a resizer holds buffers, so each thread has its own
-
+_resizers = threading.local()  # one per thread, as a resizer holds buffers
 
 # What Pillow raises on damaged data, as found by cutting and changing files (`NotImplementedError` for kinds
 # of TIFF, DDS and BLP files that it cannot read), and what `Image.open` expects of its plugins.
@@ -51,7 +48,7 @@ _DECODERS = {"PIL", *sys.stdlib_module_names}
 def set_up() -> None:
     """Sets up Pillow and imports its plugins; call it before threads that decode start.
 
-    Threads should import nothing: while TFDS is imported, etils has relative imports fail in all threads.
+    Threads should import nothing: while TFDS is imported, etils makes relative imports fail in all threads.
     """
     Image.init()
     # Pillow warns about odd metadata and large images, and ImageNet has both.
@@ -75,37 +72,27 @@ def decode_square(data: bytes, size: int) -> np.ndarray | None:
       uint8 `[S, S, 3]`, or None if `data` is not a complete image of at most `MAX_PIXELS` pixels.
     """
     set_up()
-    square = _decode_jpeg(data, size) if simplejpeg else None
-    return decode(data, lambda image: central_square(image, size)) if square is None else square
+    if (pixels := _decode_jpeg(data, size)) is not None:
+        return _resize(pixels, size)
+    return decode(data, lambda image: central_square(image, size))
 
 
 def _decode_jpeg(data: bytes, size: int) -> np.ndarray | None:
-    """The square of a complete JPEG of moderate size; None for any other image, which is left to Pillow.
+    """The pixels of a complete JPEG of moderate size; None for any other image, which is left to Pillow.
 
     Both use libjpeg-turbo and return the same pixels. simplejpeg decodes from memory to memory, which saves
     a tenth of the time for a photograph and more for a small square.
     """
+    if simplejpeg is None:
+        return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         large = min(width, height) >= 4 * size or width * height > 2**24  # Pillow needs less memory for these
         if large or colours not in ("YCbCr", "Gray"):
             return None
-        pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+        return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
     except ValueError:  # not a JPEG, or a damaged one
         return None
-    if (width, height) == (size, size):
-        return pixels
-    if simd is None:
-        return central_square(Image.fromarray(pixels), size)
-    box = _central_box((width, height), size)
-    x, y = (max(0, int(edge) - _FILTER_REACH) for edge in box[:2])
-    # Copy only what the filter reads.
-    part = pixels[y : int(box[3]) + _FILTER_REACH, x : int(box[2]) + _FILTER_REACH]
-    photograph = simd.ImageData(part.shape[1], part.shape[0], simd.PixelType.U8x3, part.tobytes())
-    square = simd.ImageData(size, size, simd.PixelType.U8x3)
-    box = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
-    _resizer().resize(photograph, square, _resize_options(photograph, box))
-    return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, 3)
 
 
 def decode(data: bytes, square: Callable[[Image.Image], np.ndarray]) -> np.ndarray | None:
@@ -117,19 +104,12 @@ def decode(data: bytes, square: Callable[[Image.Image], np.ndarray]) -> np.ndarr
     set_up()
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return None
-            return square(image)
+            return square(image) if image.width * image.height <= MAX_PIXELS else None
     except _DAMAGED as error:
-        _raise_unless_damaged(error)
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _DECODERS:
+            raise  # not the data's fault: a relative import that etils refuses, say
         return None
-
-
-def _raise_unless_damaged(error: BaseException) -> None:
-    """Raises an error that does not come from a decoder: a relative import that etils refuses, say."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    if frame.f_globals.get("__name__", "").partition(".")[0] not in _DECODERS:
-        raise error
 
 
 def central_square(image: Image.Image, size: int) -> np.ndarray:
@@ -138,43 +118,7 @@ def central_square(image: Image.Image, size: int) -> np.ndarray:
     # twice `size`, so that the final filter still determines the antialiasing.
     if min(image.size) >= 4 * size:
         image.draft("RGB", _scaled(image.size, 2 * size))
-    image = as_rgb(image)
-    if image.size == (size, size):
-        return np.asarray(image)
-    box = _central_box(image.size, size)
-    if simd is None:
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
-    square = Image.new("RGB", (size, size))
-    _resizer().resize_pil(image, square, _resize_options(image, box))
-    return np.asarray(square)
-
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-def _central_box(width_height: tuple[int, int], size: int) -> Box:
-    """The part of an image that becomes its square: resizing this box does both resize and crop."""
-    width, height = _scaled(width_height, size)
-    left, top = (width - size) // 2, (height - size) // 2
-    x, y = width_height[0] / width, width_height[1] / height
-    return left * x, top * y, (left + size) * x, (top + size) * y
-
-
-def _resizer() -> Any:
-    """This thread's SIMD resizer: five times as fast as Pillow's filter, within 0.2 grey levels of it."""
-    if not hasattr(_per_thread, "resizer"):
-        _per_thread.resizer = simd.Resizer()
-    return _per_thread.resizer
-
-
-def _resize_options(image: Any, box: Box) -> Any:
-    """The SIMD resizer's options for the part `box` of an image with `width` and `height`."""
-    left, top, right, bottom = box
-    # Rounding may leave the box slightly larger than the image, which the resizer refuses.
-    part = simd.CropBox(
-        left, top, min(right - left, image.width - left), min(bottom - top, image.height - top)
-    )
-    return simd.ResizeOptions(simd.ResizeAlg.convolution(simd.FilterType.bilinear), False, part)
+    return _resize(np.asarray(as_rgb(image)), size)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -185,9 +129,34 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The central square of uint8 `[H, W, 3]`, resized to `[size, size, 3]` with antialiasing."""
+    height, width, _ = pixels.shape
+    if (width, height) == (size, size):
+        return pixels
+    # Resizing this box of the image does both resize and crop.
+    scaled_width, scaled_height = _scaled((width, height), size)
+    x_scale, y_scale = width / scaled_width, height / scaled_height
+    x, y = (scaled_width - size) // 2, (scaled_height - size) // 2
+    left, top = x * x_scale, y * y_scale
+    # Rounding may leave the box slightly larger than the image, which the resizers refuse.
+    right, bottom = min((x + size) * x_scale, width), min((y + size) * y_scale, height)
+    if simd is None:
+        image, box = Image.fromarray(pixels), (left, top, right, bottom)
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+    # Five times as fast as Pillow's filter, within 0.2 grey levels of it.
+    if not hasattr(_resizers, "own"):
+        _resizers.own = simd.Resizer()
+    image = simd.ImageData(width, height, simd.PixelType.U8x3, pixels.tobytes())
+    square = simd.ImageData(size, size, simd.PixelType.U8x3)
+    bilinear = simd.ResizeAlg.convolution(simd.FilterType.bilinear)
+    box = simd.CropBox(left, top, right - left, bottom - top)
+    _resizers.own.resize(image, square, simd.ResizeOptions(bilinear, False, box))
+    return np.frombuffer(square.get_buffer(), np.uint8).reshape(size, size, 3)
+
+
 def _scaled(width_height: tuple[int, int], size: int) -> tuple[int, int]:
     """Width and height after resizing the shorter side to `size`."""
     width, height = width_height
-    if width <= height:
-        return size, max(size, round(height * size / width))
-    return max(size, round(width * size / height)), size
+    shorter = min(width_height)
+    return round(width * size / shorter), round(height * size / shorter)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import itertools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,46 +11,52 @@ import numpy as np
 
 from alexnet_jax.common.errors import UserError, vanished
 from alexnet_jax.data.classes import readable_names
-from alexnet_jax.data.statistics import Statistics
 
 _SPLIT_NAMES = {"train": ("train", "training"), "test": ("val", "valid", "validation", "test")}
 
 
-@dataclasses.dataclass(frozen=True)
-class FileSource:
-    """Images stored as the files `root/path`. See `sources.Source`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListedSource:
+    """Images that are read one by one, with labels known from the start. See `sources.Source`."""
 
-    root: str
-    paths: Sequence[str]
-    labels: np.ndarray
+    labels: np.ndarray  # int32
     class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
     description: str
-    statistics: Statistics | None = None
-    absent: frozenset[int] = frozenset()  # indices of files missing from the start: bad images
+    statistics: None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_ids)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        return [self._bytes(i) for i in indices], self.labels[indices]
+        return [self.read_image(index) for index in indices.tolist()], self.labels[indices]
+
+    def read_image(self, index: int) -> bytes:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileSource(ListedSource):
+    """Images stored as the files `root/path`."""
+
+    root: str
+    paths: Sequence[str]
+    absent: frozenset[int] = frozenset()  # indices of files missing from the start: bad images
 
     def name(self, index: int) -> str:
         return _printable(self.paths[index])
 
-    def _bytes(self, index: int) -> bytes:
+    def read_image(self, index: int) -> bytes:
         try:
             with open(os.path.join(self.root, self.paths[index]), "rb", buffering=0) as file:
                 return file.read()
-        except FileNotFoundError as error:
-            if index in self.absent:
-                return b""
-            raise vanished(f"{self.root}/{self.name(index)}") from error
-        except OSError:
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and index not in self.absent:
+                raise vanished(f"{self.root}/{self.name(index)}") from error
             return b""
 
 
@@ -61,27 +66,26 @@ def open_folder(root: pathlib.Path, split: str) -> FileSource:
     Raises:
       UserError: a folder is missing, the splits have different classes, or there are no images.
     """
-    found = {split: _find_directory(root, names) for split, names in _SPLIT_NAMES.items()}
-    directory = found[split]
+    folders = _visible(root, os.DirEntry.is_dir)
+    found = {name.lower(): root / name for name in folders}
+    train, directory = (
+        next((found[name] for name in _SPLIT_NAMES[part] if name in found), None) for part in ("train", split)
+    )
     if directory is None:
-        have = ", ".join(_visible(root, os.DirEntry.is_dir)[:5]) or "no folders"
-        raise UserError(
-            f"{root} needs a folder {' or '.join(_SPLIT_NAMES[split])} with one folder a class; it has {have}"
-        )
+        have, wanted = ", ".join(folders[:5]) or "no folders", " or ".join(_SPLIT_NAMES[split])
+        raise UserError(f"{root} needs a folder {wanted} with one folder per class; it has {have}")
     # Labels come from the training classes: a class without test images must not shift the others.
-    train = found["train"] or directory
+    train = train or directory
     classes = _visible(train, os.DirEntry.is_dir)
-    unknown = sorted(set(_visible(directory, os.DirEntry.is_dir)) - set(classes))
-    if unknown:
-        raise UserError(
-            f"{directory} has {unknown[0]}, which is missing from {train}; both need the same classes"
-        )
+    if unknown := sorted(set(_visible(directory, os.DirEntry.is_dir)) - set(classes)):
+        raise UserError(f"{directory} has {unknown[0]}, which is missing from {train}; both need all classes")
     if len(classes) < 2:
         have = f"only {classes[0]}" if classes else "none"
         raise UserError(f"{train} needs a folder for each of two or more classes; it has {have}")
-    paths, labels, num_empty = files_by_class(directory, classes)
+    paths, labels = files_by_class(directory, classes)
     if not paths:
         raise UserError(f"no images in the class folders of {directory}")
+    num_empty = len(classes) - len(np.unique(labels))
     note = f" ({num_empty} of them empty)" if num_empty else ""
     class_ids = tuple(map(_printable, classes))
     return FileSource(
@@ -94,21 +98,12 @@ def open_folder(root: pathlib.Path, split: str) -> FileSource:
     )
 
 
-def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[list[str], np.ndarray, int]:
-    """Lists the visible files of each class folder, sorted by name.
-
-    Returns:
-      Paths below `directory`, int32 labels `[n]`, and the number of classes without a file.
-    """
-
-    def files(name: str) -> list[str]:
-        folder = directory / name
-        return [f"{name}/{file}" for file in _visible(folder, os.DirEntry.is_file)] if folder.exists() else []
-
+def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The visible files of each class folder, sorted by name: paths below `directory`, int32 labels `[n]`."""
     with ThreadPoolExecutor(8) as pool:  # listing is bound by the disk or the network, not the CPU
-        listings = list(pool.map(files, classes))
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), list(map(len, listings)))
-    return list(itertools.chain(*listings)), labels, listings.count([])
+        listings = list(pool.map(lambda name: _visible(directory / name, os.DirEntry.is_file), classes))
+    paths = [f"{name}/{file}" for name, files in zip(classes, listings, strict=True) for file in files]
+    return paths, np.repeat(np.arange(len(classes), dtype=np.int32), list(map(len, listings)))
 
 
 def _printable(name: str) -> str:
@@ -116,14 +111,10 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")
 
 
-def _find_directory(root: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
-    """The first of `names` that is a directory in `root`, ignoring case."""
-    have = {name.lower(): name for name in _visible(root, os.DirEntry.is_dir)}
-    return next((root / have[name] for name in names if name in have), None)
-
-
 def _visible(directory: pathlib.Path, is_kind: Callable[[os.DirEntry[str]], bool]) -> list[str]:
-    """Sorted names of the visible files (`os.DirEntry.is_file`) or folders (`os.DirEntry.is_dir`)."""
+    """Sorted names of the visible files (`os.DirEntry.is_file`) or folders (`os.DirEntry.is_dir`), if any."""
+    if not directory.exists():
+        return []
 
     def matches(entry: os.DirEntry[str]) -> bool:
         try:

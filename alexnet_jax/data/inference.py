@@ -1,7 +1,7 @@
 """Runs a net on images: find, decode ahead, batch, pad, run, un-pad."""
 
+import collections
 import contextlib
-import dataclasses
 import os
 import pathlib
 import queue
@@ -28,17 +28,11 @@ Decoded = tuple[Item, np.ndarray | None]
 
 
 class Answer(NamedTuple, Generic[Item]):
-    """What the net computed for one item.
-
-    Attributes:
-      item: the image's file name, bytes or index.
-      image: uint8 `[S, S, 3]`, or None if the image is bad.
-      result: the item's row of each of the function's arrays, or None if the image is bad.
-    """
+    """What the net computed for one item: the image's file name, bytes or index."""
 
     item: Item
-    image: np.ndarray | None
-    result: Any
+    image: np.ndarray | None  # uint8 [S, S, 3]; None if the image is bad
+    result: Any  # the item's row of each of the function's arrays; None if the image is bad
 
 
 def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
@@ -49,49 +43,32 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     """
     found: list[str] = []
     for path in map(pathlib.Path, paths):
-        if not path.is_dir():
-            if not path.exists():
-                raise UserError(f"{path}: no such file or folder")
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found += [str(p) for p in inside if not p.name.startswith(".")]
+        elif path.exists():
             found.append(str(path))
-            continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        found += [str(p) for p in inside if not p.name.startswith(".")]
+        else:
+            raise UserError(f"{path}: no such file or folder")
     if not found:
         raise UserError(f"{', '.join(map(str, paths)) or 'no paths'}: no images there")
     return found
 
 
-def file_decoder(preprocess: Preprocess) -> Callable[[str | bytes], np.ndarray | None]:
-    """Returns `decode(file)`: a path or an image file's bytes to uint8 `[S, S, 3]`, None for a bad image."""
-
-    def decode(file: str | bytes) -> np.ndarray | None:
-        try:
-            return preprocess.decode(file if isinstance(file, bytes) else pathlib.Path(file).read_bytes())
-        except OSError:
-            return None
-
-    return decode
-
-
-@dataclasses.dataclass(frozen=True)
 class SourceDecoder:
-    """Decodes a source's images by index and collects their labels.
+    """Decodes a source's images by index, uint8 `[S, S, 3]` or None if bad, and collects their labels.
 
     Attributes:
       labels: int32 `[N]`, filled in as images are decoded.
     """
 
-    source: Source
-    preprocess: Preprocess
-    labels: np.ndarray = dataclasses.field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", np.zeros(len(self.source), np.int32))
+    def __init__(self, source: Source, preprocess: Preprocess) -> None:
+        self.labels = np.zeros(len(source), np.int32)
+        self._source, self._preprocess = source, preprocess
 
     def __call__(self, index: int) -> np.ndarray | None:
-        """uint8 `[S, S, 3]`, or None if the image is bad."""
-        (encoded,), (self.labels[index],) = self.source.read(np.array([index]))
-        return self.preprocess.decode(encoded)
+        (encoded,), (self.labels[index],) = self._source.read(np.array([index]))
+        return self._preprocess.decode(encoded)
 
 
 def run_batches(
@@ -114,19 +91,16 @@ def run_batches(
         zeros to the next of them.
     """
     batch_size = batch_sizes[-1]
-    pending: tuple[list[Decoded[Item]], Any] | None = None
+    running = collections.deque[tuple[list[Decoded[Item]], Any]]()
     with contextlib.closing(_decode_ahead(items, decode, batch_size)) as batches:
         for batch in batches:
             good = [image for _, image in batch if image is not None]
-            results = function(_padded(good, batch_sizes)) if good else None
-            if pending is not None:
-                yield from _answers(*pending)
-            pending = batch, results
-            if len(batch) < batch_size:  # nothing more has arrived yet: answer now
-                yield from _answers(*pending)
-                pending = None
-    if pending is not None:
-        yield from _answers(*pending)
+            running.append((batch, function(_padded(good, batch_sizes)) if good else None))
+            # Wait for this batch only if nothing more has arrived yet.
+            while len(running) > (len(batch) == batch_size):
+                yield from _answers(*running.popleft())
+    for batch, results in running:
+        yield from _answers(batch, results)
 
 
 def _answers(batch: list[Decoded[Item]], results: Any) -> Iterator[Answer[Item]]:

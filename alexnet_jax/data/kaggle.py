@@ -22,25 +22,19 @@ def open_kaggle(path: pathlib.Path, split: str) -> FileSource:
     for needed in (images, mapping):
         if not needed.exists():
             raise UserError(f"{needed} is missing; give the folder of Kaggle's unpacked archive")
-    lines = mapping.read_text(encoding="utf-8").splitlines()
-    synsets = [line.split(" ", 1) for line in lines if line.strip()]
+    lines = filter(str.strip, mapping.read_text(encoding="utf-8").splitlines())
+    synsets = [line.split(" ", 1) for line in lines]
     ids = tuple(synset[0] for synset in synsets)
-    absent: frozenset[int] = frozenset()
     if split == "train":
-        missing = next((i for i in ids if not (images / i).is_dir()), None)
-        if missing:
-            raise UserError(f"{images} has no folder {missing}; unpack the archive again")
-        paths, labels, _ = files_by_class(images, ids)
+        if missing := [class_id for class_id in ids if not (images / class_id).is_dir()]:
+            raise UserError(f"{images} has no folder {missing[0]}; unpack the archive again")
+        (paths, labels), absent = files_by_class(images, ids), frozenset[int]()
     else:
         solution = root / "LOC_val_solution.csv"
         paths, labels = _read_solution(solution, ids)
-        existing = {entry.name for entry in os.scandir(images)}
-        unlabelled = sorted(name for name in existing.difference(paths) if name.endswith(".JPEG"))
-        if unlabelled:
-            raise UserError(
-                f"{solution} has no label for {unlabelled[0]}, one of {len(unlabelled)}; it was cut short, "
-                "so fetch it again"
-            )
+        existing = set(os.listdir(images))
+        if unlabelled := sorted(name for name in existing.difference(paths) if name.endswith(".JPEG")):
+            raise UserError(f"{solution} was cut short: no label for {unlabelled[0]}; fetch it again")
         absent = frozenset(i for i, path in enumerate(paths) if path not in existing)
     return FileSource(
         root=str(images),
@@ -54,21 +48,17 @@ def open_kaggle(path: pathlib.Path, split: str) -> FileSource:
 
 
 def _read_solution(solution: pathlib.Path, ids: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
-    """Reads the validation images' file names and labels from lines such as `<image>,n01440764 3 4 9 9`.
-
-    The boxes of an image all have the same class.
-    """
+    """File names and labels from lines such as `<image>,n01440764 3 4 9 9`; all boxes have the same class."""
     if not solution.exists():
         raise UserError(f"{solution} is missing; it has the labels, so fetch it from Kaggle")
     label_of = {class_id: label for label, class_id in enumerate(ids)}
     try:
         with solution.open(newline="", encoding="utf-8") as file:
-            rows = sorted(
-                (row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)
-            )
+            rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)]
+        rows.sort()
         labels = np.array([label_of[class_id] for _, class_id in rows], np.int32)
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise UserError(f"{solution} is not Kaggle's file ({error}); fetch it again") from error
     if not rows:
-        raise UserError(f"{solution} names no images; it was cut short, so fetch it again")
+        raise UserError(f"{solution} was cut short: it names no images; fetch it again")
     return [f"{image}.JPEG" for image, _ in rows], labels

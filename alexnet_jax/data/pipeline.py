@@ -4,9 +4,7 @@ The order is pure arithmetic: epoch e is a permutation computed from (seed, e) a
 examples of the infinite concatenation of epochs, and each host takes its slice of them. A run can therefore
 resume at any step at no cost, and the global batch is the same for any number of hosts.
 
-tf.data counts the steps and calls `load_batch` for several of them at once, each call on a core of its own:
-the decoders release the GIL. A bad image becomes a placeholder, as an error inside tf.data would change the
-number of examples.
+A bad image becomes a placeholder, as an error inside tf.data would change the number of examples.
 """
 
 import atexit
@@ -15,23 +13,22 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import numpy as np
 
-from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.host import tensorflow
 from alexnet_jax.data import decode
 from alexnet_jax.data.sources import Source
 
 Batch = dict[str, np.ndarray]
 
-_KEYS = ("image", "label", "weight", "index")
 _NO_END = 2**40  # steps
-_BATCHES_AHEAD = 2
 _CALLS_PER_CORE = 2  # one at work, one finished or waiting: they are taken in order
 _CALLS_BYTES = 256 * 2**20
 _order_lock = threading.Lock()  # without it, each thread would compute a new epoch's order
-_open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+_running: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
 
 @functools.lru_cache(maxsize=2)  # a batch may span two epochs
@@ -59,8 +56,7 @@ def batch_indices(step: int, num_examples: int, batch_size: int, seed: int) -> n
 
     These are positions `[s*B, (s+1)*B)` of the infinite concatenation of shuffled epochs.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, within_epoch = np.divmod(positions, num_examples)
+    epochs, within_epoch = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
     indices = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
@@ -77,19 +73,17 @@ def train_batches(
     resize_size: int,
     seed: int,
     start_step: int = 0,
-    host_index: int = 0,
-    host_count: int = 1,
+    host: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """This host's slices of the global batches from `start_step` on, without end.
 
     Args:
       source: the training examples.
-      batch_size: B over all hosts; this host's slice has b = B / host_count.
+      batch_size: B over all hosts.
       resize_size: S, side of the images' central squares in pixels.
       seed: determines the order.
       start_step: the step of the first batch; any step costs the same.
-      host_index: h of the slice `[h*b, (h+1)*b)`.
-      host_count: H; divides B.
+      host: h and H; host h of H takes the slice `[h*b, (h+1)*b)` of each batch, where b = B / H.
 
     Returns:
       An iterator of batches `{"image": uint8 [b, S, S, 3], "label": int32 [b], "weight": float32 [b],
@@ -99,44 +93,60 @@ def train_batches(
     Raises:
       UserError: `batch_size` cannot be divided among the hosts.
     """
-    per_host = _per_host(batch_size, host_count)
 
     def indices(step: int) -> np.ndarray:
-        global_batch = batch_indices(step, len(source), batch_size, seed)
-        return global_batch[host_index * per_host : (host_index + 1) * per_host]
+        return batch_indices(step, len(source), batch_size, seed)
 
-    return _opened(_batches(source, indices, range(start_step, _NO_END), per_host, resize_size))
+    return _open(source, resize_size, indices, range(start_step, _NO_END), batch_size, host)
 
 
 def eval_batches(
-    source: Source, *, batch_size: int, resize_size: int, host_index: int = 0, host_count: int = 1
+    source: Source, *, batch_size: int, resize_size: int, host: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
     """Every example exactly once over all hosts, in the source's order.
 
     The last batch is padded with examples of index -1 and weight 0, so each host has the same number of
     batches. Arguments, batches and errors are as in `train_batches`.
     """
-    per_host = _per_host(batch_size, host_count)
 
     def indices(step: int) -> np.ndarray:
-        found = np.arange(per_host) + step * batch_size + host_index * per_host
+        found = np.arange(step * batch_size, (step + 1) * batch_size)
         return np.where(found < len(source), found, -1)
 
     steps = range(-(-len(source) // batch_size))
-    return _opened(_batches(source, indices, steps, per_host, resize_size))
+    return _open(source, resize_size, indices, steps, batch_size, host)
 
 
-def _per_host(batch_size: int, host_count: int) -> int:
+def _open(
+    source: Source,
+    resize_size: int,
+    indices: Callable[[int], np.ndarray],
+    steps: range,
+    batch_size: int,
+    host: tuple[int, int],
+) -> Iterator[Batch]:
+    """This host's slices of the global batches `indices(step)` `[batch_size]`, loaded ahead."""
+    host_index, host_count = host
     if batch_size < 1 or batch_size % host_count:
         raise UserError(f"data.batch_size: {batch_size} cannot be divided among {host_count} hosts")
-    return batch_size // host_count
+    per_host = batch_size // host_count
+    parts, part_size = part_sizes(per_host, resize_size, threads())
+
+    def load(number: int) -> Batch:
+        step, part = divmod(number, parts)
+        own = indices(step)[host_index * per_host : (host_index + 1) * per_host]
+        return load_batch(source, own[part * part_size : (part + 1) * part_size], resize_size)
+
+    batches = _load_ahead(load, range(steps.start * parts, steps.stop * parts), per_host)
+    _running.add(batches)
+    return batches
 
 
 def load_batch(source: Source, indices: np.ndarray, resize_size: int) -> Batch:
     """Reads and decodes the examples at `indices` `[n]`, -1 for padding; batches as in `train_batches`."""
     count, present = len(indices), np.flatnonzero(indices >= 0)
     batch = {
-        "image": np.empty((count, resize_size, resize_size, 3), np.uint8),
+        "image": np.zeros((count, resize_size, resize_size, 3), np.uint8),
         "label": np.zeros(count, np.int32),
         "weight": np.zeros(count, np.float32),
         "index": indices,
@@ -145,16 +155,13 @@ def load_batch(source: Source, indices: np.ndarray, resize_size: int) -> Batch:
     for place, data in zip(present, encoded, strict=True):
         if (square := decode.decode_square(data, resize_size)) is not None:
             batch["image"][place], batch["weight"][place] = square, 1
-    batch["image"][batch["weight"] == 0] = 0
     return batch
 
 
 def part_sizes(batch_size: int, resize_size: int, cores: int) -> tuple[int, int]:
-    """How a host's batch is divided among calls of `load_batch`, to bound the memory.
+    """The number of parts in which a host's batch is loaded, one unless it is large, and a part's examples.
 
-    Returns:
-      The number of parts, one unless the batch is large, and the examples of a part: all calls together make
-      at most `_CALLS_BYTES` of pixels.
+    All calls of `load_batch` together make at most `_CALLS_BYTES` of pixels.
     """
     most = max(1, _CALLS_BYTES // (_CALLS_PER_CORE * cores * 3 * resize_size**2))
     parts = -(-batch_size // most)
@@ -166,58 +173,41 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _batches(
-    source: Source,
-    indices: Callable[[int], np.ndarray],
-    steps: range,
-    batch_size: int,
-    resize_size: int,
+def _load_ahead(
+    load: Callable[[int], Batch], numbers: range, batch_size: int
 ) -> Generator[Batch, None, None]:
-    """The batches of `steps`, with the examples `indices(step)` `[batch_size]`, loaded ahead."""
-    tf = host.tensorflow()
+    """Yields `load(number)` in order, called in parallel and ahead, joined to batches of `batch_size`."""
+    tf = tensorflow()
     decode.set_up()
-    parts, part_size = part_sizes(batch_size, resize_size, threads())
+    types = {"image": tf.uint8, "label": tf.int32, "weight": tf.float32, "index": tf.int64}
     failures: list[BaseException] = []
 
-    def load(number: np.ndarray) -> list[np.ndarray]:
+    def values(number: np.ndarray) -> list[np.ndarray]:
         try:
-            step, part = divmod(int(number), parts)
-            own = indices(step)[part * part_size : (part + 1) * part_size]
-            own = np.pad(own, (0, part_size - len(own)), constant_values=-1)  # parts are of equal size
-            batch = load_batch(source, own, resize_size)
-            return [batch[key] for key in _KEYS]
+            batch = load(int(number))
+            return [batch[key] for key in types]
         except BaseException as failure:  # TensorFlow would keep only its message
             failures.append(failure)
             raise
 
-    types = [tf.uint8, tf.int32, tf.float32, tf.int64]
-    dataset = tf.data.Dataset.range(steps.start * parts, steps.stop * parts).map(
-        lambda number: tf.numpy_function(load, [number], types, stateful=False),
-        num_parallel_calls=_CALLS_PER_CORE * threads(),
-        deterministic=True,
-    )
-    if parts > 1:
-        dataset = dataset.batch(parts, drop_remainder=True)
-    batches_ahead = _BATCHES_AHEAD if parts == 1 else 1  # a large batch's parts are ahead, too
+    def tensors(number: Any) -> dict[str, Any]:
+        found = tf.numpy_function(values, [number], list(types.values()), stateful=False)
+        return dict(zip(types, found, strict=True))
+
+    calls = _CALLS_PER_CORE * threads()  # in parallel, as the decoders release the GIL
+    dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
+    dataset = dataset.map(tensors, num_parallel_calls=calls, deterministic=True)
     options = tf.data.Options()
     options.autotune.enabled = False  # its buffers grow with the free memory
     options.threading.private_threadpool_size = threads() + 1  # one more, for the times when one waits
     try:
-        for values in dataset.prefetch(batches_ahead).with_options(options).as_numpy_iterator():
-            if parts > 1:
-                values = [value.reshape(-1, *value.shape[2:])[:batch_size] for value in values]
-            yield dict(zip(_KEYS, values, strict=True))
+        yield from dataset.rebatch(batch_size).prefetch(1).with_options(options).as_numpy_iterator()
     except tf.errors.OpError as error:
         raise failures[0] if failures else error from None
-
-
-def _opened(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
-    _open.add(batches)
-    return batches
 
 
 @atexit.register
 def _close_all() -> None:
     # TensorFlow's threads cannot enter the interpreter during shutdown, and it would wait for them forever.
-    for batches in list(_open):
+    for batches in list(_running):
         batches.close()

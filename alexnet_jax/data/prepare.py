@@ -7,7 +7,7 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,7 +27,7 @@ _CHUNK_EXAMPLES = 16  # read, decoded and encoded by one thread at a time
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings that determine the bytes written; an interrupted run must continue with the same ones."""
+    """What determines the bytes written; an interrupted run must continue with the same settings."""
 
     source: str
     splits: dict[str, int]  # number of examples in the source, by split
@@ -58,17 +58,14 @@ def prepare(
 ) -> list[str]:
     """Converts a source to prepared records in `out`, or continues an interrupted run.
 
-    Resizes each image's shorter side to `resize_size` with antialiasing and stores the central square, as in
-    section 2 of the paper. Leaves out images that cannot be decoded and lists them in `bad_images.txt`.
-    Computes the statistics from the stored training images.
+    Resizes each image's shorter side to `resize_size` pixels with antialiasing and stores the central square,
+    as in section 2 of the paper. Computes the statistics from the stored training images. Leaves out images
+    that cannot be decoded and lists them in `bad_images.txt`.
 
     Args:
-      source: as `data.source` in a config.
-      out: the directory to create.
-      data_dir: TFDS's data directory.
+      source, data_dir: as in a config's `data` section.
       splits: "train", "test" or both.
-      resize_size: side of the squares in pixels.
-      quality: JPEG quality, 1-100.
+      quality: of the JPEGs, 1-100.
       shard_examples: images per file.
 
     Returns:
@@ -87,8 +84,14 @@ def prepare(
     settings = Settings(source, lengths, resize_size, quality, shard_examples)
     partial, name = _begin(out, settings), _dataset_name(out)
     shards = _plan(partial, name, settings)
-    _write_missing(shards, opened, settings, out.name)
-    bad = _finish(partial, name, shards, opened, settings)
+    decode.set_up()
+    record_files.encode_example({})  # imports protobuf's classes and with them TFDS, before threads start
+    missing = [shard for shard in shards if not (shard.report.exists() and shard.path.exists())]
+    total, remaining = (sum(len(shard.indices) for shard in some) for some in (shards, missing))
+    with progress.bar(total, "image", f"preparing {out.name}", initial=total - remaining) as bar:
+        for shard in missing:
+            _write_shard(shard, opened[shard.split], settings, bar)
+    bad = _finish(partial, name, shards, opened[splits[0]], settings)
     partial.rename(out)
     # Delete only after the rename: an interruption before it must not cost a second decoding.
     shutil.rmtree(out / _REPORTS)
@@ -99,20 +102,16 @@ def prepare(
 def _begin(out: pathlib.Path, settings: Settings) -> pathlib.Path:
     """Creates the partial directory of `out`, or checks that it was started with the same settings."""
     partial = out.with_name(out.name + ".partial")
-    path = partial / _SETTINGS_FILE
-    text = json.dumps(dataclasses.asdict(settings), indent=2)
+    path, text = partial / _SETTINGS_FILE, json.dumps(dataclasses.asdict(settings), indent=2)
     try:
         (partial / _REPORTS).mkdir(parents=True, exist_ok=True)
         if not path.exists():
             files.write_text(path, text)
     except OSError as error:
-        raise UserError(
-            f"--out: {partial} cannot be written ({error.strerror}); choose another place"
-        ) from error
+        raise UserError(f"--out: {partial} cannot be written ({error.strerror}); choose another") from error
     if path.read_text() != text:
         raise UserError(
-            f"--out: {partial} was begun with other settings (see {_SETTINGS_FILE} in it); "
-            "delete it, or give the same settings to continue"
+            f"--out: {partial} was begun with other settings (see {path.name} in it); give those or delete it"
         )
     return partial
 
@@ -129,67 +128,56 @@ def _plan(partial: pathlib.Path, name: str, settings: Settings) -> list[Shard]:
     return shards
 
 
-def _write_missing(
-    shards: Sequence[Shard], opened: Mapping[str, sources.Source], settings: Settings, title: str
-) -> None:
-    decode.set_up()
-    record_files.encode_example({})  # imports protobuf's classes and with them TFDS, before threads start
-    missing = [shard for shard in shards if not (shard.report.exists() and shard.path.exists())]
-    total, remaining = (sum(len(shard.indices) for shard in some) for some in (shards, missing))
-    with progress.bar(total, "image", f"preparing {title}", initial=total - remaining) as bar:
-        for shard in missing:
-            _write_shard(shard, opened[shard.split], settings, bar)
-
-
 def _write_shard(shard: Shard, source: sources.Source, settings: Settings, bar: tqdm.tqdm) -> None:
-    """Decodes and encodes in parallel; writes a shard's records in order, then its report."""
+    """Writes a shard's records in order, decoded and encoded in parallel, then its report."""
     sums, bad = ColourSums.zeros(settings.resize_size), list[str]()
 
-    def chunk(indices: np.ndarray) -> tuple[list[tuple[str, int, bytes | None]], ColourSums]:
-        chunk_sums, results = ColourSums.zeros(settings.resize_size), []
-        batch = pipeline.load_batch(source, indices, settings.resize_size)
-        for image, label, weight, index in zip(*batch.values(), strict=True):
-            data = _jpeg(image, settings, chunk_sums) if weight else None
-            results.append((source.name(int(index)), int(label), data))
-        return results, chunk_sums
-
-    def examples() -> Iterator[bytes]:
+    def records() -> Iterator[bytes]:
+        nonlocal sums
         chunks = np.split(shard.indices, range(_CHUNK_EXAMPLES, len(shard.indices), _CHUNK_EXAMPLES))
         with ThreadPoolExecutor(pipeline.threads()) as pool:
-            for results, chunk_sums in pool.map(chunk, chunks):
-                sums.add(chunk_sums)
-                for name, label, data in results:
-                    if data is None:
-                        bad.append(name)
-                    else:
-                        values = {"image": data, "label": label, "file_name": name.encode()}
-                        yield record_files.encode_example(values)
-                    bar.update()
+            converted = pool.map(lambda chunk: _convert(source, chunk, settings), chunks)
+            for chunk_records, chunk_bad, chunk_sums in converted:
+                sums += chunk_sums
+                bad.extend(chunk_bad)
+                yield from chunk_records
+                bar.update(len(chunk_records) + len(chunk_bad))
 
-    record_files.write_shard(shard.path, examples())
+    record_files.write_shard(shard.path, records())
     files.write_npz(shard.report, {**dataclasses.asdict(sums), "bad": np.array(json.dumps(bad))})
 
 
-def _jpeg(image: np.ndarray, settings: Settings, sums: ColourSums) -> bytes:
-    """Encodes a square as a JPEG and adds its decoded pixels to `sums`."""
+def _convert(
+    source: sources.Source, indices: np.ndarray, settings: Settings
+) -> tuple[list[bytes], list[str], ColourSums]:
+    """The records of the examples at `indices`, the names of the bad ones, and the colour sums."""
+    records, bad = list[bytes](), list[str]()
+    batch = pipeline.load_batch(source, indices, settings.resize_size)
+    for image, label, weight, index in zip(*batch.values(), strict=True):
+        name = source.name(int(index))
+        if weight:
+            data = _jpeg(image, settings.quality)
+            image[:] = decode.decode_square(data, settings.resize_size)  # the pixels stored
+            values = {"image": data, "label": int(label), "file_name": name.encode()}
+            records.append(record_files.encode_example(values))
+        else:
+            bad.append(name)
+    return records, bad, ColourSums.of(batch["image"][batch["weight"] > 0])
+
+
+def _jpeg(image: np.ndarray, quality: int) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(image).save(out, "JPEG", quality=settings.quality)
-    stored = decode.decode_square(out.getvalue(), settings.resize_size)
-    assert stored is not None  # encoded just above
-    sums.add(ColourSums.of_image(stored))
+    Image.fromarray(image).save(out, "JPEG", quality=quality)
     return out.getvalue()
 
 
 def _finish(
-    partial: pathlib.Path,
-    name: str,
-    shards: Sequence[Shard],
-    opened: Mapping[str, sources.Source],
-    settings: Settings,
+    partial: pathlib.Path, name: str, shards: Sequence[Shard], source: sources.Source, settings: Settings
 ) -> list[str]:
     """Checks the counts, then writes statistics, bad images and metadata: all but the final rename."""
+    size = settings.resize_size
     lengths: dict[str, list[int]] = {split: [] for split in settings.splits}
-    sums = {split: ColourSums.zeros(settings.resize_size) for split in settings.splits}
+    sums = {split: ColourSums.zeros(size) for split in settings.splits}
     bad: list[str] = []
     for shard in shards:
         with np.load(shard.report, allow_pickle=False) as report:
@@ -198,14 +186,13 @@ def _finish(
         if record_files.count_records(shard.path) != shard_sums.count:
             raise UserError(f"{shard.path}: some of its records are missing; delete it and start again")
         lengths[shard.split].append(shard_sums.count)
-        sums[shard.split].add(shard_sums)
+        sums[shard.split] += shard_sums
     for split in settings.splits:
         if not sums[split].count:
             raise UserError(f"data.source={settings.source}: none of the {split} images could be decoded")
     if "train" in sums:
         sums["train"].statistics().save(partial)
     (partial / BAD_IMAGES_FILE).write_text("".join(f"{line}\n" for line in bad), encoding="utf-8")
-    source, size = next(iter(opened.values())), settings.resize_size
     tfds_metadata.write_metadata(
         partial,
         name=name,

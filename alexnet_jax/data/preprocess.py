@@ -25,10 +25,7 @@ RESIZES = ("central", "torchvision", "squash")
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """The preprocessing of a net.
-
-    `stored` resizes an image to a uint8 square of side `resize_size`, as in training; `view` then cuts out
-    patches of `crop_size` and normalises them.
+    """The preprocessing of a net: `stored` makes the square, as in training; `view` crops and normalises it.
 
     Attributes:
       resize_size: S, side of the square in pixels.
@@ -76,20 +73,37 @@ class Preprocess:
                 image = pathlib.Path(image).read_bytes()
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-        if isinstance(image, np.ndarray) and image.dtype != np.uint8:
-            raise UserError(f"an image as an array must be uint8, not {image.dtype}")
         if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8:
+                raise UserError(f"an image as an array must be uint8, not {image.dtype}")
             image = Image.fromarray(image)
-        square = self.decode(image) if isinstance(image, bytes) else _square(image, self)
+        square = self.decode(image) if isinstance(image, bytes) else self._square(image)
         if square is None:
             raise UserError(f"{name}: not a complete image in a known format")
         return square
 
-    def decode(self, data: bytes) -> np.ndarray | None:
-        """Decodes an image file's bytes to a square; None if they are not a complete image."""
+    def decode(self, file: str | bytes) -> np.ndarray | None:
+        """Decodes an image file, a path or its bytes, to a square; None if it is not a complete image."""
+        try:
+            data = file if isinstance(file, bytes) else pathlib.Path(file).read_bytes()
+        except OSError:
+            return None
         if self.resize == "central":
             return decode.decode_square(data, self.resize_size)
-        return decode.decode(data, lambda image: _square(image, self))
+        return decode.decode(data, self._square)
+
+    def _square(self, image: Image.Image) -> np.ndarray:
+        size = self.resize_size
+        if self.resize == "central":
+            return decode.central_square(image, size)
+        image = decode.as_rgb(image)
+        if self.resize == "squash":
+            return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+        # torchvision truncates the longer side and rounds the crop's corner to nearest, halves to even.
+        width, height = (size * side // min(image.size) for side in image.size)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(resized.crop((left, top, left + size, top + size)))
 
     def view(self, stored: Any) -> jax.Array:
         """The central patches, normalised: uint8 `[B, S, S, 3]` to float32 `[B, crop_size, crop_size, 3]`."""
@@ -119,23 +133,6 @@ class Preprocess:
         if isinstance(mean, str):
             mean = np.frombuffer(base64.b64decode(mean), np.float32).reshape(side, side, 3)
         return cls(**{**values, "mean": np.asarray(mean, np.float32)})
-
-
-def _square(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
-    """Resizes a Pillow image to a square."""
-    size = preprocess.resize_size
-    if preprocess.resize == "central":
-        return decode.central_square(image, size)
-    image = decode.as_rgb(image)
-    if preprocess.resize == "squash":
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    # torchvision truncates the longer side and rounds the crop's corner to nearest, halves to even.
-    width, height = image.size
-    shorter = min(width, height)
-    width, height = int(size * width / shorter), int(size * height / shorter)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 # PyTorch's usual ImageNet mean and standard deviation, which it states for [0, 1].

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from alexnet_jax.common import files
 from alexnet_jax.common.errors import Fault, vanished
 
+array_record: Any = importlib.import_module("array_record.python.array_record_module")  # untyped
 Reader = Callable[[list[int]], Sequence[bytes]]  # from positions to records
 
 
@@ -46,7 +47,7 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes], group_size: int = 
     Larger groups save space for small records, but a random read decompresses an entire group.
     """
     with files.replacing(path) as temporary:
-        writer = _array_record().ArrayRecordWriter(str(temporary), f"group_size:{group_size}")
+        writer = array_record.ArrayRecordWriter(str(temporary), f"group_size:{group_size}")
         for record in records:
             writer.write(record)
         writer.close()
@@ -54,7 +55,7 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes], group_size: int = 
 
 def count_records(path: pathlib.Path) -> int:
     """The number of records in an array_record file."""
-    return _array_record().ArrayRecordReader(str(path)).num_records()
+    return array_record.ArrayRecordReader(str(path)).num_records()
 
 
 class Shard:
@@ -90,7 +91,7 @@ def _open_array_record(path: str) -> Reader:
     # No read-ahead, as reads are in random order. TFDS's data source reads the same way, but starts threads
     # for each batch and logs an error for groups larger than one, which the embedded set has.
     options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
-    return _array_record().ArrayRecordReader(path, **options).read
+    return array_record.ArrayRecordReader(path, **options).read
 
 
 def _open_tfrecord(path: str) -> Reader:
@@ -113,7 +114,3 @@ READERS = {"array_record": _open_array_record, "tfrecord": _open_tfrecord}
 @functools.cache
 def _example_type() -> Any:
     return importlib.import_module("tensorflow_datasets.proto").tf_example_pb2.Example
-
-
-def _array_record() -> Any:
-    return importlib.import_module("array_record.python.array_record_module")

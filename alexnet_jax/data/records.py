@@ -12,8 +12,7 @@ from alexnet_jax.data.record_files import READERS, Shard, parse_example
 from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.data.tfds_metadata import first_line, read_class_names, read_info
 
-# The splits to use as "test", in order of preference: a labelled test set first (the labels of some test
-# sets were never published).
+# The splits to use as "test", in order of preference: a labelled test set first.
 _TEST_SPLITS = ("test", "validation", "val", "valid", "dev")
 TEST_LABELS_UNPUBLISHED = ("imagenet2012", "imagenet2012_subset", "imagenet_resized", "imagenet2012_real")
 
@@ -28,9 +27,11 @@ class RecordSource:
         """Opens the split of the directory `path` to use as `split`, "train" or "test".
 
         Raises:
-          UserError: the directory is incomplete, or the split has no examples, unpublished labels or a format
+          UserError: the directory is incomplete, or the split is missing, empty, without published labels or
             without random access.
         """
+        if not (path / "dataset_info.json").exists():
+            raise UserError(f"{path} has no dataset_info.json; it is no prepared set, or was not finished")
         info, self._image_key, self._label_key = read_info(path)
         self._split = _choose_split(info, split)
         self.class_ids: tuple[str, ...] = tuple(info.features[self._label_key].names)
@@ -38,14 +39,12 @@ class RecordSource:
         self.num_classes: int = len(self.class_ids)
         self.statistics: Statistics | None = Statistics.load(path)
         instructions = info.splits[self._split].file_instructions
-        if info.file_format.value not in READERS:
-            raise UserError(
-                f"{path} is stored without random access, as {info.file_format.value}; prepare the set again "
-                "as array_record"
-            )
+        file_format = info.file_format.value
+        if file_format not in READERS:
+            raise UserError(f"{path}: {file_format} has no random access; prepare the set as array_record")
         if missing := next((i.filename for i in instructions if not os.path.exists(i.filename)), None):
             raise UserError(f"{missing} is missing from the data set; make or fetch the set again")
-        self._shards = [Shard(os.fspath(i.filename), info.file_format.value) for i in instructions]
+        self._shards = [Shard(os.fspath(i.filename), file_format) for i in instructions]
         self._first = np.cumsum([0] + [i.examples_in_shard for i in instructions])
         self.description = f"{info.name}: {len(self):,} {self._split} images in {self.num_classes:,} classes"
         if not len(self):
@@ -84,17 +83,6 @@ class RecordSource:
         return examples
 
 
-def open_prepared(path: pathlib.Path, split: str) -> RecordSource:
-    """Opens a TFDS directory.
-
-    Raises:
-      UserError: `path` is not a TFDS directory or has no such split.
-    """
-    if not (path / "dataset_info.json").exists():
-        raise UserError(f"{path} has no dataset_info.json; it is no prepared set, or was not finished")
-    return RecordSource(path, split)
-
-
 def open_tfds(name: str, split: str, data_dir: str | None) -> RecordSource:
     """Opens a TFDS data set by name, downloading and preparing it if needed.
 
@@ -112,18 +100,13 @@ def open_tfds(name: str, split: str, data_dir: str | None) -> RecordSource:
     except (ValueError, AssertionError) as error:
         raise UserError(first_line(error)) from error
     if not builder.info.splits:
-        if not host.has_tensorflow():
-            raise UserError(
-                "TFDS needs TensorFlow to prepare a data set: pip install tensorflow-cpu; a prepared "
-                "set or a folder (data.source=prepared:PATH, folder:PATH) does not"
-            )
         host.tensorflow()
         try:
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
         except Exception as error:  # network, disk, missing tar: TFDS raises many types
             raise UserError(f"TFDS could not prepare it ({first_line(error)})") from error
-    return open_prepared(pathlib.Path(builder.data_dir), split)
+    return RecordSource(pathlib.Path(builder.data_dir), split)
 
 
 def _choose_split(info: Any, split: str) -> str:
@@ -134,9 +117,8 @@ def _choose_split(info: Any, split: str) -> str:
     chosen = next((name for name in wanted if name in info.splits), None)
     expected = TFDS_SIZES.get(info.name, {})
     if chosen is None:
-        have = ", ".join(info.splits) or "none"
         hint = " (TFDS drops a split whose tar is missing)" if expected else ""
-        raise UserError(f"no split to {split} on; it has {have}{hint}")
+        raise UserError(f"no split to {split} on; it has {', '.join(info.splits) or 'none'}{hint}")
     number = info.splits[chosen].num_examples
     if number != expected.get(chosen, number):
         raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 from alexnet_jax.common.errors import UserError, closest, did_you_mean
 from alexnet_jax.data.folders import open_folder
 from alexnet_jax.data.kaggle import open_kaggle
-from alexnet_jax.data.records import open_prepared, open_tfds
+from alexnet_jax.data.records import RecordSource, open_tfds
 from alexnet_jax.data.statistics import ILSVRC, Statistics
 from alexnet_jax.data.tars import open_tars
 
@@ -19,35 +19,27 @@ if TYPE_CHECKING:  # the config imports JAX, which sources do not need
     from alexnet_jax import config as configs
 
 EMBEDDED = pathlib.Path(__file__).parent / "fashion_mnist"
-_OPEN_PATH = {"folder": open_folder, "kaggle": open_kaggle, "tars": open_tars, "prepared": open_prepared}
+_OPEN_PATH = {"folder": open_folder, "kaggle": open_kaggle, "tars": open_tars, "prepared": RecordSource}
 KINDS = ("embedded", "tfds", *_OPEN_PATH)
 
 
 class Source(Protocol):
-    """One split of a set of labelled images, with random access.
-
-    Attributes:
-      num_classes: K; labels are 0..K-1.
-      class_names: readable names, by label.
-      class_ids: WordNet ids or folder names, by label; the readable names if there are no ids.
-      statistics: those of the training split, if known.
-      description: one line for the log.
-    """
+    """One split of a set of labelled images, with random access."""
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int: ...  # K; labels are 0..K-1
     @property
-    def class_names(self) -> tuple[str, ...]: ...
+    def class_names(self) -> tuple[str, ...]: ...  # readable names, by label
     @property
-    def class_ids(self) -> tuple[str, ...]: ...
+    def class_ids(self) -> tuple[str, ...]: ...  # WordNet ids or folder names, by label; else the names
     @property
-    def statistics(self) -> Statistics | None: ...
+    def statistics(self) -> Statistics | None: ...  # of the training split, if known
     @property
-    def description(self) -> str: ...
+    def description(self) -> str: ...  # one line for the log
     def __len__(self) -> int: ...
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Returns the encoded images and int32 labels `[n]` at `indices` `[n]`; thread-safe.
+        """The encoded images and int32 labels `[n]` at `indices` `[n]`; thread-safe.
 
         An unreadable image is `b""`, which counts as a bad image.
 
@@ -67,8 +59,7 @@ def open_source(spec: str, split: str, *, data_dir: str | None = None) -> Source
     Args:
       spec: `embedded`, `tfds:<name>[/<config>][:<version>]`, `folder:<path>`, `kaggle:<path>`,
         `tars:<path>` or `prepared:<path>`.
-      split: "train" or "test"; "test" is whatever the source has for testing, such as ImageNet's validation
-        images.
+      split: "train" or "test", whatever the source has for testing, such as ImageNet's validation images.
       data_dir: TFDS's data directory; None for TFDS's default.
 
     Raises:
@@ -87,10 +78,9 @@ def _open(spec: str, split: str, data_dir: str | None) -> Source:
     if kind not in KINDS:
         raise UserError(f"no such kind of source; {did_you_mean(kind, KINDS)}")
     if kind == "embedded":
-        return open_prepared(EMBEDDED, split)
+        return RecordSource(EMBEDDED, split)
     if not name:
-        example = "cifar10" if kind == "tfds" else "PATH"
-        raise UserError(f"name one after the colon, as in {kind}:{example}")
+        raise UserError(f"name one after the colon, as in {kind}:{'cifar10' if kind == 'tfds' else 'PATH'}")
     if kind == "tfds":
         return open_tfds(name, split, data_dir)
     path = pathlib.Path(name).expanduser()
@@ -117,11 +107,9 @@ def open_configured(data: "configs.DataConfig", split: str) -> Source:
       UserError: there is no such source, it is incomplete, or it has a different number of classes.
     """
     source = open_source(data.source, split, data_dir=data.data_dir)
-    if data.num_classes not in (None, source.num_classes):
-        raise UserError(
-            f"data.num_classes={data.num_classes}: data.source={data.source} has {source.num_classes} "
-            "classes; correct one of them"
-        )
+    found = source.num_classes
+    if data.num_classes not in (None, found):
+        raise UserError(f"data.num_classes={data.num_classes}: data.source={data.source} has {found} classes")
     return source
 
 

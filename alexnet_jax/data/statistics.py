@@ -18,21 +18,14 @@ FILE_NAME = "statistics.npz"
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Statistics of the training images of one data set.
+    """Statistics of the training images of one data set."""
 
-    Attributes:
-      mean_colour: `[3]` float32, mean of R, G, B over all training pixels.
-      pca_sqrt_eigenvalues: `[3]` float32, square roots of the eigenvalues of the 3x3 covariance of RGB
-        over all training pixels: standard deviations along the components in grey levels, smallest first as
-        in the 2012 release.
-      pca_eigenvectors: `[3, 3]` float32, one component per column, rows R, G, B.
-      mean_image: `[S, S, 3]` float32, mean of the stored training images, or None if unknown.
-    """
-
-    mean_colour: np.ndarray
+    mean_colour: np.ndarray  # float32 [3], mean of R, G, B over all training pixels
+    # float32 [3], square roots of the eigenvalues of the 3x3 covariance of RGB over all training pixels:
+    # standard deviations along the components, smallest first as in the 2012 release
     pca_sqrt_eigenvalues: np.ndarray
-    pca_eigenvectors: np.ndarray
-    mean_image: np.ndarray | None = None
+    pca_eigenvectors: np.ndarray  # float32 [3, 3], one component per column, rows R, G, B
+    mean_image: np.ndarray | None = None  # float32 [S, S, 3], mean of the stored training images, if known
 
     def mean(self, kind: str, size: int) -> np.ndarray:
         """The mean to subtract from images of side `size`: `image` `[size, size, 3]` or `colour` `[3]`.
@@ -71,35 +64,29 @@ class Statistics:
             raise UserError(f"{path}: not a statistics file ({error}); delete it or make it again") from error
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class ColourSums:
-    """Exact integer sums over images, enough for their statistics; independent of the images' order.
+    """Exact integer sums over images, enough for their statistics; independent of the images' order."""
 
-    Attributes:
-      count: number of images.
-      pixels: int64 `[S, S, 3]`, sums of the values at each position.
-      products: int64 `[3, 3]`, sums of products of two channels over all pixels.
-    """
-
-    count: int
-    pixels: np.ndarray
-    products: np.ndarray
+    count: int  # number of images
+    pixels: np.ndarray  # int64 [S, S, 3], sums of the values at each position
+    products: np.ndarray  # int64 [3, 3], sums of products of two channels over all pixels
 
     @classmethod
-    def zeros(cls, resize_size: int) -> "ColourSums":
-        return cls(0, np.zeros((resize_size, resize_size, 3), np.int64), np.zeros((3, 3), np.int64))
+    def zeros(cls, size: int) -> "ColourSums":
+        return cls(0, np.zeros((size, size, 3), np.int64), np.zeros((3, 3), np.int64))
 
     @classmethod
-    def of_image(cls, image: np.ndarray) -> "ColourSums":
-        """The sums of one uint8 image `[S, S, 3]`."""
+    def of(cls, images: np.ndarray) -> "ColourSums":
+        """The sums of uint8 images `[N, S, S, 3]`."""
         # Exact in float64: the sums are integers far below 2**53.
-        flat = image.reshape(-1, 3).astype(np.float64)
-        return cls(1, image.astype(np.int64), (flat.T @ flat).astype(np.int64))
+        flat = (image.reshape(-1, 3).astype(np.float64) for image in images)
+        products = sum((pixels.T @ pixels for pixels in flat), np.zeros((3, 3)))
+        return cls(len(images), images.sum(axis=0, dtype=np.int64), products.astype(np.int64))
 
-    def add(self, other: "ColourSums") -> None:
-        self.count += other.count
-        self.pixels += other.pixels
-        self.products += other.products
+    def __add__(self, other: "ColourSums") -> "ColourSums":
+        pixels, products = self.pixels + other.pixels, self.products + other.products
+        return ColourSums(self.count + other.count, pixels, products)
 
     def statistics(self) -> Statistics:
         """The statistics of the summed images."""
@@ -107,8 +94,7 @@ class ColourSums:
         mean = mean_image.mean(axis=(0, 1))
         covariance = self.products / (self.count * self.pixels[..., 0].size) - np.outer(mean, mean)
         eigenvalues, eigenvectors = np.linalg.eigh(covariance)
-        # Grey images vary along one direction only; the other two eigenvalues are rounding errors and may be
-        # negative.
+        # Grey images vary along one direction; the other two eigenvalues are rounding errors, some negative.
         eigenvalues[eigenvalues < 1e-6 * eigenvalues.max()] = 0.0
         return Statistics(
             mean_colour=mean.astype(np.float32),
@@ -122,9 +108,11 @@ def resize_mean(mean: np.ndarray, size: int) -> np.ndarray:
     """Resizes a mean image to `[size, size, 3]` float32; returns a mean colour `[3]` unchanged."""
     if mean.ndim == 1:
         return mean
-    channels = [Image.fromarray(mean[..., c]) for c in range(3)]
-    resized = [channel.resize((size, size), Image.Resampling.BILINEAR) for channel in channels]
-    return np.stack([np.asarray(channel, np.float32) for channel in resized], axis=-1)
+    resized = (
+        Image.fromarray(mean[..., channel]).resize((size, size), Image.Resampling.BILINEAR)
+        for channel in range(3)
+    )
+    return np.stack([np.asarray(channel) for channel in resized], axis=-1)
 
 
 # The authors' values over ILSVRC at 256 x 256, as released with the 2012 code.

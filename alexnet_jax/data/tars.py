@@ -1,8 +1,7 @@
 """The official tars of ILSVRC-2012 and ILSVRC-2010, read in place without unpacking.
 
 One pass over the headers finds the offset of every image; each image is then one read. The training tar
-contains one tar per synset; the validation tar and the 2010 test tar are flat, and the development kit has
-the classes of their images.
+contains one tar per synset. The other tars are flat; the development kit has the classes of their images.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ import numpy as np
 from alexnet_jax.common import progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data.classes import readable_names
-from alexnet_jax.data.statistics import Statistics
+from alexnet_jax.data.folders import ListedSource
 
 _BLOCK = tarfile.BLOCKSIZE
 _PADDING = 2**20  # zeros allowed after the last file; tar writes 10 KB of them by default
@@ -32,40 +31,25 @@ _TARS = {
         {"ILSVRC2010_images_test.tar": "test", "ILSVRC2010_images_val.tar": "validation"},
     ),
 }
-_KITS = {"2012": "ILSVRC2012_devkit_t12.tar.gz", "2010": "ILSVRC2010_devkit-1.0.tar.gz"}
 Synsets = dict[int, tuple[str, str]]  # WordNet id and words by the kit's number, which is not in id order
 
 
-@dataclasses.dataclass(frozen=True)
-class TarSource:
-    """One split of the official tars. See `sources.Source`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TarSource(ListedSource):
+    """One split of the official tars."""
 
     file: int  # descriptor of the tar
     places: np.ndarray  # int64 [n, 2], offset and size of each image in bytes
-    labels: np.ndarray  # int32
-    class_ids: tuple[str, ...]
-    class_names: tuple[str, ...]
-    description: str
-    statistics: Statistics | None = None
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_ids)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        return [self._bytes(*place) for place in self.places[indices].tolist()], self.labels[indices]
 
     def name(self, index: int) -> str:
         # Read from the header just before the image, to avoid keeping a million names in memory.
         header = os.pread(self.file, _BLOCK, int(self.places[index, 0]) - _BLOCK)
         return tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace").name
 
-    def _bytes(self, start: int, size: int) -> bytes:
+    def read_image(self, index: int) -> bytes:
+        offset, size = self.places[index].tolist()
         try:
-            return os.pread(self.file, size, start)
+            return os.pread(self.file, size, offset)
         except OSError:
             return b""
 
@@ -119,15 +103,13 @@ def _members(path: pathlib.Path, start: int = 0, end: int | None = None) -> list
     """
     found, stopped = [], start
     with open(path, "rb") as file:
-        end = end or os.fstat(file.fileno()).st_size
+        end = end or file.seek(0, os.SEEK_END)
         file.seek(start)
         # After an error, the header where it stopped says why.
         with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.offset_data + member.size > end:
-                    raise UserError(
-                        f"{path}: cut short within {member.name}, {end:,} bytes in; fetch it again"
-                    )
+                    raise UserError(f"{path}: cut short within {member.name}; fetch it again")
                 found.append(member)
                 stopped = tar.offset
         header = os.pread(file.fileno(), _BLOCK, stopped)
@@ -140,9 +122,9 @@ def _members(path: pathlib.Path, start: int = 0, end: int | None = None) -> list
     return sorted((member for member in found if member.isreg()), key=lambda member: member.name)
 
 
-def _places(found: list[tarfile.TarInfo]) -> np.ndarray:
+def _places(members: list[tarfile.TarInfo]) -> np.ndarray:
     """int64 `[n, 2]`: start and size of each member."""
-    return np.array([(member.offset_data, member.size) for member in found], np.int64).reshape(-1, 2)
+    return np.array([(member.offset_data, member.size) for member in members], np.int64).reshape(-1, 2)
 
 
 def _index_train(path: pathlib.Path, synset_tars: list[tarfile.TarInfo]) -> tuple[np.ndarray, np.ndarray]:
@@ -151,15 +133,11 @@ def _index_train(path: pathlib.Path, synset_tars: list[tarfile.TarInfo]) -> tupl
     def index(tar: tarfile.TarInfo) -> np.ndarray:
         return _places(_members(path, tar.offset_data, tar.offset_data + tar.size))
 
-    tables = []
-    with (
-        ThreadPoolExecutor(8) as pool,  # indexing mostly waits for the disk
-        progress.bar(len(synset_tars), "tar", f"indexing {path.name}", leave=False) as bar,
-    ):
-        for table in pool.map(index, synset_tars):
-            tables.append(table)
-            bar.update()
-    labels = np.repeat(np.arange(len(tables), dtype=np.int32), [len(table) for table in tables])
+    with ThreadPoolExecutor(8) as pool:  # indexing mostly waits for the disk
+        indexed = pool.map(index, synset_tars)
+        what = f"indexing {path.name}"
+        tables = list(progress.bar(len(synset_tars), "tar", what, leave=False, iterable=indexed))
+    labels = np.repeat(np.arange(len(tables), dtype=np.int32), list(map(len, tables)))
     return np.concatenate(tables), labels
 
 
@@ -171,7 +149,7 @@ def _read_truth(directory: pathlib.Path, year: str, split: str) -> list[str]:
     name = f"ILSVRC{year}_{split}_ground_truth.txt"
     data = _kit_file(directory, year, name)
     if data is None:
-        raise UserError(f"{directory} has no {name}; put it or {_KITS[year]} there, packed or not")
+        raise UserError(f"{directory} has no {name}; put it or ILSVRC{year}_devkit*.tar.gz there")
     return data.decode().split()
 
 
@@ -183,16 +161,12 @@ def _labels(truth: list[str], ids: Sequence[str], synsets: Synsets) -> np.ndarra
             label_of = {str(n): label_of[i] for n, (i, _) in synsets.items() if i in label_of}
         elif len(ids) == 1000:
             # The official numbers do not follow the order of the ids; guessing would shuffle all labels.
-            raise UserError(
-                "the ground truth is in the development kit's numbers, which need its meta.mat; "
-                "put the complete kit beside the tars, packed or not"
-            )
+            raise UserError("the ground truth needs the kit's meta.mat; put the complete kit beside the tars")
         else:  # a user's own tars without a kit: the numbers count the synsets in order
             label_of = {str(label + 1): label for label in range(len(ids))}
-    unknown = next((t for t in truth if t not in label_of), None)
-    if unknown is not None:
-        raise UserError(f"the ground truth has class {unknown}, which the training tar does not have")
-    return np.array([label_of[t] for t in truth], np.int32)
+    if unknown := [name for name in truth if name not in label_of]:
+        raise UserError(f"the ground truth has class {unknown[0]}, which the training tar does not have")
+    return np.array([label_of[name] for name in truth], np.int32)
 
 
 def numbers(kit: pathlib.Path) -> dict[str, int]:

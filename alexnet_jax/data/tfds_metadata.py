@@ -1,6 +1,6 @@
 """The metadata of a TFDS directory: written and read by TFDS, except for readable names of classes.
 
-A directory contains `<name>-<split>.array_record-00000-of-0000N` shards and TFDS's `dataset_info.json` and
+A directory has the shards `<name>-<split>.array_record-00000-of-0000N` and TFDS's `dataset_info.json` and
 `features.json`, so `tfds.builder_from_directory` can read it like any TFDS data set.
 """
 
@@ -36,14 +36,12 @@ def write_metadata(
     """Writes the metadata that makes a directory of shards a TFDS data set; call it last.
 
     Args:
-      directory: contains the shards.
       name: the data set's name, which begins every shard's file name.
       shard_lengths: the number of records in each shard, by split.
       class_ids: one id per label, such as WordNet ids; stored as the names of TFDS's `ClassLabel`.
       class_names: one readable name per label; stored in a separate file if they differ from the ids.
       image_shape: height, width (None if they vary) and channels of the stored images.
       encoding: "png" or "jpeg".
-      description: a sentence on the contents and their origin.
     """
     import tensorflow_datasets as tfds
 
@@ -58,7 +56,7 @@ def write_metadata(
         (directory / CLASS_NAMES_FILE).write_text("".join(f"{n}\n" for n in class_names), encoding="utf-8")
     splits = []
     for split, lengths in shard_lengths.items():
-        paths = [shard_path(directory, name, split, i, len(lengths)) for i in range(len(lengths))]
+        paths = (shard_path(directory, name, split, i, len(lengths)) for i in range(len(lengths)))
         size = sum(path.stat().st_size for path in paths)
         splits.append(tfds.core.SplitInfo(name=split, shard_lengths=list(lengths), num_bytes=size))
     tfds.folder_dataset.write_metadata(
@@ -81,26 +79,22 @@ def read_info(directory: pathlib.Path) -> tuple[Any, str, str]:
     Raises:
       UserError: the directory is incomplete, or the examples lack an image or a class label.
     """
-    # Imported before threads start: while it is, relative imports in other threads fail.
+    # Before threads start: while TFDS is being imported, relative imports fail in other threads.
     import tensorflow_datasets as tfds
 
     try:
         info: Any = tfds.builder_from_directory(directory).info
         features = dict(info.features)
     except Exception as error:  # TFDS raises many types
-        raise UserError(
-            f"{directory} is no TFDS directory of images ({type(error).__name__}: "
-            f"{first_line(error)}); make or fetch it again"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{directory} is no TFDS directory of images ({reason}); make or fetch it") from error
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
     images, labels = ([k for k, v in features.items() if isinstance(v, kind)] for kind in kinds)
     supervised = info.supervised_keys or ()
     if len(supervised) == 2 and supervised[0] in images and supervised[1] in labels:
         return info, *supervised
     if not images or len(labels) != 1:
-        raise UserError(
-            f"not a set of images with one class label each (its features: {', '.join(features)})"
-        )
+        raise UserError(f"not images with one class label each (its features: {', '.join(features)})")
     return info, ("image" if "image" in images else images[0]), labels[0]
 
 

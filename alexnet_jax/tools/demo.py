@@ -129,8 +129,7 @@ def make_gallery(loaded: Pretrained, folder: pathlib.Path | None) -> Gallery | N
     else:
         return None
     function = features.layer_function(loaded, _point_layer(loaded))
-    decode = inference.file_decoder(loaded.preprocess)
-    answers = inference.run_batches(function, items, lambda item: decode(item[1]))
+    answers = inference.run_batches(function, items, lambda item: loaded.preprocess.decode(item[1]))
     answers = progress.bar(len(items), "image", "gallery", iterable=answers)
     good = [(square, name, point.ravel()) for (name, _), square, point in answers if square is not None]
     if not good:

@@ -10,7 +10,6 @@ from PIL import Image
 
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing
-from alexnet_jax.data import inference
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.tools import features
 
@@ -60,7 +59,7 @@ def figure(path: pathlib.Path, rows: Sequence[tuple[str, Sequence[str]]]) -> Non
     Raises:
       UserError: an image file is missing or damaged.
     """
-    decode = inference.file_decoder(Preprocess(resize_size=_SIDE, crop_size=_SIDE))
+    decode = Preprocess(resize_size=_SIDE, crop_size=_SIDE).decode
     columns = 1 + max(len(found) for _, found in rows)
     sheet = Image.new("RGB", (columns * _SIDE + _SIDE // 8, len(rows) * _SIDE), "white")
     for row, (query, found) in enumerate(rows):

@@ -56,7 +56,7 @@ def predictions(
       of "predictions" for an unreadable image.
     """
     classes = class_names(loaded)
-    function, decode = predictor(loaded, topk, views), inference.file_decoder(loaded.preprocess)
+    function, decode = predictor(loaded, topk, views), loaded.preprocess.decode
     for file, image, result in inference.run_batches(function, files, decode):
         name = "standard input" if isinstance(file, bytes) else file
         if image is None:

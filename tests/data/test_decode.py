@@ -130,9 +130,9 @@ CATALOGUE: dict[str, tuple[bytes, Image.Image | None, float]] = {
     ),
     "one pixel high": (encode(PHOTO.resize((300, 1)), "PNG"), PHOTO.resize((300, 1)), 0.5),
     "one pixel wide": (encode(PHOTO.resize((1, 300)), "PNG"), PHOTO.resize((1, 300)), 0.5),
-    "the very size": (encode(PHOTO.resize((SIZE, SIZE)), "PNG"), PHOTO.resize((SIZE, SIZE)), 0),
-    "one pixel more": (encode(PHOTO.resize((33, 33)), "PNG"), PHOTO.resize((33, 33)), 0.3),
-    "smaller than wanted": (encode(PHOTO.resize((9, 7)), "PNG"), PHOTO.resize((9, 7)), 0.5),
+    "exactly the target size": (encode(PHOTO.resize((SIZE, SIZE)), "PNG"), PHOTO.resize((SIZE, SIZE)), 0),
+    "one pixel larger": (encode(PHOTO.resize((33, 33)), "PNG"), PHOTO.resize((33, 33)), 0.3),
+    "smaller than the target size": (encode(PHOTO.resize((9, 7)), "PNG"), PHOTO.resize((9, 7)), 0.5),
     "much larger, decoded at a fraction": (
         encode(photograph(1300, 700), quality=95),
         photograph(1300, 700),
@@ -206,7 +206,7 @@ WITHOUT_DRAFT = "JpegImagePlugin.JpegImageFile.draft = lambda *arguments: None"
 
 
 def decoded(path: pathlib.Path, change: str = "") -> tuple[bool, int]:
-    """Whether a new process rejects an image file, and the kilobytes that this takes."""
+    """Whether a new process rejects an image file, and the kilobytes of memory it needs."""
     bad, kilobytes = peak.said_by(DECODE.format(change=change), path)
     return bad == "True", int(kilobytes)
 
@@ -260,9 +260,7 @@ def both_decoders(data: bytes, size: int, monkeypatch) -> list[np.ndarray | None
         return [*ways, decode.decode_square(data, size)]
 
 
-needs_simplejpeg = pytest.mark.skipif(
-    decode.simplejpeg is None, reason="no simplejpeg here: Pillow decodes all"
-)
+needs_simplejpeg = pytest.mark.skipif(decode.simplejpeg is None, reason="simplejpeg is not installed")
 
 
 @needs_simplejpeg
@@ -303,7 +301,7 @@ def test_both_decoders_have_the_same_bad_images(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "MPO", "DDS", "SGI"])
-def test_damaged_files_are_bad_images_and_no_errors(kind):
+def test_damaged_files_are_bad_images_not_errors(kind):
     """Cut, changed, shortened and lengthened at random places, often in the header."""
     original, rng = encode(photograph(40, 30), kind), random.Random(0)
     bad = 0
@@ -329,7 +327,7 @@ def test_errors_outside_the_decoders_are_raised(error):
         decode.decode(JPEG, square)
 
 
-def test_an_import_held_open_by_etils_makes_no_bad_image():
+def test_an_import_held_open_by_etils_is_not_a_bad_image():
     """While etils imports lazily in one thread, relative imports in Pillow's functions fail in all others."""
     lazy_imports = pytest.importorskip("etils.epy").lazy_imports
     opened, decoded = threading.Event(), threading.Event()
@@ -374,7 +372,7 @@ def test_agrees_with_pillow_on_photographs(real_data, monkeypatch):
 
 
 class TestFolders:
-    """Odd files among the images of a folder."""
+    """Unusual files in a folder of images."""
 
     @pytest.fixture
     def root(self, tmp_path) -> pathlib.Path:
@@ -421,13 +419,13 @@ class TestFolders:
         (root / "train/a/1.jpg").symlink_to(root / "gone.jpg")
         assert self.names(root) == ["a/0.jpg", "b/0.jpg"]
 
-    @pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes no such names")
+    @pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not allow such names")
     def test_a_name_that_is_not_utf8(self, root):
         (root / "train/a" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(JPEG)
         assert self.names(root) == ["a/0.jpg", "a/caf\\xe9.jpg", "b/0.jpg"]
         assert self.weights(root) == [1, 1, 1]
 
-    @pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes no such names")
+    @pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not allow such names")
     def test_a_class_whose_name_is_not_utf8(self, root):
         (root / "train" / os.fsdecode(b"caf\xe9")).mkdir()
         (root / "train" / os.fsdecode(b"caf\xe9") / "0.jpg").write_bytes(JPEG)
@@ -460,7 +458,7 @@ class TestFolders:
         assert source.description.endswith("in 3 classes (1 of them empty)")
 
     def test_an_unreadable_file_is_a_bad_image(self, root, monkeypatch):
-        # A link to itself cannot be opened by anybody; root, who may run the tests, ignores permissions.
+        # Nobody can open a link to itself, whereas root, who may run the tests, ignores permissions.
         source = sources.open_source(f"folder:{root}", "train")
         (root / "train/a/0.jpg").unlink()
         (root / "train/a/0.jpg").symlink_to("0.jpg")

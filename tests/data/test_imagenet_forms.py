@@ -258,8 +258,8 @@ def test_tars_of_2010_have_their_own_names(forms, tmp_path):
     assert source.description.startswith("ILSVRC2010_images_test.tar: 20 images")
 
 
-# A small ILSVRC-2010: the kit's numbers of the classes (not in id order) and of the synsets above them, the
-# ground truth in those numbers, and the labels that follow from them.
+# A small ILSVRC-2010: the kit's numbers for the classes (not in id order) and for the synsets above them, the
+# ground truth as such numbers, and the resulting labels.
 CLASSES_2010 = {"n02119789": 1, "n01440764": 2, "n03126707": 3}
 ABOVE_2010 = {"n00001740": 4, "n02512053": 5}
 TRUTH_2010 = {"val": [3, 1, 2, 3], "test": [2, 3, 3, 1, 2]}
@@ -310,7 +310,7 @@ class TestTarsOf2010:
 
     @pytest.mark.parametrize("split", ["train", "val", "test"])
     def test_labels_names_and_bytes(self, tars, images, split):
-        if split == "val":  # the test images come first where they are
+        if split == "val":  # the test images are preferred
             (tars / "ILSVRC2010_images_test.tar").unlink()
         source = sources.open_source(f"tars:{tars}", "train" if split == "train" else "test")
         assert source.class_ids == ("n01440764", "n02119789", "n03126707")
@@ -357,7 +357,7 @@ class TestWrongKaggle:
     def test_a_csv_cut_short(self, rows, kaggle):
         path = kaggle / "LOC_val_solution.csv"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + rows]))
-        with pytest.raises(UserError, match=r"LOC_val_solution\.csv .*cut short, so fetch it again"):
+        with pytest.raises(UserError, match=r"LOC_val_solution\.csv was cut short: .*; fetch it again"):
             sources.open_source(f"kaggle:{kaggle}", "test")
 
     def test_the_inner_folder_works_too(self, kaggle):

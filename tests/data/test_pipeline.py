@@ -80,7 +80,7 @@ def test_batches_are_the_concatenation_of_epochs(batch_size):
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_train_batches_depend_neither_on_the_number_of_hosts_nor_on_the_start(hosts):
-    source, steps, start = Numbered(50), 19, 8  # three epochs of 50, and a start in the middle of the second
+    source, steps, start = Numbered(50), 19, 8  # three epochs of 50; the second start is within epoch 1
     expected = np.stack([pipeline.batch_indices(step, 50, 8, 1) for step in range(steps)])
     assert np.bincount(np.concatenate(expected)[:150], minlength=50).tolist() == [3] * 50
     for first in (0, start):
@@ -92,8 +92,7 @@ def test_train_batches_depend_neither_on_the_number_of_hosts_nor_on_the_start(ho
                     resize_size=4,
                     seed=1,
                     start_step=first,
-                    host_index=h,
-                    host_count=hosts,
+                    host=(h, hosts),
                 ),
                 steps - first,
             )
@@ -116,7 +115,7 @@ def test_eval_batches_have_every_example_once(batch_size, hosts):
     parts = [
         list(
             pipeline.eval_batches(
-                Numbered(21, bad=(5,)), batch_size=batch_size, resize_size=2, host_index=h, host_count=hosts
+                Numbered(21, bad=(5,)), batch_size=batch_size, resize_size=2, host=(h, hosts)
             )
         )
         for h in range(hosts)
@@ -137,7 +136,7 @@ def test_a_bad_image_keeps_its_place_and_has_weight_0():
 
 def test_batch_size_that_the_hosts_do_not_divide():
     with pytest.raises(UserError, match=r"data\.batch_size: 6 .* 4 hosts"):
-        next(pipeline.train_batches(Numbered(9), batch_size=6, resize_size=4, seed=0, host_count=4))
+        next(pipeline.train_batches(Numbered(9), batch_size=6, resize_size=4, seed=0, host=(0, 4)))
 
 
 def test_an_error_of_the_source_reaches_the_reader():
@@ -313,7 +312,7 @@ def test_the_next_batch_is_on_the_devices_ahead_of_time(monkeypatch):
             one is other for one, other in zip(batch.values(), current, strict=True)
         )
         np.testing.assert_array_equal(batch["label"], host["label"])
-        if n < 3:  # one batch further, and no more than one
+        if n < 3:  # exactly one batch ahead
             assert len(taken) == n + 2 and len(following) == arrays
             assert all(isinstance(one, jax.Array) and one.sharding.mesh == mesh for one in following)
             np.testing.assert_array_equal(following[1], taken[n + 1]["label"])
@@ -360,7 +359,7 @@ def specs(tmp_path_factory) -> dict[str, str]:
 
 
 def digest(hosts: list[list[pipeline.Batch]]) -> str:
-    """Of all bytes, types and shapes of the global batches."""
+    """Hash of the bytes, types and shapes of the global batches."""
     found = hashlib.sha256()
     for parts in zip(*hosts, strict=True):
         for key in ("image", "label", "weight", "index"):
@@ -370,8 +369,8 @@ def digest(hosts: list[list[pipeline.Batch]]) -> str:
     return found.hexdigest()[:16]
 
 
-# Recorded in November 2026 with threads of our own in tf.data's place: 12 batches of training from step 0 and
-# from step 19 (for 23 images within the seventh epoch), and all of testing.
+# Recorded in November 2026 with the thread pool that tf.data replaced: 12 training batches from step 0 and 12
+# from step 19 (for 23 images, within the seventh epoch), and all test batches.
 RECORDED = {
     "embedded": ("9f2d7486cdd7494e", "5e7d7fe2247e3f9a", "f56bccb263746ae7"),
     "folder": ("9e090bedb6d1248e", "4c2d5c88d72c1759", "361c4a4b84ca7ea7"),
@@ -384,19 +383,20 @@ RECORDED = {
 @pytest.mark.parametrize("in_parts", [False, True], ids=["complete", "in parts"])
 def test_batches_are_those_recorded(name, hosts, in_parts, specs, monkeypatch):
     size, batch_size = (28, 256) if name == "embedded" else (16, 8)
-    if in_parts:  # of three sevenths of a host's batch at most, so that the last part is padded
+    if in_parts:  # each at most 3/7 of a host's batch, so the last one is smaller
         most = max(1, batch_size // hosts * 3 // 7)
         monkeypatch.setattr(pipeline, "_CALLS_BYTES", 2 * pipeline.threads() * most * size * size * 3)
         assert pipeline.part_sizes(batch_size // hosts, size, pipeline.threads())[0] >= 2
     source = sources.open_source(specs[name], "train")
-    sizes = {"batch_size": batch_size, "resize_size": size, "host_count": hosts}
+    sizes = {"batch_size": batch_size, "resize_size": size}
+    slices = [(h, hosts) for h in range(hosts)]
     found = []
     for start in (0, 19):
         options = {**sizes, "seed": 5, "start_step": start}
         found.append(
-            digest([take(pipeline.train_batches(source, **options, host_index=h), 12) for h in range(hosts)])
+            digest([take(pipeline.train_batches(source, **options, host=host), 12) for host in slices])
         )
-    found.append(digest([list(pipeline.eval_batches(source, **sizes, host_index=h)) for h in range(hosts)]))
+    found.append(digest([list(pipeline.eval_batches(source, **sizes, host=host)) for host in slices]))
     assert tuple(found) == RECORDED[name]
 
 
@@ -410,7 +410,7 @@ def test_batches_are_those_recorded(name, hosts, in_parts, specs, monkeypatch):
         (128, 256, 16, 4, 32),
         (1024, 256, 2, 4, 256),
         (1024, 256, 16, 25, 41),
-        (1021, 256, 16, 25, 41),  # the last part is padded
+        (1021, 256, 16, 25, 41),  # the last part is smaller
         (1024, 256, 64, 103, 10),
         (4, 4000, 64, 4, 1),
     ],
@@ -435,7 +435,7 @@ before = peak.kilobytes()
 batches = pipeline.train_batches(Numbered(2048), batch_size=1024, resize_size=256, seed=0)
 for _ in range(2):
     assert next(batches)["image"].nbytes == 1024 * 256 * 256 * 3
-    time.sleep(3)  # until all that may be ahead is ahead
+    time.sleep(3)  # until everything that may be loaded ahead is
 print(peak.kilobytes() - before)
 """
 
@@ -465,7 +465,7 @@ class Failing(Numbered):
 @pytest.mark.parametrize(
     "error", [UserError("data.source: gone"), Fault("disk"), MemoryError(), ImportError("x")]
 )
-def test_an_error_of_the_source_is_raised_as_it_is_in_its_place(error):
+def test_an_error_of_the_source_is_raised_unchanged_at_its_batch(error):
     batches = pipeline.eval_batches(Failing(error), batch_size=4, resize_size=4)
     for step in range(7):
         assert next(batches)["index"].tolist() == list(range(4 * step, 4 * step + 4))
@@ -474,7 +474,7 @@ def test_an_error_of_the_source_is_raised_as_it_is_in_its_place(error):
     assert caught.value is error
 
 
-def test_leaving_in_the_middle_ends_the_reading():
+def test_dropping_the_iterator_stops_the_reading():
     source = Disk(1000, 0.01)
     batches = pipeline.train_batches(source, batch_size=4, resize_size=4, seed=0)
     next(batches)

@@ -117,10 +117,9 @@ def test_statistics_agree_with_numpy(prepared):
 def test_statistics_of_grey_images_have_one_direction():
     from alexnet_jax.data.statistics import ColourSums
 
-    sums = ColourSums.zeros(8)
-    for level in range(0, 250, 10):
-        sums.add(ColourSums.of_image(np.full((8, 8, 3), level, np.uint8)))
-    statistics = sums.statistics()
+    levels = np.arange(0, 250, 10, dtype=np.uint8)
+    images = np.broadcast_to(levels[:, None, None, None], (25, 8, 8, 3))
+    statistics = ColourSums.of(images).statistics()
     assert statistics.pca_sqrt_eigenvalues[:2].tolist() == [0, 0]
     np.testing.assert_allclose(abs(statistics.pca_eigenvectors[:, 2]), 3**-0.5, rtol=1e-6)
     np.testing.assert_allclose(
@@ -156,7 +155,7 @@ def test_an_unfinished_directory_is_no_source_and_bound_to_its_settings(folder, 
         prepare.prepare(f"folder:{folder}", out, resize_size=33, shard_examples=25)
 
 
-def test_nothing_but_bad_images(tmp_path):
+def test_all_images_bad(tmp_path):
     for name in ("train/a/0.jpg", "train/b/0.jpg"):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True)
@@ -198,7 +197,7 @@ real = epy.lazy_imports
 def slow(**options):
     with real(**options):
         yield
-        time.sleep(0.3)  # relative imports of other threads fail for so long
+        time.sleep(0.3)  # meanwhile, relative imports fail in other threads
 
 epy.lazy_imports = slow
 from alexnet_jax.data import prepare

@@ -39,7 +39,7 @@ def test_central_is_the_input_pipelines_rule():
 
 
 def test_torchvisions_arithmetic():
-    """The central 224 of 256 x 256, to [0, 1], minus the mean, by the standard deviation."""
+    """The central 224 x 224 of 256 x 256, scaled to [0, 1], minus the mean, over the standard deviation."""
     array = picture(256, 256)
     expected = array[16:240, 16:240] / 255
     expected = (expected - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]

@@ -19,7 +19,7 @@ TEXT = """"label": {"pythonClassName": "tensorflow_datasets.core.features.text_f
 
 
 @pytest.mark.parametrize(("file", "before", "after", "message"), [
-    ("features.json", LABEL, TEXT, "not a set of images with one class label"),
+    ("features.json", LABEL, TEXT, "not images with one class label"),
     ("features.json", "featuresDict", "tensor", "is no TFDS directory of images"),
     ("features.json", "{", "[", "is no TFDS directory of images"),
     ("dataset_info.json", "shardLengths", "lengths", "is no TFDS directory of images"),
@@ -48,8 +48,8 @@ def make_folder(root: pathlib.Path, layout: dict[str, int]) -> None:
     [
         ("array_record", r"fashion_mnist-train\.array_record-00000-of-00001 is missing from the data set"),
         ("tfrecord", r"fashion_mnist-train\.tfrecord-00000-of-00001 is missing from the data set"),
-        ("riegeli", "is stored without random access, as riegeli; prepare the set again as array_record"),
-        ("parquet", "is stored without random access, as parquet; prepare the set again as array_record"),
+        ("riegeli", "riegeli has no random access; prepare the set as array_record"),
+        ("parquet", "parquet has no random access; prepare the set as array_record"),
     ],
 )
 def test_a_missing_shard_and_formats_without_random_access(file_format, message, tmp_path):

@@ -138,7 +138,7 @@ def test_find(photos, tmp_path):
 
 def test_closing_the_iterator_stops_the_threads(photos):
     names = inference.find([photos]) * 50
-    decode = inference.file_decoder(Preprocess(72, 64))
+    decode = Preprocess(72, 64).decode
     answers = inference.run_batches(lambda images: images, names, decode, (4,))
     item, image, result = next(answers)
     assert item == names[0]
