@@ -17,7 +17,7 @@ from ml_collections.config_dict import placeholder
 
 from alexnet_jax import model, variants
 from alexnet_jax.common.errors import UserError, did_you_mean
-from alexnet_jax.common.typed import Bound, above, as_type, at_least, at_most, below, each, one_of
+from alexnet_jax.common.typed import Bound, above, as_type, at_least, at_most, below, one_of
 
 FILE_NAME = "config.json"  # in a workdir
 MAX_EPOCHS = 1e6
@@ -69,7 +69,7 @@ class OptimizerConfig:
     bias_rate_drops: bool  # whether the biases' rate follows the schedule
     schedule: Annotated[str, one_of("plateau", "epochs", "constant")]
     drop_factor: Annotated[float, above(0), at_most(1)]  # multiplies the rate at a drop (plateau, epochs)
-    drop_epochs: Annotated[tuple[float, ...], each(0, MAX_EPOCHS)]  # when the rate drops (epochs)
+    drop_epochs: tuple[Annotated[float, at_least(0), at_most(MAX_EPOCHS)], ...]  # when the rate drops (epochs)
     patience_evals: Annotated[int, at_least(1)]  # evaluations without a new best before a drop (plateau)
     max_drops: Annotated[int, at_least(0)]  # after these, training ends instead of a drop (plateau)
     layer_rates: Annotated[tuple[tuple[str, float, float], ...], RATE_CHANGES]  # rates of single layers

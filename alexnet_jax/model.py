@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from alexnet_jax import layers
 from alexnet_jax.columns import add, exchange
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.common.typed import Bound, above, at_least, below, one_of, some_of
+from alexnet_jax.common.typed import Bound, above, at_least, below, one_of
 
 Array = jax.Array
 
@@ -52,7 +52,7 @@ class AlexNet(nn.Module):
     columns: Annotated[int, at_least(1)] = 2  # 1 lets every layer see everything
     # Layers that see all columns; all columns of conv1 see the image. Without fc8, the columns' partial
     # logits are added. (): run 150.
-    cross_column_layers: Annotated[tuple[str, ...], some_of(*LAYERS[1:])] = CROSS_COLUMN_LAYERS
+    cross_column_layers: tuple[Annotated[str, one_of(*LAYERS[1:])], ...] = CROSS_COLUMN_LAYERS
     widths: Annotated[tuple[int, ...], _SIX] = (96, 256, 384, 384, 256, 256)  # filters of conv1 to conv6
     fc_widths: tuple[int, int] = (4096, 4096)  # units of fc6 and fc7
     layer1: Annotated[str, _ORDER] = "activation lrn pool"  # what follows conv1, in order; also map_norm
@@ -71,7 +71,7 @@ class AlexNet(nn.Module):
     rounding: Annotated[str, one_of("2012", "caffe", "torch")] = "2012"
     # Section 7: "the depth really is important". A removed layer takes its activation and norms along, but
     # not its pooling; if it saw all columns, the next layer does.
-    removed_layers: Annotated[tuple[str, ...], some_of(*REMOVABLE)] = ()
+    removed_layers: tuple[Annotated[str, one_of(*REMOVABLE)], ...] = ()
     conv6: bool = False  # a sixth convolution on the pooled maps, across columns (section 7.2, run 146)
     dropout: Annotated[float, at_least(0), below(1)] = 0.5  # fraction of fc6's and fc7's outputs dropped
     dropout_before: bool = False  # drops the inputs of fc6 and fc7 instead (torchvision)
