@@ -69,7 +69,9 @@ class OptimizerConfig:
     bias_rate_drops: bool  # whether the biases' rate follows the schedule
     schedule: Annotated[str, one_of("plateau", "epochs", "constant")]
     drop_factor: Annotated[float, above(0), at_most(1)]  # multiplies the rate at a drop (plateau, epochs)
-    drop_epochs: tuple[Annotated[float, at_least(0), at_most(MAX_EPOCHS)], ...]  # when the rate drops (epochs)
+    drop_epochs: tuple[
+        Annotated[float, at_least(0), at_most(MAX_EPOCHS)], ...
+    ]  # when the rate drops (epochs)
     patience_evals: Annotated[int, at_least(1)]  # evaluations without a new best before a drop (plateau)
     max_drops: Annotated[int, at_least(0)]  # after these, training ends instead of a drop (plateau)
     layer_rates: Annotated[tuple[tuple[str, float, float], ...], RATE_CHANGES]  # rates of single layers

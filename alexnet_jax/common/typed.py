@@ -61,26 +61,26 @@ def as_type(value: Any, hint: Any, key: str) -> Any:
     Raises:
       UserError: the value, or one in a tuple, has the wrong type or is out of bounds.
     """
-    origin, args = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin is typing.Annotated:
+    kind, args = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is typing.Annotated:
         value = as_type(value, args[0], key)
         for bound in args[1:]:
             if isinstance(bound, Bound) and value is not None and not bound.holds(value):
                 or_none = ", or None" if isinstance(args[0], types.UnionType) else ""
                 raise UserError(f"{key}={value!r}: {bound.words}{or_none}")
         return value
-    if origin in (types.UnionType, typing.Union):
+    if kind in (types.UnionType, typing.Union):
         return None if value is None else as_type(value, args[0], key)
-    if origin is tuple and isinstance(value, list | tuple):
+    if kind is tuple and isinstance(value, list | tuple):
         hints = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(value) != len(hints):
             words = ", ".join(_WORDS[hint] for hint in hints)
             raise UserError(f"{key}={value!r}: must be a tuple of {len(hints)}: {words}")
         return tuple(as_type(one, hints[i], f"{key}[{i}]") for i, one in enumerate(value))
-    if not isinstance(value, _ABSTRACT.get(origin, origin)) or (isinstance(value, bool) and origin is not bool):
-        raise UserError(f"{key}={value!r}: must be {_WORDS[origin]}")
-    if origin is not float:
-        return int(value) if origin is int else value
+    if not isinstance(value, _ABSTRACT.get(kind, kind)) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"{key}={value!r}: must be {_WORDS[kind]}")
+    if kind is not float:
+        return int(value) if kind is int else value
     try:
         value = float(value)
     except OverflowError:  # an integer of hundreds of digits

@@ -7,9 +7,9 @@ import pytest
 
 from alexnet_jax import steps
 from alexnet_jax import train as training
-from alexnet_jax.common import command_line, faults
+from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import Fault, UserError
-from alexnet_jax.run import logs, meter
+from alexnet_jax.run import faults, logs, meter
 from tests.faults.conftest import status
 
 
