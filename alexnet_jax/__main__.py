@@ -26,18 +26,9 @@ COMMANDS = {
 
 
 def listing() -> str:
-    lines = [f"  {name:{max(map(len, COMMANDS))}}  {line}" for name, (_, line) in COMMANDS.items()]
-    return "\n".join(
-        [
-            f"AlexNet (2012) in JAX, {alexnet_jax.__version__}",
-            "",
-            "usage: python -m alexnet_jax COMMAND ...",
-            "",
-            *lines,
-            "",
-            "python -m alexnet_jax COMMAND --help describes a command.",
-        ]
-    )
+    lines = [f"  {name:{max(map(len, COMMANDS))}}  {line}\n" for name, (_, line) in COMMANDS.items()]
+    head = f"AlexNet (2012) in JAX, {alexnet_jax.__version__}\n\nusage: python -m alexnet_jax COMMAND ...\n"
+    return f"{head}\n{''.join(lines)}\npython -m alexnet_jax COMMAND --help describes a command."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
