@@ -176,8 +176,8 @@ def make_train_step(
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     state, replicated = state_shardings(mesh), NamedSharding(mesh, columns.REPLICATED)
-    shardings = {"in_shardings": (state, batch_sharding(mesh)), "out_shardings": (state, replicated)}
-    return jax.jit(train_step, **shardings, donate_argnums=0)
+    in_shardings, out_shardings = (state, batch_sharding(mesh)), (state, replicated)
+    return jax.jit(train_step, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=0)
 
 
 def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
