@@ -93,7 +93,6 @@ def make_importable(directory: pathlib.Path) -> None:
         package = importlib.import_module("configs")
     except ImportError:
         package = sys.modules["configs"] = types.ModuleType("configs")
-        package.__path__ = []
     package.__path__ = [*dict.fromkeys([*getattr(package, "__path__", []), str(directory)])]
 
 
@@ -128,10 +127,8 @@ def test(config: "configs.Config") -> int:
     from alexnet_jax.run import processes
 
     if flag_parsing.gives_config(sys.argv):
-        print(
-            f"note: --config is ignored: a run is tested with its own config, {FLAGS.workdir}/config.json",
-            file=sys.stderr,
-        )
+        own = f"{FLAGS.workdir}/config.json"
+        print(f"note: --config is ignored: a run is tested with its own config, {own}", file=sys.stderr)
     result, step = evaluate.evaluate_workdir(config, pathlib.Path(FLAGS.workdir))
     values = {"step": step, **dataclasses.asdict(result)}
     if processes.is_first():

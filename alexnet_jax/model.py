@@ -31,7 +31,6 @@ CROSS_COLUMN_LAYERS = ("conv3", "conv6", "fc6", "fc7", "fc8")
 REMOVABLE = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 POST_OPS = ("activation", "lrn", "map_norm", "pool")
 
-
 _ORDER = Bound(
     lambda order: set(order.split()) <= set(POST_OPS) and len(order.split()) == len(set(order.split())),
     f"list each of {', '.join(POST_OPS)} at most once, separated by spaces",
@@ -97,7 +96,7 @@ class AlexNet(nn.Module):
             depend on the layout; by default 0 to B-1.
 
         Raises:
-          UserError: the images have another shape or type, or are too small for the net.
+          UserError: the images have another shape or type.
         """
         if self.reads == "images":
             _check_images(images)
@@ -136,18 +135,15 @@ class AlexNet(nn.Module):
 
     @nn.nowrap
     def apply(self, variables: Any, images: Any, *, capture: Sequence[str] | str = (), **kwargs: Any) -> Any:
-        """Flax's `apply`: logits, or with `capture` also the named activations.
+        """Flax's `apply`: logits, or with `capture` `(logits, activations)`.
 
         Args:
           capture: name or names: `conv1`, `activation1`, `lrn1`, `pool1`, ..., `fc6`, `activation6`,
-            `dropout6`, `fc7`, ..., `fc8`. XLA drops later layers as dead code.
-
-        Returns:
-          Logits, or `(logits, activations)`; activations are `[B, ...]` float32 by name, with the channels of
-          this device's columns concatenated.
+            `dropout6`, `fc7`, ..., `fc8`. Activations are `[B, ...]` float32 by name, with the channels of
+            this device's columns concatenated. XLA drops later layers as dead code.
 
         Raises:
-          UserError: as in `__call__`, or a captured name does not exist.
+          UserError: as in `__call__`, the images are too small for the net, or a name does not exist.
         """
         names = (capture,) if isinstance(capture, str) else tuple(capture)
         with self._explained_sizes(images):
@@ -198,12 +194,12 @@ class AlexNet(nn.Module):
         kernel, bias = self._parameters(name, (len(xs), window, window, xs[0].shape[-1], features))
         size = {"stride": stride, "padding": padding, "ceil": self.rounding == "2012"}
         convolve = functools.partial(layers.convolution, **size, name=name)
+        kernels = [k.astype(xs[0].dtype) for k in kernel]
         if len(xs) > 1 and all(x is xs[0] for x in xs):  # same input: a single, wider convolution
-            joined = jnp.concatenate(list(kernel), axis=-1).astype(xs[0].dtype)
-            ys = jnp.split(convolve(xs[0], joined), len(xs), axis=-1)
+            ys = jnp.split(convolve(xs[0], jnp.concatenate(kernels, axis=-1)), len(xs), axis=-1)
         else:
-            ys = list(map(convolve, xs, (kernel[i].astype(x.dtype) for i, x in enumerate(xs))))
-        return self._record(name, [y + bias[i].astype(y.dtype) for i, y in enumerate(ys)])
+            ys = map(convolve, xs, kernels)
+        return self._record(name, [y + b.astype(y.dtype) for y, b in zip(ys, bias, strict=True)])
 
     def _dense(self, name: str, xs: list[Array]) -> list[Array]:
         if name in self.removed_layers:
@@ -247,10 +243,9 @@ class AlexNet(nn.Module):
         if f"fc{number}" in self.removed_layers:
             return xs
         if self.dropout > 0 and train:
-            key = self.make_rng("dropout")
-            how = {"rate": self.dropout, "scaled": self.dropout_scaled}
+            key, how = self.make_rng("dropout"), {"rate": self.dropout, "scaled": self.dropout_scaled}
             keys = [jax.random.fold_in(key, self._column(i)) for i in range(len(xs))]
-            xs = [layers.dropout(x, keys[i], example_ids, **how) for i, x in enumerate(xs)]
+            xs = [layers.dropout(x, key, example_ids, **how) for x, key in zip(xs, keys, strict=True)]
         elif self.dropout > 0 and not self.dropout_scaled:
             xs = [x * (1.0 - self.dropout) for x in xs]
         return self._record(f"dropout{number}", xs)
