@@ -91,22 +91,22 @@ class InitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """How long and how often. Exactly one of each pair `_steps` and `_epochs` is set."""
+    """Duration and intervals. Exactly one of each pair `_steps` and `_epochs` is set."""
 
     seed: Annotated[int, at_least(0), below(2**31)]
     total_steps: Annotated[int | None, above(0), below(MAX_STEPS), FREE]
     total_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS), FREE]
     log_every_steps: Annotated[int, at_least(1)]
     profile_steps: Annotated[int, at_least(0), FREE]  # steps recorded in the workdir's profile/; 0 for none
-    wandb_project: Annotated[str | None, FREE]  # mirrors the metrics to Weights & Biases; None for not
+    wandb_project: Annotated[str | None, FREE]  # mirrors the metrics to Weights & Biases; None: no mirror
     eval_every_steps: Annotated[int | None, above(0)]
     eval_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS)]
     eval_views: Annotated[int, one_of(1, 10)]  # 1: the central crop; 10: the paper's ten views
     save_every_steps: Annotated[int | None, above(0), FREE]
     save_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS), FREE]
     save_every_minutes: Annotated[float | None, above(0), FREE]  # also save at this interval; None for never
-    keep_checkpoints: Annotated[int, at_least(1), FREE]  # newest ones kept, besides the best
-    keep_every_epochs: Annotated[float | None, above(0), FREE]  # keep one per interval for good, or None
+    keep_checkpoints: Annotated[int, at_least(1), FREE]  # newest checkpoints kept, besides the best
+    keep_every_epochs: Annotated[float | None, above(0), FREE]  # keep one per interval permanently, or None
     max_seconds: Annotated[float | None, above(0), FREE]  # time limit: saves and exits with code 75 before it
     allow_changes: Annotated[bool, FREE]  # resumes a workdir with a different config
 

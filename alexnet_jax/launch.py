@@ -1,4 +1,4 @@
-"""Trains a net, or goes on from its last checkpoint; --mode=eval tests it, --mode=summary counts it.
+"""Trains a net or resumes its run; --mode=eval tests it, --mode=summary prints its layers.
 
     python -m alexnet_jax train --config=configs/default.py [--workdir=DIR] [--mode=train]
     python -m alexnet_jax summary --config=configs/imagenet2012.py [--json]
@@ -62,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def define_flags() -> None:
-    what = "What to train, by default configs/default.py; --config.KEY=VALUE overrides a key."
-    config_flags.DEFINE_config_file("config", None, what)
-    where = "Directory of the run, new or to go on with; by default a fresh runs/<config>-<time>."
-    flags.DEFINE_string("workdir", None, where)
-    modes = ["train", "eval", "summary"]
-    flags.DEFINE_enum("mode", "train", modes, "Train, test WORKDIR's last checkpoint, or count the net.")
+    config = "Config file, by default configs/default.py; --config.KEY=VALUE overrides a key."
+    workdir = "The run's directory, new or to resume from; by default a new runs/<config>-<time>."
+    mode = "Train, test WORKDIR's last checkpoint, or print the net's layers."
+    config_flags.DEFINE_config_file("config", None, config)
+    flags.DEFINE_string("workdir", None, workdir)
+    flags.DEFINE_enum("mode", "train", ["train", "eval", "summary"], mode)
     flags.DEFINE_string("coordinator_address", None, "With several processes: host:port of process 0.")
     flags.DEFINE_integer("num_processes", None, "Number of processes; by default the launcher's, else 1.")
     flags.DEFINE_integer("process_id", None, "This process's number, from 0; by default the launcher's.")

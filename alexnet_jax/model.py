@@ -48,7 +48,7 @@ class AlexNet(nn.Module):
     """
 
     num_classes: Annotated[int, at_least(1)] = 1000
-    columns: Annotated[int, at_least(1)] = 2  # 1 lets every layer see everything
+    columns: Annotated[int, at_least(1)] = 2  # with 1, every layer sees all channels
     # Layers that see all columns; all columns of conv1 see the image. Without fc8, the columns' partial
     # logits are added. (): run 150.
     cross_column_layers: tuple[Annotated[str, one_of(*LAYERS[1:])], ...] = CROSS_COLUMN_LAYERS
@@ -66,10 +66,10 @@ class AlexNet(nn.Module):
     lrn_across_columns: bool = False  # sums over all columns' channels (Caffe), not just its own
     overlapping_pooling: bool = True  # 3 x 3 windows at stride 2 (3.4); False: 2 x 2, run 147's paddings
     padding: Annotated[tuple[int, ...], _FIVE] = (0, 2, 1, 1, 1)  # of conv1 to conv5
-    # Of output sizes: 2012, up; caffe, up for pooling only; torch, down.
+    # Output sizes are rounded up (2012), up in pooling only (caffe), or down (torch).
     rounding: Annotated[str, one_of("2012", "caffe", "torch")] = "2012"
-    # Section 7: "the depth really is important". A removed layer takes its activation and norms along, but
-    # not its pooling; if it saw all columns, the next layer does.
+    # Section 7: "the depth really is important". A layer is removed with its activation and norms, but its
+    # pooling stays; if it saw all columns, the next layer does instead.
     removed_layers: tuple[Annotated[str, one_of(*REMOVABLE)], ...] = ()
     conv6: bool = False  # a sixth convolution on the pooled maps, across columns (section 7.2, run 146)
     dropout: Annotated[float, at_least(0), below(1)] = 0.5  # fraction of fc6's and fc7's outputs dropped

@@ -176,7 +176,7 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Session]:
-    """Builds a run, claims its directory, restores its state; turns known failures into one-line errors."""
+    """Builds a run, locks its directory, restores its state; turns known failures into one-line errors."""
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.Stop(config.run.max_seconds, processes.DelayedMax()))
         run = Run(config, pathlib.Path(processes.from_first(str(workdir))))
@@ -229,15 +229,15 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[step
     if record.images != len(run.source) and not run.config.run.allow_changes:
         raise UserError(
             f"data.source={run.config.data.source}: {len(run.source):,} training images, but the run in "
-            f"{run.workdir} was begun with {record.images:,}; bring them back, or set run.allow_changes"
+            f"{run.workdir} started with {record.images:,}; restore them, or set run.allow_changes"
         )
     return state, record
 
 
 def evaluate_and_log(session: Session, step: int) -> None:
-    """Tests the net, writes the result and lets the plateau rule lower the rate.
+    """Tests the net, logs the result and applies the plateau rule.
 
-    A request to stop cancels it without a trace; the resumed run evaluates first.
+    A request to stop cancels the evaluation; the resumed run starts with it.
     """
     run, record, log, started = session.run, session.record, session.log, time.monotonic()
     result = run.evaluate(session.state.params, stop=session.stop.wanted, say=log.say_own)

@@ -49,12 +49,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 _PLAIN_PADDINGS = (AlexNet.padding[1::3], tuple(PLAIN_POOLING_PADDING.values()))
-_PLAIN = "overlapping_pooling=False has its own paddings of conv2 and conv5, 1 and 0; leave one out"
+_PLAIN = "overlapping_pooling=False sets the paddings of conv2 and conv5 to 1 and 0; give only one of the two"
 _MULTIPLE = "each must be a positive multiple of the {m.columns} columns"
 
 # What holds between the fields of `AlexNet`: key, condition, and advice if it does not hold.
 TOGETHER: tuple[tuple[str, Callable[[AlexNet], bool], str], ...] = (
-    ("columns", lambda m: m.columns % m.column_shards == 0, "cannot lie over {m.column_shards} devices"),
+    ("columns", lambda m: m.columns % m.column_shards == 0, "cannot be split over {m.column_shards} devices"),
     ("widths", lambda m: all(width > 0 and width % m.columns == 0 for width in m.widths), _MULTIPLE),
     ("fc_widths", lambda m: all(width > 0 and width % m.columns == 0 for width in m.fc_widths), _MULTIPLE),
     ("padding", lambda m: m.overlapping_pooling or m.padding[1::3] in _PLAIN_PADDINGS, _PLAIN),
