@@ -16,15 +16,10 @@ _ABSTRACT = {int: numbers.Integral, float: numbers.Real}  # also accepts NumPy's
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A condition on a value besides its type, for `Annotated[type, bound]`; None always passes.
-
-    Attributes:
-      holds: tests a value.
-      words: text for the message, such as "must be above 0".
-    """
+    """A condition on a value besides its type, for `Annotated[type, bound]`; None always passes."""
 
     holds: Callable[[Any], bool]
-    words: str
+    words: str  # for the message, such as "must be above 0"
 
 
 def at_least(low: float) -> Bound:
