@@ -251,11 +251,8 @@ class AlexNet(nn.Module):
         return self._record(f"dropout{number}", xs)
 
     def _classify(self, xs: list[Array]) -> Array:
-        """fc8: each column computes its share of the classes, or independent columns add partial logits.
-
-        With an odd number of classes the last column's last output is unused.
-        """
-        share = -(-self.num_classes // self.columns)
+        """fc8: each column computes its share of the classes, or independent columns add partial logits."""
+        share = -(-self.num_classes // self.columns)  # an odd number leaves the last output unused
         crosses = self.is_cross_column("fc8")
         xs = self._exchange_before("fc8", xs)
         outputs = share if crosses else share * self.columns
@@ -290,10 +287,8 @@ class AlexNet(nn.Module):
 
     def _local_channels(self, xs: list[Array], width: int) -> list[Array]:
         """Selects from the channels of all columns those of each column held here, `width` each."""
-        return [
-            jax.lax.dynamic_slice_in_dim(x, self._column(i) * width, width, axis=x.ndim - 1)
-            for i, x in enumerate(xs)
-        ]
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=width, axis=-1)
+        return [cut(x, self._column(i) * width) for i, x in enumerate(xs)]
 
     def _column(self, index: int) -> Any:
         """The global index of this device's column `index`."""

@@ -219,17 +219,13 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[step
     """
     restored = checkpoints.restore(run.abstract_state)
     if restored is None:
-        state = run.init_state()
-        start = {
-            name: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), layer, state.params[name])
-            for name, layer in run.start.items()
-        }
+        state, start = run.init_state(), jax.device_put(run.start, steps.state_shardings(run.mesh).params)
         return state.replace(params={**state.params, **start}), Record(images=len(run.source))
     state, record = restored[0], Record.from_json(restored[1])
     if record.images != len(run.source) and not run.config.run.allow_changes:
         raise UserError(
             f"data.source={run.config.data.source}: {len(run.source):,} training images, but the run in "
-            f"{run.workdir} started with {record.images:,}; restore them, or set run.allow_changes"
+            f"{run.workdir} started with {record.images:,}; use the same images, or set run.allow_changes"
         )
     return state, record
 

@@ -90,8 +90,8 @@ def forward_options() -> dict[str, str]:
     """
     import jax  # not at the top: `keep_compiled` runs before JAX is imported
 
-    is_set = is_off(OPTIONS_SWITCH) or _YNNPACK in os.environ.get("XLA_FLAGS", "")
-    if is_set or jax.default_backend() != "cpu":
+    decided = is_off(OPTIONS_SWITCH) or _YNNPACK in os.environ.get("XLA_FLAGS", "")
+    if decided or jax.default_backend() != "cpu":
         return {}
     try:
         jax.jit(lambda: 0, compiler_options=_ON_CPU).lower().compile()

@@ -87,7 +87,7 @@ def test_fewer_images_than_before(config, own_images, tmp_path):
     mine = {"data.source": f"folder:{own_images}"}
     training.train(config(**mine, **{"run.total_steps": 3}), tmp_path / "run")
     next(own_images.glob("train/*/*")).unlink()
-    with pytest.raises(UserError, match=r"99 training images, but the run in .* started with 100; restore"):
+    with pytest.raises(UserError, match=r"99 training images, but the run in .* started with 100; use"):
         training.train(config(**mine), tmp_path / "run")
     assert status(tmp_path / "run")["status"] == "failed"
     changes = config(**mine, **{"run.allow_changes": True})
