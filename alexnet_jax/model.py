@@ -198,7 +198,7 @@ class AlexNet(nn.Module):
         if len(xs) > 1 and all(x is xs[0] for x in xs):  # same input: a single, wider convolution
             ys = jnp.split(convolve(xs[0], jnp.concatenate(kernels, axis=-1)), len(xs), axis=-1)
         else:
-            ys = map(convolve, xs, kernels)
+            ys = list(map(convolve, xs, kernels))
         return self._record(name, [y + b.astype(y.dtype) for y, b in zip(ys, bias, strict=True)])
 
     def _dense(self, name: str, xs: list[Array]) -> list[Array]:

@@ -121,8 +121,7 @@ def topk_errors(scores: Array, labels: Array, k: int) -> Array:
 def batch_sums(scores: Array, batch: Batch, ks: tuple[int, ...]) -> Metrics:
     """Sums over a batch's readable images: `loss`, `top<k>_errors` for each of `ks`, `examples`.
 
-    Args:
-      scores: logits or log probabilities, `[B, num_classes]`.
+    `scores` are logits or log probabilities, `[B, num_classes]`.
     """
     labels, weights = batch["label"], batch["weight"]
     errors = {f"top{k}_errors": jnp.sum(topk_errors(scores, labels, k) * weights) for k in ks}
