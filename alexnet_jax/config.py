@@ -25,7 +25,7 @@ MAX_EPOCHS = 1e6
 MAX_STEPS = 2**31 - 1  # steps are counted in an int32
 RATE_CHANGES = Bound(
     lambda changes: all(0 <= epoch <= MAX_EPOCHS and rate >= 0 for _, epoch, rate in changes),
-    "each must be (layer, from this epoch on, rate), as ('conv1', 68.0, 1e-5)",
+    "each must be (layer, first epoch, rate), such as ('conv1', 68.0, 1e-5)",
 )
 
 

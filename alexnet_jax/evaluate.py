@@ -158,8 +158,8 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
     lines = configs.differences(trained_with, config)
     if different := [line for line in lines if line.split(":")[0] not in FOR_TESTING]:
         raise UserError(
-            f"--workdir={workdir}: a net is tested as it was trained ({'; '.join(different)}); only "
-            f"{', '.join(FOR_TESTING)} and mesh can differ"
+            f"--workdir={workdir}: the config differs from the training's ({'; '.join(different)}); only "
+            f"{', '.join(FOR_TESTING)} and mesh may differ"
         )
     mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
     check_batch_size(config.data.batch_size, mesh)
