@@ -161,9 +161,10 @@ def make_train_step(
             return sums["loss"], {**sums, "bad_images": bad_images}
 
         gradient = functools.partial(jax.grad(loss_and_sums, has_aux=True), state.params)
-        batch = {**batch, "id": jnp.arange(batch["label"].shape[0])}
+        if micro_batches > 1:
+            gradient = functools.partial(sum_over_parts, gradient, parts=micro_batches, mesh=mesh)
         # Sums metrics together with the gradients (one all-reduce), then divides by the number of examples.
-        gradients, sums = sum_over_parts(gradient, batch, micro_batches, mesh)
+        gradients, sums = gradient({**batch, "id": jnp.arange(batch["label"].shape[0])})
         examples = jnp.maximum(sums["examples"], 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / examples, gradients)
         updates, opt_state = optimizer.update(
@@ -184,8 +185,6 @@ def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, m
 
     Each device splits its own examples, so none moves between devices.
     """
-    if parts == 1:
-        return function(batch)
     by_part = NamedSharding(mesh, jax.sharding.PartitionSpec(None, *columns.BATCH))
 
     def cut(x: Array) -> Array:
