@@ -27,7 +27,11 @@ from alexnet_jax.weights import pretrained
 
 
 class Run:
-    """The parts of a run, built from the config; compiles and writes nothing."""
+    """The parts of a run, built from its config. Compiles and writes nothing.
+
+    Raises:
+      UserError: the data cannot be opened, or the parts do not fit together.
+    """
 
     def __init__(self, config: configs.Config, workdir: pathlib.Path) -> None:
         data, run = config.data, config.run
@@ -46,6 +50,7 @@ class Run:
             self.preprocess = inputs.new_preprocess(config, statistics)
         else:
             self.preprocess = trained.preprocess.resized(data.resize_size, data.image_size)
+        # Trained initial weights, by layer.
         self.start = {} if init is None else pretrained.start_from(init, model, self.preprocess, class_names)
 
         size = {"num_examples": len(self.source), "batch_size": data.batch_size}
@@ -57,10 +62,10 @@ class Run:
 
         self.rates = optimizers.make_rates(config.optimizer, steps_at)
         optimizer = optimizers.make(config.optimizer, self.rates)
+        self.evaluate = evaluate.Evaluator(config, model, mesh, test_source, self.preprocess)
         fresh = (model, optimizer, data.image_size, run.seed, mesh)
         self.init_state = functools.partial(steps.init_state, *fresh)
         self.abstract_state = steps.abstract_state(self.init_state, mesh)
-        self.evaluate = evaluate.Evaluator(config, model, mesh, test_source, self.preprocess)
         view = inputs.training_view(config.augment, self.preprocess, statistics, steps_at)
         if cached_features.is_frozen(config):
             model, view = model.clone(reads="pool5"), cached_features.view
