@@ -12,32 +12,23 @@ from alexnet_jax.tools import arguments
 
 # Name: (module, what it does). The module's `main` gets the parsed arguments; `launch.main` parses its flags.
 COMMANDS = {
-    "train": ("launch", "Trains a net, or goes on from its last checkpoint; tests it with --mode=eval."),
+    "train": ("launch", "Trains a net or resumes its run; --mode=eval tests it."),
     "predict": ("tools.predict", "Names what is in images."),
     "features": ("tools.features", "Writes the activations of a layer for other programs."),
     "probe": ("tools.probe", "Fits a linear probe to features: how well do they separate classes?"),
     "nearest": ("tools.nearest", "Finds the images nearest to an image by their features (Figure 4)."),
     "ensemble": ("tools.ensemble", "Tests one net or an ensemble (Table 2); writes ILSVRC submissions."),
     "export": ("tools.export", "Writes trained weights for other programs."),
-    "summary": ("launch", "Counts a config's net: shapes, parameters, operations and neurons by layer."),
-    "prepare": ("data.prepare", "Stores a data set as small squares, which are read several times as fast."),
+    "summary": ("launch", "Prints a config's net: shapes, parameters, operations and neurons by layer."),
+    "prepare": ("data.prepare", "Stores a data set as small images, which load several times as fast."),
     "demo": ("tools.demo", "Serves a page to try a net."),
 }
 
 
 def listing() -> str:
-    lines = [f"  {name:{max(map(len, COMMANDS))}}  {line}" for name, (_, line) in COMMANDS.items()]
-    return "\n".join(
-        [
-            f"AlexNet (2012) in JAX, {alexnet_jax.__version__}",
-            "",
-            "usage: python -m alexnet_jax COMMAND ...",
-            "",
-            *lines,
-            "",
-            "python -m alexnet_jax COMMAND --help describes a command.",
-        ]
-    )
+    lines = [f"  {name:{max(map(len, COMMANDS))}}  {line}\n" for name, (_, line) in COMMANDS.items()]
+    head = f"AlexNet (2012) in JAX, {alexnet_jax.__version__}\n\nusage: python -m alexnet_jax COMMAND ...\n"
+    return f"{head}\n{''.join(lines)}\npython -m alexnet_jax COMMAND --help describes a command."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

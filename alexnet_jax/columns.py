@@ -30,8 +30,7 @@ def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = N
     """
     devices = list(jax.devices() if devices is None else devices)
     devices.sort(key=lambda device: (device.process_index, device.id))  # keeps a process's devices together
-    sizes = {"mesh.data": data, "mesh.column": column}
-    for key, size in sizes.items():
+    for key, size in (("mesh.data", data), ("mesh.column", column)):
         if size != -1 and size < 1:
             raise UserError(f"{key}={size}: must be a positive number of devices, or -1 for all that remain")
     if data == -1 and column == -1:
@@ -40,25 +39,23 @@ def make_mesh(data: int = -1, column: int = 1, devices: Sequence[Any] | None = N
         data = max(len(devices) // column, 1)
     if column == -1:
         column = max(len(devices) // data, 1)
+    needed, used = f"mesh.data={data} times mesh.column={column} needs", devices[: data * column]
     if data * column > len(devices):
+        raise UserError(f"{needed} {data * column} devices, but there are {len(devices)}; lower one of them")
+    if unused := {device.process_index for device in devices} - {device.process_index for device in used}:
         raise UserError(
-            f"mesh.data={data} times mesh.column={column} needs {data * column} devices, "
-            f"but there are {len(devices)}; lower one of them"
+            f"{needed} {data * column} devices, which leaves process {min(unused)} without any; use all "
+            f"{len(devices)}, as with mesh.data=-1, or start fewer processes"
         )
-    if unused := {d.process_index for d in devices} - {d.process_index for d in devices[: data * column]}:
-        raise UserError(
-            f"mesh.data={data} times mesh.column={column} needs {data * column} devices, which leaves "
-            f"process {min(unused)} without any; use all {len(devices)}, as with mesh.data=-1, or start fewer"
-        )
-    grid = np.asarray(devices[: data * column]).reshape(data, column)
+    grid = np.asarray(used).reshape(data, column)
     return Mesh(grid, (DATA, COLUMN), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
 def on_mesh(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
     """Runs `function` on each device's shard of the arguments.
 
-    Replication is not checked (`check_vma=False`): outputs must be equal along mesh axes missing from their
-    spec, as logits are after the last exchange.
+    Outputs must be equal along mesh axes missing from their spec, as logits are after the last exchange; this
+    is not checked (`check_vma=False`).
     """
     if mesh.size == 1:  # nothing to split; an all-reduce over one device would copy all gradients
         return function

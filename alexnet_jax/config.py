@@ -1,7 +1,7 @@
 """The config: every key with type, bounds and meaning; mistakes are one-line errors.
 
-Files in `configs/` set every key; `resolve` turns them into the frozen dataclasses below. Unknown or missing
-keys and impossible values are errors. Each section is read by the module that owns it.
+Files in `configs/` set every key; `resolve` turns them into the frozen dataclasses below. Each section is
+read by the module that owns it.
 """
 
 import copy
@@ -17,19 +17,16 @@ from ml_collections.config_dict import placeholder
 
 from alexnet_jax import model, variants
 from alexnet_jax.common.errors import UserError, did_you_mean
-from alexnet_jax.common.typed import Bound, above, as_type, at_least, at_most, below, each, one_of
+from alexnet_jax.common.typed import Bound, above, as_type, at_least, at_most, below, one_of
 
 FILE_NAME = "config.json"  # in a workdir
+FREE = "may change"  # on resume: duration, place and frequency, not the result (up to rounding)
 MAX_EPOCHS = 1e6
 MAX_STEPS = 2**31 - 1  # steps are counted in an int32
-
 RATE_CHANGES = Bound(
     lambda changes: all(0 <= epoch <= MAX_EPOCHS and rate >= 0 for _, epoch, rate in changes),
-    "each must be (layer, from this epoch on, rate), as ('conv1', 68.0, 1e-5)",
+    "each must be (layer, first epoch, rate), such as ('conv1', 68.0, 1e-5)",
 )
-
-# Keys that may change on resume: they set duration, place and frequency, not the result (up to rounding).
-FREE = "may change"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +66,9 @@ class OptimizerConfig:
     bias_rate_drops: bool  # whether the biases' rate follows the schedule
     schedule: Annotated[str, one_of("plateau", "epochs", "constant")]
     drop_factor: Annotated[float, above(0), at_most(1)]  # multiplies the rate at a drop (plateau, epochs)
-    drop_epochs: Annotated[tuple[float, ...], each(0, MAX_EPOCHS)]  # when the rate drops (epochs)
+    drop_epochs: tuple[
+        Annotated[float, at_least(0), at_most(MAX_EPOCHS)], ...
+    ]  # when the rate drops (epochs)
     patience_evals: Annotated[int, at_least(1)]  # evaluations without a new best before a drop (plateau)
     max_drops: Annotated[int, at_least(0)]  # after these, training ends instead of a drop (plateau)
     layer_rates: Annotated[tuple[tuple[str, float, float], ...], RATE_CHANGES]  # rates of single layers
@@ -92,22 +91,22 @@ class InitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """How long and how often. Exactly one of each pair `_steps` and `_epochs` is set."""
+    """Duration and intervals. Exactly one of each pair `_steps` and `_epochs` is set."""
 
     seed: Annotated[int, at_least(0), below(2**31)]
     total_steps: Annotated[int | None, above(0), below(MAX_STEPS), FREE]
     total_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS), FREE]
     log_every_steps: Annotated[int, at_least(1)]
     profile_steps: Annotated[int, at_least(0), FREE]  # steps recorded in the workdir's profile/; 0 for none
-    wandb_project: Annotated[str | None, FREE]  # mirrors the metrics to Weights & Biases; None for not
+    wandb_project: Annotated[str | None, FREE]  # mirrors the metrics to Weights & Biases; None: no mirror
     eval_every_steps: Annotated[int | None, above(0)]
     eval_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS)]
     eval_views: Annotated[int, one_of(1, 10)]  # 1: the central crop; 10: the paper's ten views
     save_every_steps: Annotated[int | None, above(0), FREE]
     save_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS), FREE]
     save_every_minutes: Annotated[float | None, above(0), FREE]  # also save at this interval; None for never
-    keep_checkpoints: Annotated[int, at_least(1), FREE]  # newest ones kept, besides the best
-    keep_every_epochs: Annotated[float | None, above(0), FREE]  # keep one per interval for good, or None
+    keep_checkpoints: Annotated[int, at_least(1), FREE]  # newest checkpoints kept, besides the best
+    keep_every_epochs: Annotated[float | None, above(0), FREE]  # keep one per interval permanently, or None
     max_seconds: Annotated[float | None, above(0), FREE]  # time limit: saves and exits with code 75 before it
     allow_changes: Annotated[bool, FREE]  # resumes a workdir with a different config
 
@@ -129,6 +128,7 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
+_OTHER_UNIT = {"steps": "epochs", "epochs": "steps"}
 # Fields of `AlexNet` that are not keys: they follow from the data (classes) and the mesh (layout).
 _NO_KEYS = ("parent", "name", "num_classes", "reads", "column_axis", "column_shards")
 
@@ -148,10 +148,8 @@ def model_placeholders() -> dict[str, Any]:
 
 def _plain(hint: Any) -> type:
     """The type in a hint such as `Annotated[tuple[int, ...], bound] | None`."""
-    args = typing.get_args(hint)
-    return (
-        _plain(args[0]) if args and typing.get_origin(hint) is not tuple else typing.get_origin(hint) or hint
-    )
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    return _plain(args[0]) if args and origin is not tuple else origin or hint
 
 
 def resolve(
@@ -188,15 +186,13 @@ def of_workdir(workdir: str | pathlib.Path, overrides: dict[str, Any] | None = N
     """
     path = pathlib.Path(workdir) / FILE_NAME
     try:
-        values = json.loads(path.read_text())
+        return resolve(json.loads(path.read_text()), overrides)
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist; give the workdir of a run") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable config ({error})") from error
-    try:
-        return resolve(values, overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable config ({error})") from error
 
 
 def build_model(config: Config, num_classes: int) -> model.AlexNet:
@@ -205,14 +201,14 @@ def build_model(config: Config, num_classes: int) -> model.AlexNet:
     return variants.create_model(config.model["variant"], num_classes, **switches)
 
 
-def differences(old: Config, new: Config, *, ignore_free: bool = True) -> list[str]:
-    """Lines `key: old -> new` for each key that differs; by default without the keys that may change."""
+def differences(old: Config, new: Config) -> list[str]:
+    """Lines `key: old -> new` for each key that differs and may not change on resume."""
     before, after = dataclasses.asdict(old), dataclasses.asdict(new)
     return [
         f"{section}.{key}: {before[section][key]!r} -> {after[section][key]!r}"
         for section in after
         for key, hint in _hints(section).items()
-        if before[section][key] != after[section][key] and not (ignore_free and FREE in typing.get_args(hint))
+        if before[section][key] != after[section][key] and FREE not in typing.get_args(hint)
     ]
 
 
@@ -223,12 +219,11 @@ def steps_of(epochs: float, num_examples: int, batch_size: int) -> int:
 
 def in_steps(run: RunConfig, name: str, num_examples: int, batch_size: int) -> int:
     """`<name>_steps`, or `<name>_epochs` in steps, at least one; raises `UserError` at `MAX_STEPS`."""
-    steps = getattr(run, f"{name}_steps")
-    if steps is None:
-        epochs = getattr(run, f"{name}_epochs")
-        steps = steps_of(epochs, num_examples, batch_size)
-        if steps >= MAX_STEPS:
-            raise UserError(f"run.{name}_epochs={epochs!r}: must be fewer than {MAX_STEPS:,} steps")
+    if (steps := getattr(run, f"{name}_steps")) is not None:
+        return steps
+    epochs = getattr(run, f"{name}_epochs")
+    if (steps := steps_of(epochs, num_examples, batch_size)) >= MAX_STEPS:
+        raise UserError(f"run.{name}_epochs={epochs!r}: must be fewer than {MAX_STEPS:,} steps")
     return max(steps, 1)
 
 
@@ -248,12 +243,10 @@ def _override(values: dict[str, Any], overrides: dict[str, Any]) -> None:
         if section not in values:
             raise UserError(f"{key}: not a key of a section, such as data.batch_size")
         values[section][name] = value
-        if value is None:
-            continue
-        for unit, other in (("_steps", "_epochs"), ("_epochs", "_steps")):
-            twin = f"{name.removesuffix(unit)}{other}"
-            if name.endswith(unit) and twin in values[section] and f"{section}.{twin}" not in overrides:
-                values[section][twin] = None
+        stem, _, unit = name.rpartition("_")
+        twin = f"{stem}_{_OTHER_UNIT.get(unit)}"
+        if value is not None and twin in values[section] and f"{section}.{twin}" not in overrides:
+            values[section][twin] = None
 
 
 def _section(kind: type, values: dict[str, Any], name: str) -> Any:
@@ -265,20 +258,17 @@ def _section(kind: type, values: dict[str, Any], name: str) -> Any:
 def _check_together(config: Config) -> None:
     """Raises `UserError` for inconsistent values."""
     data, run, rates = config.data, config.run, config.optimizer.layer_rates
-    batch, parts = data.batch_size, data.micro_batches
-    if batch % parts:
-        raise UserError(f"data.micro_batches={parts}: must divide data.batch_size={batch}")
-    stored, side = data.resize_size, data.image_size
-    if stored < side:
-        raise UserError(f"data.resize_size={stored}: must be at least data.image_size={side}")
+    if data.batch_size % (parts := data.micro_batches):
+        raise UserError(f"data.micro_batches={parts}: must divide data.batch_size={data.batch_size}")
+    if (stored := data.resize_size) < data.image_size:
+        raise UserError(f"data.resize_size={stored}: must be at least data.image_size={data.image_size}")
     net = build_model(config, num_classes=2)
     left_out = {*net.removed_layers, *(() if net.conv6 else ("conv6",))}
     layers = [layer for layer in model.LAYERS if layer not in left_out]
     if any(layer not in layers for layer, _, _ in rates):
         raise UserError(f"optimizer.layer_rates={rates!r}: the layers are {', '.join(layers)}")
     for name in ("total", "eval_every", "save_every"):
-        pair = f"run.{name}_steps and run.{name}_epochs"
-        missing = [getattr(run, f"{name}_{unit}") is None for unit in ("steps", "epochs")].count(True)
-        if missing != 1:
-            state = "neither is set" if missing else "both are set"
-            raise UserError(f"{pair}: {state}; set exactly one of them (the other None)")
+        units = [unit for unit in _OTHER_UNIT if getattr(run, f"{name}_{unit}") is not None]
+        if len(units) != 1:
+            pair, state = f"run.{name}_steps and run.{name}_epochs", "both are" if units else "neither is"
+            raise UserError(f"{pair}: {state} set; set exactly one of them (the other None)")

@@ -26,7 +26,7 @@ from alexnet_jax.run.inputs import open_source
 from alexnet_jax.run.meter import InFlight
 from alexnet_jax.weights import pretrained
 
-# Config keys that may be overridden with --mode=eval, besides those that are FREE.
+# Config keys that may differ from the training's with --mode=eval, besides those that are FREE.
 FOR_TESTING = ("data.source", "data.batch_size", "run.eval_views")
 
 
@@ -62,7 +62,7 @@ def log_probabilities(
 def make_predict(
     model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
 ) -> Callable[[Any, jax.Array], jax.Array]:
-    """Returns `predict(params, images)`: `log_probabilities` of images split over the mesh."""
+    """Returns `predict(params, images)`, the `log_probabilities` of images split over the mesh."""
     forward = steps.forward_on_mesh(model, mesh, lambda images, *_: images, train=False)
 
     def predict(params: Any, images: jax.Array) -> jax.Array:
@@ -75,19 +75,11 @@ def make_predict(
 def make_eval_step(
     model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
 ) -> Callable[[Any, steps.Batch], steps.Metrics]:
-    """Compiles `eval_step(params, batch)`: sums by weight of `loss`, top-1 and top-5 errors, examples."""
+    """Compiles `eval_step(params, batch)`, the `steps.batch_sums` of the loss, top-1 and top-5 errors."""
     predict = make_predict(model, mesh, preprocess, views)
 
     def eval_step(params: Any, batch: steps.Batch) -> steps.Metrics:
-        scores = predict(params, batch["image"])
-        labels, weights = batch["label"], batch["weight"]
-        losses = -jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
-        return {
-            "loss": jnp.sum(losses * weights),
-            "top1_errors": jnp.sum(steps.topk_errors(scores, labels, 1) * weights),
-            "top5_errors": jnp.sum(steps.topk_errors(scores, labels, 5) * weights),
-            "examples": jnp.sum(weights),
-        }
+        return steps.batch_sums(predict(params, batch["image"]), batch, ks=(1, 5))
 
     replicated = NamedSharding(mesh, columns.REPLICATED)
     return jax.jit(eval_step, out_shardings=replicated, compiler_options=host.forward_options())
@@ -111,11 +103,9 @@ class Evaluator:
         stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda line: None,
     ) -> Result | None:
-        """Errors and loss over all images.
+        """Errors and loss over all images; None if `stop`, called at each batch, ends the evaluation.
 
         Args:
-          show_progress: whether to show a bar.
-          stop: called at each batch; if it returns True, the evaluation ends and the result is None.
           say: called with a line for each unreadable image, once per image.
 
         Raises:
@@ -126,9 +116,9 @@ class Evaluator:
         batches = pipeline.eval_batches(self._source, **sizes, host=process_slice(self._mesh))
         count = -(-len(self._source) // data.batch_size)
         hidden = not (show_progress and processes.is_first())
-        sums: steps.Metrics | None = None
         in_flight = InFlight(self._mesh)
         in_flight.add(params)  # the step that computes them may still be running
+        sums: steps.Metrics | None = None
         with progress.bar(count, "batch", "test", disable=hidden) as bar:
             for host_batch, batch in on_device(batches, self._mesh):
                 if stop():
@@ -168,8 +158,8 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
     lines = configs.differences(trained_with, config)
     if different := [line for line in lines if line.split(":")[0] not in FOR_TESTING]:
         raise UserError(
-            f"--workdir={workdir}: a net is tested as it was trained ({'; '.join(different)}); only "
-            f"{', '.join(FOR_TESTING)} and mesh can differ"
+            f"--workdir={workdir}: the config differs from the training's ({'; '.join(different)}); only "
+            f"{', '.join(FOR_TESTING)} and mesh may differ"
         )
     mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
     check_batch_size(config.data.batch_size, mesh)

@@ -1,4 +1,4 @@
-"""Trains a net, or goes on from its last checkpoint; --mode=eval tests it, --mode=summary counts it.
+"""Trains a net or resumes its run; --mode=eval tests it, --mode=summary prints its layers.
 
     python -m alexnet_jax train --config=configs/default.py [--workdir=DIR] [--mode=train]
     python -m alexnet_jax summary --config=configs/imagenet2012.py [--json]
@@ -62,27 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file(
-        "config", None, "What to train, by default configs/default.py; --config.KEY=VALUE overrides a key."
-    )
-    flags.DEFINE_string(
-        "workdir",
-        None,
-        "Directory of the run, new or to go on with; by default a fresh runs/<config>-<time>.",
-    )
-    flags.DEFINE_enum(
-        "mode",
-        "train",
-        ["train", "eval", "summary"],
-        "Train, test WORKDIR's last checkpoint, or count the net.",
-    )
+    config = "Config file, by default configs/default.py; --config.KEY=VALUE overrides a key."
+    workdir = "The run's directory, new or to resume from; by default a new runs/<config>-<time>."
+    mode = "Train, test WORKDIR's last checkpoint, or print the net's layers."
+    config_flags.DEFINE_config_file("config", None, config)
+    flags.DEFINE_string("workdir", None, workdir)
+    flags.DEFINE_enum("mode", "train", ["train", "eval", "summary"], mode)
     flags.DEFINE_string("coordinator_address", None, "With several processes: host:port of process 0.")
-    flags.DEFINE_integer(
-        "num_processes", None, "How many processes; by default what the launcher says, else 1."
-    )
-    flags.DEFINE_integer(
-        "process_id", None, "This process's number, from 0; by default what the launcher says."
-    )
+    flags.DEFINE_integer("num_processes", None, "Number of processes; by default the launcher's, else 1.")
+    flags.DEFINE_integer("process_id", None, "This process's number, from 0; by default the launcher's.")
     flags.DEFINE_integer("start_timeout_seconds", 300, "How long the processes wait for each other.")
     flags.DEFINE_bool("json", False, "With --mode=eval or --mode=summary: print JSON.")
     flags.register_validator("workdir", lambda path: path != "", "name a directory, or leave the flag out")
@@ -105,7 +93,6 @@ def make_importable(directory: pathlib.Path) -> None:
         package = importlib.import_module("configs")
     except ImportError:
         package = sys.modules["configs"] = types.ModuleType("configs")
-        package.__path__ = []
     package.__path__ = [*dict.fromkeys([*getattr(package, "__path__", []), str(directory)])]
 
 
@@ -113,30 +100,20 @@ def fresh_workdir(config_path: str) -> pathlib.Path:
     """A new path `runs/<config>-<time>`."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     base = pathlib.Path("runs") / f"{pathlib.Path(config_path).stem}-{now}"
-    return next(
-        path
-        for n in range(1, 1000)
-        if not (path := base if n == 1 else base.with_name(f"{base.name}-{n}")).exists()
-    )
+    others = (base.with_name(f"{base.name}-{n}") for n in range(2, 1000))
+    return next(path for path in (base, *others) if not path.exists())
 
 
 def refuse_other_flags(config: "configs.Config") -> None:
     """Raises `UserError` in all processes if the flags of one differ from those of process 0."""
-    from alexnet_jax import config as configs
     from alexnet_jax.run import processes
 
     own = {"mode": FLAGS.mode, "workdir": FLAGS.workdir}
-    first, *others = processes.gather(json.dumps([own, json.loads(config.to_json())]))
-    for index, text in enumerate(others, 1):
-        if text == first:
-            continue
-        (flags_0, config_0), (flags_i, config_i) = json.loads(first), json.loads(text)
-        different = [
-            f"{key}: {flags_0[key]!r} -> {flags_i[key]!r}" for key in own if flags_0[key] != flags_i[key]
-        ]
-        different += configs.differences(
-            configs.resolve(config_0), configs.resolve(config_i), ignore_free=False
-        )
+    for section, keys in json.loads(config.to_json()).items():
+        own |= {f"{section}.{key}": value for key, value in keys.items()}
+    first, *others = map(json.loads, processes.gather(json.dumps(own)))
+    for index, other in enumerate(others, 1):
+        different = [f"{key}: {first[key]!r} -> {other[key]!r}" for key in own if other[key] != first[key]]
         if different:
             raise UserError(
                 f"process {index} was given other flags than process 0 ({'; '.join(different)}); start all "
@@ -150,10 +127,8 @@ def test(config: "configs.Config") -> int:
     from alexnet_jax.run import processes
 
     if flag_parsing.gives_config(sys.argv):
-        print(
-            f"note: --config is ignored: a run is tested with its own config, {FLAGS.workdir}/config.json",
-            file=sys.stderr,
-        )
+        own = f"{FLAGS.workdir}/config.json"
+        print(f"note: --config is ignored: a run is tested with its own config, {own}", file=sys.stderr)
     result, step = evaluate.evaluate_workdir(config, pathlib.Path(FLAGS.workdir))
     values = {"step": step, **dataclasses.asdict(result)}
     if processes.is_first():

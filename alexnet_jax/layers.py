@@ -81,9 +81,7 @@ def local_response_norm(x: Array, *, k: float, alpha: float, beta: float, size: 
 
     `b_i = a_i / (k + alpha * sum_j a_j^2) ** beta` over the `size` (odd) channels j centred on i; channels
     beyond the first and last count as 0. `alpha` multiplies each term and is not divided by `size`.
-
-    Args:
-      x: `[..., C]`; bfloat16 is normalised in float32.
+    `x` is `[..., C]`; bfloat16 is normalised in float32.
     """
     return _in_float32(x, k, alpha, beta, size, (x.ndim - 1,))
 
@@ -92,10 +90,7 @@ def within_map_norm(x: Array, *, k: float, alpha: float, beta: float, size: int)
     """Normalises each activation over its `size` x `size` neighbourhood (`size` odd) in the same map.
 
     The second norm of run 145 (`layers/layers-145.cfg`), which the paper does not mention. The formula is
-    that of `local_response_norm`; `alpha` multiplies each of the `size * size` terms.
-
-    Args:
-      x: `[B, H, W, C]`; bfloat16 is normalised in float32.
+    that of `local_response_norm`, with a sum of `size * size` terms; `x` is `[B, H, W, C]`.
     """
     return _in_float32(x, k, alpha, beta, size, (1, 2))
 
@@ -116,15 +111,10 @@ def _in_float32(x: Array, *constants: Any) -> Array:
 
 
 def max_pool(x: Array, window: int, stride: int, ceil: bool = True, name: str = "pool") -> Array:
-    """Maximum over `window` x `window` places every `stride`, overlapping if stride < window (section 3.4).
+    """Maximum over windows of `x` `[B, H, W, C]`, which overlap if stride < window (section 3.4).
 
-    The gradient goes to the first maximum in row-major order, as in XLA and PyTorch.
-
-    Args:
-      x: `[B, H, W, C]`.
-
-    Raises:
-      TooSmall: no window fits; the message begins with `name`.
+    The gradient goes to the first maximum in row-major order, as in XLA and PyTorch. Raises `TooSmall` as
+    `convolution` does.
     """
     return _maximum(x, window, stride, _edges(x.shape[1:3], window, stride, 0, ceil, name))
 
@@ -176,30 +166,30 @@ def dropout(x: Array, key: Array, example_ids: Array, *, rate: float, scaled: bo
 
 
 class Parameters(nn.Module):
-    """The parameters of a layer: `kernel` and `bias`, each with a leading axis of columns."""
+    """The parameters of a layer, `kernel` and `bias` of these shapes, each with a leading axis of columns."""
 
     @nn.compact
     def __call__(self, init: tuple[Callable, Callable], kernel: Any, bias: Any) -> tuple[Array, Array]:
-        """Returns both, of the shapes `kernel` and `bias`."""
         return self.param("kernel", init[0], kernel), self.param("bias", init[1], bias)
 
 
 def initialisers(scheme: str, hidden_bias: float | None, name: str, fan_in: int) -> tuple[Callable, Callable]:
     """Initialisers of the kernel and bias of layer `name`, by fan-in."""
-    bias = hidden_bias if name in BIASED else None
-    if scheme == "torch":  # PyTorch's default for its convolutions and linear layers
-        bound = 1.0 / math.sqrt(fan_in)
+    bound = 1.0 / math.sqrt(fan_in)
 
-        def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        return uniform, uniform if bias is None else nn.initializers.constant(bias)
-    std = {
-        "paper": 0.01,  # section 5
-        "original": 0.03 if name in ("conv3", "conv4", "conv5", "conv6") else 0.01,  # layers-145.cfg, run 146
-        "caffe": 0.005 if name in ("fc6", "fc7") else 0.01,  # bvlc_alexnet train_val.prototxt
-        "he": math.sqrt(2.0 / fan_in),
+    std, bias = {
+        "paper": (0.01, 1.0),  # section 5
+        "original": (0.03 if name in ("conv3", "conv4", "conv5", "conv6") else 0.01, 1.0),  # runs 145, 146
+        "caffe": (0.005 if name in ("fc6", "fc7") else 0.01, 0.1),  # bvlc_alexnet train_val.prototxt
+        "he": (math.sqrt(2.0 / fan_in), 0.0),
+        "torch": (None, None),  # PyTorch's default for its convolutions and linear layers: uniform
     }[scheme]
-    if bias is None:
-        bias = {"paper": 1.0, "original": 1.0, "caffe": 0.1, "he": 0.0}[scheme] if name in BIASED else 0.0
-    return nn.initializers.normal(std), nn.initializers.constant(bias)
+    if name in BIASED and hidden_bias is not None:
+        bias = hidden_bias
+    elif name not in BIASED and bias is not None:
+        bias = 0.0
+    kernel = uniform if std is None else nn.initializers.normal(std)
+    return kernel, uniform if bias is None else nn.initializers.constant(bias)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from alexnet_jax import layers
 from alexnet_jax.columns import add, exchange
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.common.typed import Bound, above, at_least, below, one_of, some_of
+from alexnet_jax.common.typed import Bound, above, at_least, below, one_of
 
 Array = jax.Array
 
@@ -30,7 +30,6 @@ PLAIN_POOLING_PADDING = {"conv2": 1, "conv5": 0}  # layers-147.cfg
 CROSS_COLUMN_LAYERS = ("conv3", "conv6", "fc6", "fc7", "fc8")
 REMOVABLE = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
 POST_OPS = ("activation", "lrn", "map_norm", "pool")
-
 
 _ORDER = Bound(
     lambda order: set(order.split()) <= set(POST_OPS) and len(order.split()) == len(set(order.split())),
@@ -49,10 +48,10 @@ class AlexNet(nn.Module):
     """
 
     num_classes: Annotated[int, at_least(1)] = 1000
-    columns: Annotated[int, at_least(1)] = 2  # 1 lets every layer see everything
+    columns: Annotated[int, at_least(1)] = 2  # with 1, every layer sees all channels
     # Layers that see all columns; all columns of conv1 see the image. Without fc8, the columns' partial
     # logits are added. (): run 150.
-    cross_column_layers: Annotated[tuple[str, ...], some_of(*LAYERS[1:])] = CROSS_COLUMN_LAYERS
+    cross_column_layers: tuple[Annotated[str, one_of(*LAYERS[1:])], ...] = CROSS_COLUMN_LAYERS
     widths: Annotated[tuple[int, ...], _SIX] = (96, 256, 384, 384, 256, 256)  # filters of conv1 to conv6
     fc_widths: tuple[int, int] = (4096, 4096)  # units of fc6 and fc7
     layer1: Annotated[str, _ORDER] = "activation lrn pool"  # what follows conv1, in order; also map_norm
@@ -67,11 +66,11 @@ class AlexNet(nn.Module):
     lrn_across_columns: bool = False  # sums over all columns' channels (Caffe), not just its own
     overlapping_pooling: bool = True  # 3 x 3 windows at stride 2 (3.4); False: 2 x 2, run 147's paddings
     padding: Annotated[tuple[int, ...], _FIVE] = (0, 2, 1, 1, 1)  # of conv1 to conv5
-    # Of output sizes: 2012, up; caffe, up for pooling only; torch, down.
+    # Output sizes are rounded up (2012), up in pooling only (caffe), or down (torch).
     rounding: Annotated[str, one_of("2012", "caffe", "torch")] = "2012"
-    # Section 7: "the depth really is important". A removed layer takes its activation and norms along, but
-    # not its pooling; if it saw all columns, the next layer does.
-    removed_layers: Annotated[tuple[str, ...], some_of(*REMOVABLE)] = ()
+    # Section 7: "the depth really is important". A layer is removed with its activation and norms, but its
+    # pooling stays; if it saw all columns, the next layer does instead.
+    removed_layers: tuple[Annotated[str, one_of(*REMOVABLE)], ...] = ()
     conv6: bool = False  # a sixth convolution on the pooled maps, across columns (section 7.2, run 146)
     dropout: Annotated[float, at_least(0), below(1)] = 0.5  # fraction of fc6's and fc7's outputs dropped
     dropout_before: bool = False  # drops the inputs of fc6 and fc7 instead (torchvision)
@@ -97,7 +96,7 @@ class AlexNet(nn.Module):
             depend on the layout; by default 0 to B-1.
 
         Raises:
-          UserError: the images have another shape or type, or are too small for the net.
+          UserError: the images have another shape or type.
         """
         if self.reads == "images":
             _check_images(images)
@@ -136,18 +135,15 @@ class AlexNet(nn.Module):
 
     @nn.nowrap
     def apply(self, variables: Any, images: Any, *, capture: Sequence[str] | str = (), **kwargs: Any) -> Any:
-        """Flax's `apply`: logits, or with `capture` also the named activations.
+        """Flax's `apply`: logits, or with `capture` `(logits, activations)`.
 
         Args:
           capture: name or names: `conv1`, `activation1`, `lrn1`, `pool1`, ..., `fc6`, `activation6`,
-            `dropout6`, `fc7`, ..., `fc8`. XLA drops later layers as dead code.
-
-        Returns:
-          Logits, or `(logits, activations)`; activations are `[B, ...]` float32 by name, with the channels of
-          this device's columns concatenated.
+            `dropout6`, `fc7`, ..., `fc8`. Activations are `[B, ...]` float32 by name, with the channels of
+            this device's columns concatenated. XLA drops later layers as dead code.
 
         Raises:
-          UserError: as in `__call__`, or a captured name does not exist.
+          UserError: as in `__call__`, the images are too small for the net, or a name does not exist.
         """
         names = (capture,) if isinstance(capture, str) else tuple(capture)
         with self._explained_sizes(images):
@@ -198,12 +194,12 @@ class AlexNet(nn.Module):
         kernel, bias = self._parameters(name, (len(xs), window, window, xs[0].shape[-1], features))
         size = {"stride": stride, "padding": padding, "ceil": self.rounding == "2012"}
         convolve = functools.partial(layers.convolution, **size, name=name)
+        kernels = [k.astype(xs[0].dtype) for k in kernel]
         if len(xs) > 1 and all(x is xs[0] for x in xs):  # same input: a single, wider convolution
-            joined = jnp.concatenate(list(kernel), axis=-1).astype(xs[0].dtype)
-            ys = jnp.split(convolve(xs[0], joined), len(xs), axis=-1)
+            ys = jnp.split(convolve(xs[0], jnp.concatenate(kernels, axis=-1)), len(xs), axis=-1)
         else:
-            ys = list(map(convolve, xs, (kernel[i].astype(x.dtype) for i, x in enumerate(xs))))
-        return self._record(name, [y + bias[i].astype(y.dtype) for i, y in enumerate(ys)])
+            ys = list(map(convolve, xs, kernels))
+        return self._record(name, [y + b.astype(y.dtype) for y, b in zip(ys, bias, strict=True)])
 
     def _dense(self, name: str, xs: list[Array]) -> list[Array]:
         if name in self.removed_layers:
@@ -247,20 +243,16 @@ class AlexNet(nn.Module):
         if f"fc{number}" in self.removed_layers:
             return xs
         if self.dropout > 0 and train:
-            key = self.make_rng("dropout")
-            how = {"rate": self.dropout, "scaled": self.dropout_scaled}
+            key, how = self.make_rng("dropout"), {"rate": self.dropout, "scaled": self.dropout_scaled}
             keys = [jax.random.fold_in(key, self._column(i)) for i in range(len(xs))]
-            xs = [layers.dropout(x, keys[i], example_ids, **how) for i, x in enumerate(xs)]
+            xs = [layers.dropout(x, key, example_ids, **how) for x, key in zip(xs, keys, strict=True)]
         elif self.dropout > 0 and not self.dropout_scaled:
             xs = [x * (1.0 - self.dropout) for x in xs]
         return self._record(f"dropout{number}", xs)
 
     def _classify(self, xs: list[Array]) -> Array:
-        """fc8: each column computes its share of the classes, or independent columns add partial logits.
-
-        With an odd number of classes the last column's last output is unused.
-        """
-        share = -(-self.num_classes // self.columns)
+        """fc8: each column computes its share of the classes, or independent columns add partial logits."""
+        share = -(-self.num_classes // self.columns)  # an odd number leaves the last output unused
         crosses = self.is_cross_column("fc8")
         xs = self._exchange_before("fc8", xs)
         outputs = share if crosses else share * self.columns
@@ -295,10 +287,8 @@ class AlexNet(nn.Module):
 
     def _local_channels(self, xs: list[Array], width: int) -> list[Array]:
         """Selects from the channels of all columns those of each column held here, `width` each."""
-        return [
-            jax.lax.dynamic_slice_in_dim(x, self._column(i) * width, width, axis=x.ndim - 1)
-            for i, x in enumerate(xs)
-        ]
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=width, axis=-1)
+        return [cut(x, self._column(i) * width) for i, x in enumerate(xs)]
 
     def _column(self, index: int) -> Any:
         """The global index of this device's column `index`."""

@@ -1,7 +1,7 @@
 """The training step, a pure function of a state and a batch: `jax.jit` with shardings around `shard_map`.
 
 All randomness in a step derives from (seed, step, position in the global batch), so a resumed run draws the
-same numbers as an uninterrupted one, on any number of devices.
+same numbers, on any number of devices.
 """
 
 import functools
@@ -26,23 +26,14 @@ _INIT, _STEPS = 0, 1  # folded into the seed: for the initial weights, for rando
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything a step changes.
+    """Everything a step changes."""
 
-    Attributes:
-      step: int32, steps done.
-      params: the net's parameters, with a leading axis of columns.
-      opt_state: the momentum, with the parameters' shapes.
-      drops: int32, how often the plateau rule has lowered the learning rate.
-      bad_images: int32, unreadable images so far.
-      sums: metrics summed since the last logged step, and `steps`, the number of steps summed.
-    """
-
-    step: Array
-    params: Any
-    opt_state: Any
-    drops: Array
-    bad_images: Array
-    sums: Metrics
+    step: Array  # int32, steps done
+    params: Any  # the net's parameters, with a leading axis of columns
+    opt_state: Any  # the momentum, with the parameters' shapes
+    drops: Array  # int32, how often the plateau rule has lowered the learning rate
+    bad_images: Array  # int32, unreadable images so far
+    sums: Metrics  # metrics summed since the last logged step, and `steps`, the number of steps summed
 
 
 def fresh_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -66,16 +57,15 @@ def init_state(
 
 def state_shardings(mesh: Mesh) -> Any:
     """The sharding of each part of a `TrainState`: parameters and momentum by column, the rest replicated."""
-    by_column: Any = NamedSharding(mesh, columns.PARAMETERS)
-    others: Any = dict.fromkeys(
-        ("step", "drops", "bad_images", "sums"), NamedSharding(mesh, columns.REPLICATED)
-    )
-    return TrainState(params=by_column, opt_state=by_column, **others)
+    by_column, same = NamedSharding(mesh, columns.PARAMETERS), NamedSharding(mesh, columns.REPLICATED)
+    parts: dict[str, Any] = dict.fromkeys(("step", "drops", "bad_images", "sums"), same)
+    return TrainState(**parts, params=by_column, opt_state=by_column)
 
 
 def abstract_state(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
     """The shapes, dtypes and shardings of the state that `init` makes."""
-    shardings = jax.tree.broadcast(state_shardings(mesh), shapes := jax.eval_shape(init))
+    shapes = jax.eval_shape(init)
+    shardings = jax.tree.broadcast(state_shardings(mesh), shapes)
     return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shapes, shardings)
 
 
@@ -128,6 +118,17 @@ def topk_errors(scores: Array, labels: Array, k: int) -> Array:
     return ((ahead >= k) | jnp.isnan(own[:, 0])).astype(jnp.float32)
 
 
+def batch_sums(scores: Array, batch: Batch, ks: tuple[int, ...]) -> Metrics:
+    """Sums over a batch's readable images: `loss`, `top<k>_errors` for each of `ks`, `examples`.
+
+    `scores` are logits or log probabilities, `[B, num_classes]`.
+    """
+    labels, weights = batch["label"], batch["weight"]
+    errors = {f"top{k}_errors": jnp.sum(topk_errors(scores, labels, k) * weights) for k in ks}
+    loss, examples = cross_entropy(scores, labels, weights), jnp.sum(weights)
+    return {"loss": loss, **errors, "examples": examples}
+
+
 def make_train_step(
     model: AlexNet,
     optimizer: optax.GradientTransformationExtraArgs,
@@ -155,33 +156,28 @@ def make_train_step(
         forward = forward_on_mesh(model, mesh, functools.partial(view, step=state.step), train=True)
 
         def loss_and_sums(params: Any, part: Batch) -> tuple[Array, Metrics]:
-            sums = _batch_sums(forward(params, part["image"], key, part["id"]), part)
-            return sums["loss"], sums
+            sums = batch_sums(forward(params, part["image"], key, part["id"]), part, ks=(1,))
+            bad_images = jnp.sum(part["weight"] == 0, dtype=jnp.float32)
+            return sums["loss"], {**sums, "bad_images": bad_images}
 
         gradient = functools.partial(jax.grad(loss_and_sums, has_aux=True), state.params)
-        batch = {**batch, "id": jnp.arange(batch["label"].shape[0])}
+        if micro_batches > 1:
+            gradient = functools.partial(sum_over_parts, gradient, parts=micro_batches, mesh=mesh)
         # Sums metrics together with the gradients (one all-reduce), then divides by the number of examples.
-        if micro_batches == 1:
-            gradients, sums = gradient(batch)
-        else:
-            gradients, sums = sum_over_parts(gradient, batch, micro_batches, mesh)
+        gradients, sums = gradient({**batch, "id": jnp.arange(batch["label"].shape[0])})
         examples = jnp.maximum(sums["examples"], 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / examples, gradients)
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, step=state.step, drops=state.drops
         )
         params = optax.apply_updates(state.params, updates)
-        means = {key: sums[key] / examples for key in ("loss", "top1_error")}
+        means = {"loss": sums["loss"] / examples, "top1_error": 100.0 * sums["top1_errors"] / examples}
         state, metrics = _with_metrics(state, means, sums["bad_images"], log_every)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    shardings, replicated = state_shardings(mesh), NamedSharding(mesh, columns.REPLICATED)
-    return jax.jit(
-        train_step,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated),
-        donate_argnums=0,
-    )
+    state, replicated = state_shardings(mesh), NamedSharding(mesh, columns.REPLICATED)
+    in_shardings, out_shardings = (state, batch_sharding(mesh)), (state, replicated)
+    return jax.jit(train_step, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=0)
 
 
 def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
@@ -201,16 +197,6 @@ def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, m
     cut_batch = jax.tree.map(cut, batch)
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, jax.tree.map(lambda x: x[0], cut_batch)))
     return jax.lax.scan(add_part, zeros, cut_batch)[0]
-
-
-def _batch_sums(logits: Array, batch: Batch) -> Metrics:
-    labels, weights = batch["label"], batch["weight"]
-    return {
-        "loss": cross_entropy(logits, labels, weights),
-        "top1_error": 100.0 * jnp.sum(topk_errors(logits, labels, 1) * weights),
-        "examples": jnp.sum(weights),
-        "bad_images": jnp.sum(weights == 0, dtype=jnp.float32),
-    }
 
 
 def _with_metrics(

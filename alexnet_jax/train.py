@@ -6,12 +6,11 @@ import functools
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from alexnet_jax import columns, evaluate, steps
 from alexnet_jax import config as configs
@@ -19,9 +18,7 @@ from alexnet_jax import optimizer as optimizers
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.batches import check_batch_size, process_slice
-from alexnet_jax.data.preprocess import Preprocess
-from alexnet_jax.data.sources import Source, statistics_of
-from alexnet_jax.model import AlexNet
+from alexnet_jax.data.sources import statistics_of
 from alexnet_jax.run import cached_features, checkpoint, inputs, logs, processes, profiler, signals, status
 from alexnet_jax.run import workdir as workdirs
 from alexnet_jax.run.meter import Diverged, InFlight, Meter, TrainingBatches, is_due
@@ -29,26 +26,51 @@ from alexnet_jax.run.record import Record, last_good, save
 from alexnet_jax.weights import pretrained
 
 
-@dataclasses.dataclass(frozen=True)
 class Run:
-    """The parts of a run, built from the config; nothing is compiled yet."""
+    """The parts of a run, built from its config. Compiles and writes nothing.
 
-    config: configs.Config
-    workdir: pathlib.Path
-    mesh: Mesh
-    source: Source
-    model: AlexNet
-    rates: optimizers.Rates
-    train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.Metrics]]
-    evaluate: evaluate.Evaluator
-    init_state: Callable[[], steps.TrainState]
-    abstract_state: steps.TrainState
-    preprocess: Preprocess
-    start: dict[str, Any]  # trained initial weights, by layer
-    total_steps: int
-    eval_every: int
-    save_every: int
-    keep_every: int | None
+    Raises:
+      UserError: the data cannot be opened, or the parts do not fit together.
+    """
+
+    def __init__(self, config: configs.Config, workdir: pathlib.Path) -> None:
+        data, run = config.data, config.run
+        self.config, self.workdir = config, workdir
+        self.mesh = mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
+        check_batch_size(data.batch_size, mesh, data.micro_batches)
+        self.source, test_source = (inputs.open_source(data, split) for split in ("train", "test"))
+        statistics, class_names = statistics_of(self.source), self.source.class_names
+        self.model = model = configs.build_model(config, self.source.num_classes)
+
+        starts_from = None if checkpoint.exist(workdir) else config.init.path
+        init = pretrained.read(starts_from, partial=True) if starts_from else None
+        is_described = (workdir / pretrained.DESCRIPTION).exists()
+        trained = pretrained.read_description(workdir) if is_described else init
+        if trained is None:
+            self.preprocess = inputs.new_preprocess(config, statistics)
+        else:
+            self.preprocess = trained.preprocess.resized(data.resize_size, data.image_size)
+        # Trained initial weights, by layer.
+        self.start = {} if init is None else pretrained.start_from(init, model, self.preprocess, class_names)
+
+        size = {"num_examples": len(self.source), "batch_size": data.batch_size}
+        in_steps = functools.partial(configs.in_steps, run, **size)
+        steps_at = functools.partial(configs.steps_of, **size)
+        self.total_steps = in_steps("total")
+        self.eval_every, self.save_every = in_steps("eval_every"), in_steps("save_every")
+        self.keep_every = None if run.keep_every_epochs is None else steps_at(run.keep_every_epochs)
+
+        self.rates = optimizers.make_rates(config.optimizer, steps_at)
+        optimizer = optimizers.make(config.optimizer, self.rates)
+        self.evaluate = evaluate.Evaluator(config, model, mesh, test_source, self.preprocess)
+        fresh = (model, optimizer, data.image_size, run.seed, mesh)
+        self.init_state = functools.partial(steps.init_state, *fresh)
+        self.abstract_state = steps.abstract_state(self.init_state, mesh)
+        view = inputs.training_view(config.augment, self.preprocess, statistics, steps_at)
+        if cached_features.is_frozen(config):
+            model, view = model.clone(reads="pool5"), cached_features.view
+        every = {"log_every": run.log_every_steps, "micro_batches": data.micro_batches}
+        self.train_step = steps.make_train_step(model, optimizer, mesh, view, seed=run.seed, **every)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation follows `step`: every `eval_every` steps and at the end."""
@@ -57,54 +79,6 @@ class Run:
     def epoch(self, step: int) -> float:
         """Epochs completed at `step`, fractional."""
         return step * self.config.data.batch_size / len(self.source)
-
-
-def build(config: configs.Config, workdir: pathlib.Path) -> Run:
-    """Opens the data, builds the parts and checks that they fit together; compiles and writes nothing."""
-    data, run = config.data, config.run
-    mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
-    check_batch_size(data.batch_size, mesh, data.micro_batches)
-    source, test_source = (inputs.open_source(data, split) for split in ("train", "test"))
-    statistics = statistics_of(source)
-    model = configs.build_model(config, source.num_classes)
-    starts_from = None if checkpoint.exist(workdir) else config.init.path
-    init = pretrained.read(starts_from, partial=True) if starts_from else None
-    trained = pretrained.read_description(workdir) if (workdir / pretrained.DESCRIPTION).exists() else init
-    if trained is not None:
-        preprocess = trained.preprocess.resized(data.resize_size, data.image_size)
-    else:
-        preprocess = inputs.new_preprocess(config, statistics)
-    size = {"num_examples": len(source), "batch_size": data.batch_size}
-    in_steps = functools.partial(configs.in_steps, run, **size)
-    steps_at = functools.partial(configs.steps_of, **size)
-    rates = optimizers.make_rates(config.optimizer, steps_at)
-    optimizer = optimizers.make(config.optimizer, rates)
-    read_model, view = model, inputs.training_view(config.augment, preprocess, statistics, steps_at)
-    if cached_features.is_frozen(config):
-        read_model, view = model.clone(reads="pool5"), cached_features.view
-
-    def init_state() -> steps.TrainState:
-        return steps.init_state(model, optimizer, data.image_size, run.seed, mesh)
-
-    every = {"log_every": run.log_every_steps, "micro_batches": data.micro_batches}
-    return Run(
-        config=config,
-        workdir=workdir,
-        mesh=mesh,
-        source=source,
-        model=model,
-        rates=rates,
-        train_step=steps.make_train_step(read_model, optimizer, mesh, view, seed=run.seed, **every),
-        evaluate=evaluate.Evaluator(config, model, mesh, test_source, preprocess),
-        init_state=init_state,
-        abstract_state=steps.abstract_state(init_state, mesh),
-        preprocess=preprocess,
-        start={} if init is None else pretrained.start_from(init, model, preprocess, source.class_names),
-        total_steps=in_steps("total"),
-        eval_every=in_steps("eval_every"),
-        save_every=in_steps("save_every"),
-        keep_every=None if run.keep_every_epochs is None else steps_at(run.keep_every_epochs),
-    )
 
 
 def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Batch]:
@@ -121,7 +95,7 @@ def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Ba
 
 @dataclasses.dataclass
 class Session:
-    """A run in progress: its state, its record and its outputs."""
+    """A run in progress: state, record and outputs."""
 
     run: Run
     state: steps.TrainState
@@ -154,9 +128,8 @@ class Session:
 def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
     """Trains from `workdir`'s last checkpoint, if there is one, to the last step or the plateau rule's end.
 
-    Returns:
-      The final status: `done`, `interrupted` (by SIGTERM, SIGINT or `run.max_seconds`, after a checkpoint) or
-      `diverged`.
+    Returns the final status: `done`, `diverged`, or `interrupted` (by SIGTERM, SIGINT or `run.max_seconds`,
+    after a checkpoint).
 
     Raises:
       UserError: the config, the data or the directory has a mistake.
@@ -208,16 +181,15 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Session]:
-    """Builds a run, claims its directory, restores its state; turns known failures into one-line errors."""
+    """Builds a run, locks its directory, restores its state; turns known failures into one-line errors."""
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.Stop(config.run.max_seconds, processes.DelayedMax()))
-        run = build(config, pathlib.Path(processes.from_first(str(workdir))))
+        run = Run(config, pathlib.Path(processes.from_first(str(workdir))))
         processes.barrier()  # all read the directory before any changes it
         stack.enter_context(status.explained_faults(run.workdir))
         stack.enter_context(workdirs.opened(run.workdir, config))
         stack.enter_context(status.reported_failures(run.workdir))
-        first = processes.is_first()
-        if first:
+        if first := processes.is_first():
             pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
         say = functools.partial(print, file=sys.stderr, flush=True) if first else lambda line: None
         checkpoints = checkpoint.Checkpoints(
@@ -252,25 +224,21 @@ def restore_or_init(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[step
     """
     restored = checkpoints.restore(run.abstract_state)
     if restored is None:
-        state = run.init_state()
-        start = {
-            name: jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), layer, state.params[name])
-            for name, layer in run.start.items()
-        }
+        state, start = run.init_state(), jax.device_put(run.start, steps.state_shardings(run.mesh).params)
         return state.replace(params={**state.params, **start}), Record(images=len(run.source))
     state, record = restored[0], Record.from_json(restored[1])
     if record.images != len(run.source) and not run.config.run.allow_changes:
         raise UserError(
             f"data.source={run.config.data.source}: {len(run.source):,} training images, but the run in "
-            f"{run.workdir} was begun with {record.images:,}; bring them back, or set run.allow_changes"
+            f"{run.workdir} started with {record.images:,}; use the same images, or set run.allow_changes"
         )
     return state, record
 
 
 def evaluate_and_log(session: Session, step: int) -> None:
-    """Tests the net, writes the result and lets the plateau rule lower the rate.
+    """Tests the net, logs the result and applies the plateau rule.
 
-    A request to stop cancels it without a trace; the resumed run evaluates first.
+    A request to stop cancels the evaluation; the resumed run starts with it.
     """
     run, record, log, started = session.run, session.record, session.log, time.monotonic()
     result = run.evaluate(session.state.params, stop=session.stop.wanted, say=log.say_own)
@@ -278,7 +246,7 @@ def evaluate_and_log(session: Session, step: int) -> None:
         return
     evaluation = dataclasses.asdict(result)
     record.add_evaluation(step, evaluation)
-    values = {f"eval/{k}": v for k, v in evaluation.items()}
+    values = {f"eval/{key}": value for key, value in evaluation.items()}
     log.metrics(step, run.epoch(step), {**values, "eval/seconds": time.monotonic() - started})
     log.weights(step, session.state.params)
     session.write_status("running", step)

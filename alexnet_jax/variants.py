@@ -1,6 +1,5 @@
 """The nets called "AlexNet", as differences from the paper's text."""
 
-from collections.abc import Callable
 from typing import Any
 
 from alexnet_jax.common.errors import UserError, did_you_mean
@@ -48,23 +47,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _divisible(widths: tuple[int, ...], columns: int) -> bool:
-    return all(width >= columns and width % columns == 0 for width in widths)
-
-
-_PLAIN_PADDINGS = (AlexNet.padding[1::3], tuple(PLAIN_POOLING_PADDING.values()))
-_PLAIN = "overlapping_pooling=False has its own paddings of conv2 and conv5, 1 and 0; leave one out"
-_MULTIPLE = "each must be a positive multiple of the {m.columns} columns"
-
-# What holds between the fields of `AlexNet`: key, condition, and advice if it does not hold.
-TOGETHER: tuple[tuple[str, Callable[[AlexNet], bool], str], ...] = (
-    ("columns", lambda m: m.columns % m.column_shards == 0, "cannot lie over {m.column_shards} devices"),
-    ("widths", lambda m: _divisible(m.widths, m.columns), _MULTIPLE),
-    ("fc_widths", lambda m: _divisible(m.fc_widths, m.columns), _MULTIPLE),
-    ("padding", lambda m: m.overlapping_pooling or m.padding[1::3] in _PLAIN_PADDINGS, _PLAIN),
-)
-
-
 def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: Any) -> AlexNet:
     """Builds a variant's net, with any fields of `AlexNet` overridden.
 
@@ -74,16 +56,29 @@ def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: A
     """
     if as_type(variant, str, "model.variant") not in VARIANTS:
         raise UserError(f"model.variant={variant!r}: {did_you_mean(variant, VARIANTS)}")
-    fields = sorted(set(AlexNet.__dataclass_fields__) - {"parent", "name"})
-    given = {"num_classes": num_classes, **overrides}
-    for key in given:
-        if key not in fields:
-            raise UserError(f"model.{key}: no such switch; {did_you_mean(key, fields)}")
-    switches = {
-        key: as_type(value, AlexNet.__annotations__[key], f"model.{key}") for key, value in given.items()
-    }
-    model = AlexNet(**{**VARIANTS[variant], **switches})
-    for key, holds, advice in TOGETHER:
-        if not holds(model):
-            raise UserError(f"model.{key}={getattr(model, key)!r}: {advice.format(m=model)}")
+    hints = {key: hint for key, hint in AlexNet.__annotations__.items() if key not in ("parent", "name")}
+    switches = dict(VARIANTS[variant])
+    for key, value in {"num_classes": num_classes, **overrides}.items():
+        if key not in hints:
+            raise UserError(f"model.{key}: no such switch; {did_you_mean(key, sorted(hints))}")
+        switches[key] = as_type(value, hints[key], f"model.{key}")
+    model = AlexNet(**switches)
+    _check_together(model)
     return model
+
+
+def _check_together(model: AlexNet) -> None:
+    """Raises `UserError` for fields that do not fit each other."""
+
+    def mistake(key: str, advice: str) -> UserError:
+        return UserError(f"model.{key}={getattr(model, key)!r}: {advice}")
+
+    if model.columns % model.column_shards:
+        raise mistake("columns", f"cannot be split over {model.column_shards} devices")
+    for key in ("widths", "fc_widths"):
+        if any(width < 1 or width % model.columns for width in getattr(model, key)):
+            raise mistake(key, f"each must be a positive multiple of the {model.columns} columns")
+    own_paddings = (AlexNet.padding[1::3], tuple(PLAIN_POOLING_PADDING.values()))
+    if not model.overlapping_pooling and model.padding[1::3] not in own_paddings:
+        advice = "overlapping_pooling=False sets the paddings of conv2 and conv5 to 1 and 0; set one of them"
+        raise mistake("padding", advice)

@@ -27,7 +27,7 @@ SAVE_EVERY_SECONDS = 120
 
 def time_saves(workdir: pathlib.Path, runs: int) -> tuple[list[float], list[float]]:
     """For each save, the seconds that it blocks the loop and the seconds until it is written."""
-    run = training.build(configs.resolve(default.get_config()), workdir)
+    run = training.Run(configs.resolve(default.get_config()), workdir)
     state = jax.block_until_ready(run.init_state())
     checkpoints = checkpoint.Checkpoints(workdir, keep=3, metadata=status.about(run.config, run.mesh))
     blocked, written = [], []

@@ -223,7 +223,7 @@ def bare(workdir: pathlib.Path, number: int) -> dict[str, Any]:
     from alexnet_jax.data.batches import on_device
     from alexnet_jax.run import meter, status
 
-    run = training.build(configs.of_workdir(workdir), workdir)
+    run = training.Run(configs.of_workdir(workdir), workdir)
     state = run.init_state()
     batches = training.open_batches(run, state.params, 0)
     _, batch = next(on_device(batches, run.mesh))

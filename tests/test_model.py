@@ -435,7 +435,7 @@ def test_removed_layers_and_cross_column_layers():
     assert kernels_of(independent, 90)["conv4"] == (2, 3, 3, 6, 8)
     assert kernels_of(create_model("paper", removed_layers=("conv5", "conv3"), **SMALL), 90)["conv4"][3] == 12
     assert create_model("paper", removed_layers=("conv2",), **SMALL).is_cross_column("conv3")
-    with pytest.raises(UserError, match=r"model\.removed_layers=\('conv1',\): choose from conv2"):
+    with pytest.raises(UserError, match=r"model\.removed_layers\[0\]='conv1': choose one of conv2"):
         create_model("paper", removed_layers=("conv1",))
     with pytest.raises(UserError, match=r"model\.removed_layers=\('conv4',\): other AlexNets"):
         layouts.layer_shapes(create_model("paper", removed_layers=("conv4",), **SMALL), 90)

@@ -113,7 +113,7 @@ def test_parameters_by_the_layer_file(name):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_each_trains(name, images, tmp_path):
     """Two steps, by which each layer moves whose rate is not 0."""
-    run = training.build(config_of(name, **narrowed(config_of(name), images)), tmp_path)
+    run = training.Run(config_of(name, **narrowed(config_of(name), images)), tmp_path)
     state = run.init_state()
     before = jax.device_get(state.params)
     batches = on_device(training.open_batches(run, state.params, 0), run.mesh)

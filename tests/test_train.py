@@ -283,7 +283,7 @@ def test_the_plateau_rule_lowers_the_rate_and_then_ends_the_run(tiny, tmp_path):
     )
     assert training.train(config, tmp_path) == "done"
     assert status(tmp_path)["step"] == 6
-    _, record = checkpoint.Checkpoints(tmp_path).restore(training.build(config, tmp_path).abstract_state)
+    _, record = checkpoint.Checkpoints(tmp_path).restore(training.Run(config, tmp_path).abstract_state)
     assert (record["plateau"]["drops"], record["plateau"]["finished"]) == (1, True)
 
 
@@ -454,7 +454,7 @@ def test_colour_noise_ends_at_its_epoch(tiny):
 
 
 def test_state_is_donated(tiny, tmp_path):
-    run = training.build(tiny(**{"mesh.data": 1}), tmp_path)
+    run = training.Run(tiny(**{"mesh.data": 1}), tmp_path)
     state = run.init_state()
     batch = next(on_device([_batch()], run.mesh))[1]
     kernel = state.params["fc6"]["kernel"]
@@ -472,7 +472,7 @@ def _batch():
 
 
 def test_shardings_are_as_stated(tiny, tmp_path):
-    run = training.build(tiny(**{"mesh.data": 2, "mesh.column": 2}), tmp_path)
+    run = training.Run(tiny(**{"mesh.data": 2, "mesh.column": 2}), tmp_path)
     state = run.init_state()
     for leaf in jax.tree.leaves(state.params):
         assert leaf.sharding.spec == columns.PARAMETERS

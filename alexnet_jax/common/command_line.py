@@ -1,4 +1,4 @@
-"""Shared by all commands: exit codes, and one-line errors instead of tracebacks for user mistakes."""
+"""Shared by all commands: arguments, exit codes, and one-line errors instead of tracebacks."""
 
 import argparse
 import contextlib
@@ -24,10 +24,8 @@ class Parser(argparse.ArgumentParser):
     """Shows defaults in the help; raises `UserError` on wrong arguments, for `command` to print."""
 
     def __init__(self, module: str, doc: str | None) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            f"python -m {module}", description=inspect.cleandoc(doc or ""), formatter_class=formatter
-        )
+        how = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"python -m {module}", description=inspect.cleandoc(doc or ""), formatter_class=how)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         if options.get("default") not in (None, argparse.SUPPRESS):
@@ -39,11 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def new_file(*endings: str) -> Callable[[str], pathlib.Path]:
-    """The `type` of an argument for a file to write; wrong ones are refused before any work.
-
-    Args:
-      endings: the allowed ones, such as `.npz`; any if there are none.
-    """
+    """The `type` of an argument for a file to write, with one of these `endings` (if any), such as `.npz`."""
 
     def checked(name: str) -> pathlib.Path:
         path = pathlib.Path(name).expanduser()
@@ -97,7 +91,7 @@ def command(main: Callable[[], int]) -> NoReturn:
 
 @contextlib.contextmanager
 def quiet_interrupts() -> Iterator[None]:
-    """Makes Ctrl-C exit at once, because some libraries swallow a KeyboardInterrupt during import."""
+    """Makes Ctrl-C exit at once: some libraries swallow a KeyboardInterrupt during import."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(CTRL_C))
@@ -108,7 +102,7 @@ def quiet_interrupts() -> Iterator[None]:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exits without waiting for other threads, or for lost processes: they may never end after a failure."""
+    """Exits without waiting for other threads or processes, which may never end after a failure."""
     others = (t for t in threading.enumerate() if t is not threading.main_thread())
     in_job = "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
     if all(thread.daemon for thread in others) and not in_job:

@@ -9,16 +9,15 @@ from collections.abc import Iterable, Iterator
 class UserError(ValueError):
     """A mistake in a config, flag, path or data set.
 
-    The message is one line that names the key, flag or file and says what to do; commands print it without a
-    traceback and exit with code 2.
+    The message is one line that names the key, flag or file and says what to do; commands exit with code 2.
     """
 
 
 class Fault(Exception):
     """A failure outside the program: a full disk, a removed directory, too little memory.
 
-    The message is one line that says what failed and what to do; commands print it and exit with code 1. The
-    same command resumes from the last checkpoint.
+    The message is one line that says what failed and what to do; commands exit with code 1, and the same
+    command resumes from the last checkpoint.
     """
 
 

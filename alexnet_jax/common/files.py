@@ -1,6 +1,7 @@
 """Atomic file writes: readers see the old file or the new one, never a partial one, even after a crash."""
 
 import contextlib
+import io
 import os
 import pathlib
 import threading
@@ -47,8 +48,6 @@ def write_npz(path: str | os.PathLike[str], arrays: dict[str, Any], *, compress:
 
 def as_png(pixels: np.ndarray) -> bytes:
     """`[H, W, 3]` uint8 as PNG."""
-    import io
-
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -13,6 +13,7 @@ from alexnet_jax.common.errors import UserError, did_you_mean, one_line
 _CONFIG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 _HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
+_NO_CONFIG = "--config={}: its get_config() gives no config; it must return an ml_collections.ConfigDict"
 
 
 def parse(define_flags: Callable[[], None], directory: pathlib.Path) -> bool:
@@ -30,31 +31,30 @@ def parse(define_flags: Callable[[], None], directory: pathlib.Path) -> bool:
       UserError: a flag or a config key is unknown, a value has the wrong type, a config file is missing or
         broken, or an argument is not a flag.
     """
-    sys.argv = _with_flag_files(sys.argv)
+    try:
+        sys.argv[1:] = flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)
+    except (flags.Error, UnicodeError) as error:
+        reason = one_line(_first(error))
+        raise UserError(f"--flagfile: give a text file with a flag per line ({reason})") from error
     define_flags()
     if _HELP & set(sys.argv):
         module = define_flags.__module__
         own = flags.FLAGS.main_module_help() if module == "__main__" else flags.FLAGS.module_help(module)
         print(f"{sys.modules[module].__doc__}\n{own.strip()}")
         return False
-    argv, path = _with_config(sys.argv, directory)
-    _parse(argv, path, sorted(file.stem for file in directory.glob("*.py")))
+    words, path = _with_config(sys.argv, directory)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # ml_collections would warn about what is an error below
+    try:
+        _parse(words, path)
+    finally:
+        logging.set_verbosity(verbosity)
     return True
 
 
 def gives_config(argv: list[str]) -> bool:
     """Whether `argv` has a `--config`."""
     return any(_CONFIG.fullmatch(word) for word in argv)
-
-
-def _with_flag_files(argv: list[str]) -> list[str]:
-    """`argv` with each `--flagfile` replaced by its lines."""
-    try:
-        return [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
-    except (flags.Error, UnicodeError) as error:
-        raise UserError(
-            f"--flagfile: give a text file with a flag per line ({one_line(_first(error))})"
-        ) from error
 
 
 def _with_config(argv: list[str], directory: pathlib.Path) -> tuple[list[str], str]:
@@ -67,47 +67,39 @@ def _with_config(argv: list[str], directory: pathlib.Path) -> tuple[list[str], s
         else:
             others.append(word)
     file = pathlib.Path(path.split(":", 1)[0])
+    shipped = directory / f"{file.stem}.py"
     if not file.is_file() and str(file.parent) in (".", "configs") and file.suffix in ("", ".py"):
-        shipped = directory / f"{file.stem}.py"
-        path = path.replace(str(file), str(shipped), 1) if shipped.is_file() else path
+        path, file = path.replace(str(file), str(shipped), 1) if shipped.is_file() else path, shipped
+    if not file.is_file():
+        known = sorted(config.stem for config in directory.glob("*.py"))
+        is_directory = path and pathlib.Path(path).is_dir()
+        reason = "is a directory" if is_directory else f"no such file; {did_you_mean(file.stem, known)}"
+        raise UserError(f"--config={path}: {reason}")
     return [others[0], f"--config={path}", *others[1:]], path
 
 
-def _parse(argv: list[str], path: str, known: list[str]) -> None:
+def _parse(argv: list[str], path: str) -> None:
     """Parses `argv` into `flags.FLAGS`."""
-    file = pathlib.Path(path.split(":", 1)[0])
-    if not file.is_file():
-        reason = (
-            "is a directory" if path and file.is_dir() else f"no such file; {did_you_mean(file.stem, known)}"
-        )
-        raise UserError(f"--config={path}: {reason}")
     given = {match[1]: match[2] for word in argv if (match := _OVERRIDE.fullmatch(word))}
-    for key in given:
-        if not re.fullmatch(r"\w+\.\w+", key):
-            raise UserError(
-                f"--config.{key}: no such key; keys look like data.batch_size, see configs/default.py"
-            )
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # ml_collections would warn about what is an error below
+    if wrong := [key for key in given if not re.fullmatch(r"\w+\.\w+", key)]:
+        example = "keys look like data.batch_size, see configs/default.py"
+        raise UserError(f"--config.{wrong[0]}: no such key; {example}")
+    # ml_collections cannot parse None but accepts it in its list of overrides.
+    nones = {key: None for key, value in given.items() if value == "None"}
+    words = [word for word in argv if not (_OVERRIDE.fullmatch(word) and word.endswith("=None"))]
     try:
-        # ml_collections cannot parse None but accepts it in its list of overrides.
-        rest = flags.FLAGS(
-            [word for word in argv if not (_OVERRIDE.fullmatch(word) and word.endswith("=None"))]
-        )
+        rest = flags.FLAGS(words)
         config: Any = flags.FLAGS["config"]
-        config.override_values.update({key: None for key, value in given.items() if value == "None"})
-        if not hasattr(config.value, "items"):  # raises here if the file cannot be loaded
-            raise UserError(_no_config(path))
-    except UserError:
-        raise
+        config.override_values.update(nones)
+        is_config = hasattr(config.value, "items")  # raises here if the file cannot be loaded
     except Exception as error:
         in_file = "whilst parsing config file" in str(error)  # if so, the message is a traceback
         if isinstance(error, flags.Error) and not in_file:
             raise UserError(one_line(error)) from error
         cause = _first(error) if in_file else error
         raise UserError(_config_mistake(cause, path, list(given))) from error
-    finally:
-        logging.set_verbosity(verbosity)
+    if not is_config:
+        raise UserError(_NO_CONFIG.format(path))
     if rest[1:]:
         raise UserError(f"{rest[1]!r}: not a flag; flags look like --name=value")
 
@@ -115,22 +107,17 @@ def _parse(argv: list[str], path: str, known: list[str]) -> None:
 def _config_mistake(error: BaseException, path: str, overrides: list[str]) -> str:
     """Describes a mistake in the config file or an override in one line."""
     text = one_line(error)
-    if isinstance(error, AttributeError | KeyError) and (missing := re.search(r"'(\w+)", text)):
-        key = missing[1]
-        for override in overrides:
-            if key in override.split("."):
-                guess = re.search(r'Did you mean "(\w+)"', text)
-                hint = f"did you mean {guess[1]!r}?" if guess else "configs/default.py shows every key"
-                return f"--config.{override}: the config has no key {key!r}; {hint}"
+    missing = re.search(r"'(\w+)", text) if isinstance(error, AttributeError | KeyError) else None
+    for override in overrides:
+        if missing and missing[1] in override.split("."):
+            guess = re.search(r'Did you mean "(\w+)"', text)
+            hint = f"did you mean {guess[1]!r}?" if guess else "configs/default.py shows every key"
+            return f"--config.{override}: the config has no key {missing[1]!r}; {hint}"
     if text.endswith("has no attribute 'get_config'"):
         return f"--config={path}: has no function get_config(), which returns the config"
     if "Attribute <class" in text:  # ml_collections' message about an override
-        return _no_config(path)
+        return _NO_CONFIG.format(path)
     return f"--config={path}: the file is broken ({type(error).__name__}: {text})"
-
-
-def _no_config(path: str) -> str:
-    return f"--config={path}: its get_config() gives no config; it must return an ml_collections.ConfigDict"
 
 
 def _first(error: BaseException) -> BaseException:

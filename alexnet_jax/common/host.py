@@ -26,9 +26,8 @@ JAX_CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable, which takes prece
 # malloc.h of glibc
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
-# On CPUs, XLA may use YNNPACK for matrix products, sums and convolutions. Products and sums are faster with
-# it, forward convolutions without it. Training steps need no option: `kernels.cpu` chooses for each of their
-# convolutions (docs/speed.md).
+# On CPUs, XLA may use YNNPACK, which is faster for matrix products and sums but slower for forward
+# convolutions. Training steps need no option: `kernels.cpu` chooses for each convolution (docs/speed.md).
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _ON_CPU = {_YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
@@ -48,10 +47,9 @@ def cache_directory() -> pathlib.Path:
 def keep_memory() -> bool:
     """Makes glibc's `malloc` keep freed memory for the next step; returns whether it did.
 
-    XLA allocates with `malloc`, which by default maps large buffers anew in each step, so the kernel clears
-    every page again. With memory kept, 80 steps of the default config on two CPU cores took 22 s of
-    user and 2 s of system time instead of 22 s and 20 s, with a higher memory peak. Call it before the first
-    large allocation. No effect on other systems and allocators.
+    By default it maps XLA's large buffers anew in each step, and the kernel clears every page again: 80 steps
+    of the default config on two CPU cores took 20 s of system time instead of 2 s, beside 22 s of user time,
+    with a lower memory peak. Call it before the first large allocation; it has no effect on other systems.
     """
     if not sys.platform.startswith("linux") or is_off(MEMORY_SWITCH):
         return False
@@ -72,8 +70,7 @@ def keep_memory() -> bool:
 def keep_compiled() -> pathlib.Path | None:
     """Makes JAX cache compiled programs on disk; returns the directory, or None if turned off.
 
-    Each kind of processor has its own directory: machines that share a home directory may not be able to run
-    each other's code.
+    Each kind of processor has its own: machines that share a home may not run each other's code.
     """
     if is_off(COMPILED_SWITCH) or JAX_CACHE in os.environ:
         return None
@@ -89,14 +86,12 @@ def forward_options() -> dict[str, str]:
     """XLA options for forward-only programs: `jax.jit(f, compiler_options=...)`.
 
     Empty on GPU and TPU, where XLA has no such option, and if the environment turns it off
-    (`ALEXNET_JAX_XLA_OPTIONS=0`) or sets the same option in `XLA_FLAGS`. JAX accepts options only
-    for entire programs, so functions that may be called inside another program do not use them.
+    (`ALEXNET_JAX_XLA_OPTIONS=0`) or sets it in `XLA_FLAGS`. JAX accepts options only for entire programs.
     """
     import jax  # not at the top: `keep_compiled` runs before JAX is imported
 
-    if is_off(OPTIONS_SWITCH) or _YNNPACK in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    if jax.default_backend() != "cpu":
+    decided = is_off(OPTIONS_SWITCH) or _YNNPACK in os.environ.get("XLA_FLAGS", "")
+    if decided or jax.default_backend() != "cpu":
         return {}
     try:
         jax.jit(lambda: 0, compiler_options=_ON_CPU).lower().compile()
@@ -123,10 +118,7 @@ def has_tensorflow() -> bool:
 
 
 def quiet_tensorflow() -> None:
-    """Stops TensorFlow's start-up messages about instruction sets, CUDA and rounding.
-
-    Call it before anything imports TensorFlow, as several libraries do.
-    """
+    """Stops TensorFlow's start-up messages; call it before any library imports TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
@@ -142,11 +134,7 @@ def require_tensorflow() -> None:
 
 @functools.cache
 def tensorflow() -> Any:
-    """Imports TensorFlow and hides the accelerators from it, because JAX needs their memory.
-
-    Raises:
-      UserError: it is not installed.
-    """
+    """Imports TensorFlow and hides the accelerators from it, because JAX needs their memory."""
     require_tensorflow()
     quiet_tensorflow()
     tf = importlib.import_module("tensorflow")

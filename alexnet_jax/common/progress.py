@@ -1,7 +1,6 @@
 """Progress bars; plain lines if stderr is not a terminal.
 
-A bar redraws itself with carriage returns, which in a pipe, a notebook or a batch job's log add up to one
-line of megabytes.
+A bar redraws itself with carriage returns, which in a pipe, notebook or log add up to a line of megabytes.
 """
 
 import sys
@@ -35,16 +34,10 @@ def bar(total: int | None, unit: str, what: str = "", **options: object) -> tqdm
       what: the task in a word or two.
       options: further arguments of `tqdm.tqdm`.
     """
-    if sys.stderr.isatty():
-        kind: dict[str, object] = {"file": sys.stderr, "dynamic_ncols": True}
-    else:
-        counted = "{n_fmt}" if total is None else "{n_fmt}/{total_fmt}"
-        left = "" if total is None else ", left {remaining}"
-        kind = {
-            "file": _Lines(sys.stderr),
-            "mininterval": LINE_SECONDS,
-            "maxinterval": 2 * LINE_SECONDS,
-            "delay": LINE_SECONDS,
-            "bar_format": "{desc}" + counted + " {unit}, {rate_fmt}" + left,
-        }
+    counted, left = ("{n_fmt}", "") if total is None else ("{n_fmt}/{total_fmt}", ", left {remaining}")
+    kind: dict[str, object] = {"file": sys.stderr, "dynamic_ncols": True}
+    if not sys.stderr.isatty():
+        seconds = {"mininterval": LINE_SECONDS, "maxinterval": 2 * LINE_SECONDS, "delay": LINE_SECONDS}
+        text = "{desc}" + counted + " {unit}, {rate_fmt}" + left
+        kind = {"file": _Lines(sys.stderr), "bar_format": text, **seconds}
     return tqdm.tqdm(desc=f"{what}: " if what else None, total=total, unit=unit, **{**kind, **options})  # type: ignore[arg-type]

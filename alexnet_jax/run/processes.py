@@ -23,8 +23,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from alexnet_jax.common import faults
 from alexnet_jax.common.errors import Fault, UserError, one_line
+from alexnet_jax.run import faults
 
 T = TypeVar("T")
 DEAD_SECONDS = 40  # a process without a heartbeat for this long counts as dead; all end within a minute

@@ -13,10 +13,9 @@ import jax
 from jax.sharding import Mesh
 
 from alexnet_jax import config as configs
-from alexnet_jax.common import faults
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
-from alexnet_jax.run import dashboards, logs, processes, summary
+from alexnet_jax.run import dashboards, faults, logs, processes, summary
 from alexnet_jax.run.record import Record
 
 

@@ -54,7 +54,7 @@ class Outcome:
 
 @pytest.fixture(scope="session")
 def abstract_state(config, tmp_path_factory):
-    return training.build(config(), tmp_path_factory.mktemp("unused")).abstract_state
+    return training.Run(config(), tmp_path_factory.mktemp("unused")).abstract_state
 
 
 @pytest.fixture(scope="session")

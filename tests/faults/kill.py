@@ -129,7 +129,7 @@ class Harness:
     def _outcome(self, workdir: pathlib.Path) -> dict[str, Any]:
         """What must be the same, whatever happened: read back from the last checkpoint and the metrics."""
         config = configs.of_workdir(workdir)
-        restored = checkpoint.Checkpoints(workdir).restore(training.build(config, workdir).abstract_state)
+        restored = checkpoint.Checkpoints(workdir).restore(training.Run(config, workdir).abstract_state)
         assert restored is not None
         state, record = restored
         return {

@@ -7,9 +7,9 @@ import pytest
 
 from alexnet_jax import steps
 from alexnet_jax import train as training
-from alexnet_jax.common import command_line, faults
+from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import Fault, UserError
-from alexnet_jax.run import logs, meter
+from alexnet_jax.run import faults, logs, meter
 from tests.faults.conftest import status
 
 
@@ -87,7 +87,7 @@ def test_fewer_images_than_before(config, own_images, tmp_path):
     mine = {"data.source": f"folder:{own_images}"}
     training.train(config(**mine, **{"run.total_steps": 3}), tmp_path / "run")
     next(own_images.glob("train/*/*")).unlink()
-    with pytest.raises(UserError, match=r"99 training images, but the run in .* was begun with 100; bring"):
+    with pytest.raises(UserError, match=r"99 training images, but the run in .* started with 100; use"):
         training.train(config(**mine), tmp_path / "run")
     assert status(tmp_path / "run")["status"] == "failed"
     changes = config(**mine, **{"run.allow_changes": True})

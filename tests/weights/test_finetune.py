@@ -26,7 +26,7 @@ STD = np.array([50, 60, 70], np.float32)
 @pytest.fixture
 def weights(tiny, tmp_path):  # noqa: F811
     """Weights of the tiny net for three other classes, with their own mean and std."""
-    model = training.build(tiny(**{"mesh.data": 1}), tmp_path / "unused").model.clone(num_classes=3)
+    model = training.Run(tiny(**{"mesh.data": 1}), tmp_path / "unused").model.clone(num_classes=3)
     shapes = param_shapes(model, 55)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: 0.05 * rng.standard_normal(s.shape).astype(np.float32), shapes)
@@ -48,7 +48,7 @@ def finetune(tiny, weights):  # noqa: F811
 
 
 def test_all_layers_but_the_last_are_loaded(finetune, weights, tmp_path):
-    run = training.build(finetune(), tmp_path / "run")
+    run = training.Run(finetune(), tmp_path / "run")
     assert set(run.start) == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"}
     np.testing.assert_array_equal(run.preprocess.std, STD)
     (tmp_path / "run").mkdir()
@@ -93,7 +93,7 @@ def test_training_on_cached_features_gives_the_same_losses(finetune, tmp_path, m
 
 
 def test_the_name_of_the_cache_depends_on_images_net_weights_and_mean(finetune, tmp_path):
-    run = training.build(finetune(), tmp_path / "run")
+    run = training.Run(finetune(), tmp_path / "run")
     params = {
         **run.model.init(jax.random.key(0), np.zeros((1, 55, 55, 3), np.float32))["params"],
         **run.start,
@@ -145,11 +145,11 @@ def test_a_run_s_weights_can_be_read_without_its_config_and_data(finetune, image
 
 def test_weights_of_another_net_name_the_key_that_differs(finetune):
     with pytest.raises(UserError, match=r"init.path=.*its net has lrn_k=2.0, this config 1.0; .*model.lrn_k"):
-        training.build(finetune(**{"model.lrn_k": 1.0}), pathlib.Path("unused"))
+        training.Run(finetune(**{"model.lrn_k": 1.0}), pathlib.Path("unused"))
     with pytest.raises(UserError, match=r"init.path=.*fc6 is .*set data.image_size=55"):
-        training.build(finetune(**{"data.resize_size": 120, "data.image_size": 100}), pathlib.Path("unused"))
+        training.Run(finetune(**{"data.resize_size": 120, "data.image_size": 100}), pathlib.Path("unused"))
     with pytest.raises(UserError, match=r"nowhere.pth: no such file"):
-        training.build(finetune(**{"init.path": "nowhere.pth"}), pathlib.Path("unused"))
+        training.Run(finetune(**{"init.path": "nowhere.pth"}), pathlib.Path("unused"))
 
 
 def test_convolutions_alone_go_with_any_width_of_the_dense_layers(finetune, weights, tmp_path):
@@ -158,7 +158,7 @@ def test_convolutions_alone_go_with_any_width_of_the_dense_layers(finetune, weig
     path = tmp_path / "convolutions.safetensors"
     pretrained.save_pretrained(path, loaded.model, {"params": convolutions}, loaded.preprocess)
     config = finetune(**{"init.path": str(path), "model.fc_widths": (16, 16)})
-    assert set(training.build(config, tmp_path / "run").start) == set(cached_features.CONVOLUTIONS)
+    assert set(training.Run(config, tmp_path / "run").start) == set(cached_features.CONVOLUTIONS)
 
 
 def test_a_damaged_description_is_one_clear_line(tmp_path):
