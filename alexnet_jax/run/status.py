@@ -16,7 +16,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.common import faults
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
-from alexnet_jax.run import dashboards, logs, processes, summary
+from alexnet_jax.run import dashboards, intact, logs, processes, summary
 from alexnet_jax.run.record import Record
 
 
@@ -43,14 +43,14 @@ def reported_failures(workdir: pathlib.Path) -> Iterator[None]:
         reason = faults.explain(error, workdir) or f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):  # the disk may be what failed
             if processes.is_first():
-                logs.write_failure(workdir, str(reason))
+                logs.write_status(workdir, "failed", message=str(reason))
         raise
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries on which results depend."""
-    names = ("jax", "flax", "optax", "orbax-checkpoint")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    libraries = {name: importlib.metadata.version(name) for name in intact.LIBRARIES}
+    return {"python": platform.python_version(), **libraries}
 
 
 def about(config: configs.Config, mesh: Mesh) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.run import checkpoint, checksums
+from alexnet_jax.run import checkpoint, intact
 from tests.faults import runs
 
 
@@ -227,9 +227,9 @@ def test_what_another_version_saved_and_this_one_cannot_read_is_not_moved(
     monkeypatch.setattr(checkpoint.ocp, "load", unreadable)
     metadata = newest(run) / "_CHECKPOINT_METADATA"
     metadata.write_text(re.sub(r'"flax": "[^"]*"', '"flax": "0.1.2"', metadata.read_text()))
-    checksums.write(newest(run))
+    intact.write_checksums(newest(run))
     if not is_verified:
-        (newest(run) / checksums.FILE).unlink()
+        (newest(run) / intact.CHECKSUMS).unlink()
     said = r"shows no damage \(unknown format\); it was saved with flax 0\.1\.2 \(here .*\); use those"
     with pytest.raises(UserError, match=said) as caught:
         restore(run, abstract_state)
@@ -242,7 +242,7 @@ def test_what_another_version_saved_and_this_one_cannot_read_is_not_moved(
 
 def test_without_checksums_and_unreadable_the_one_before_is_used(run, abstract_state):
     """As after a power cut between a save and its checksums."""
-    (newest(run) / checksums.FILE).unlink()
+    (newest(run) / intact.CHECKSUMS).unlink()
     empty(newest(run) / "state/manifest.ocdbt")
     state, _, said = restore(run, abstract_state)
     assert int(state.step) == BEFORE

@@ -11,7 +11,7 @@ from alexnet_jax import optimizer, steps
 from alexnet_jax import train as training
 from alexnet_jax.common import command_line
 from alexnet_jax.data import pipeline
-from alexnet_jax.run import checkpoint, checksums, signals
+from alexnet_jax.run import checkpoint, intact, signals
 from tests.faults.conftest import status
 
 
@@ -42,7 +42,7 @@ MOMENTS = {
     "test": lambda patch, send: during(patch, training, "evaluate_and_log", send),
     "last test": lambda patch, send: during(patch, training, "evaluate_and_log", send, calls=3),
     "save": lambda patch, send: during(patch, checkpoint.Checkpoints, "save", send),
-    "write of a save": lambda patch, send: during(patch, checksums, "write", send, calls=2),
+    "write of a save": lambda patch, send: during(patch, intact, "write_checksums", send, calls=2),
 }
 
 
