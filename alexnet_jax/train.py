@@ -25,7 +25,7 @@ from alexnet_jax.model import AlexNet
 from alexnet_jax.run import cached_features, checkpoint, inputs, logs, processes, profiler, signals, status
 from alexnet_jax.run import workdir as workdirs
 from alexnet_jax.run.meter import Diverged, InFlight, Meter, TrainingBatches, is_due
-from alexnet_jax.run.record import Record, last_good, save
+from alexnet_jax.run.record import Record, save
 from alexnet_jax.weights import pretrained
 
 
@@ -134,7 +134,7 @@ class Session:
 
     def save(self, step: int, *, last: bool = False) -> None:
         """Saves a checkpoint; see `save` in run/record.py."""
-        save(self.checkpoints, self.log, self.run.workdir, step, self.state, self.record, last=last)
+        save(self.checkpoints, self.log, step, self.state, self.record, last=last)
 
     def write_status(self, name: str, step: int | None, message: str | None = None) -> None:
         """Writes `status.json`."""
@@ -213,9 +213,7 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
         stop = stack.enter_context(signals.Stop(config.run.max_seconds, processes.DelayedMax()))
         run = build(config, pathlib.Path(processes.from_first(str(workdir))))
         processes.barrier()  # all read the directory before any changes it
-        stack.enter_context(status.explained_faults(run.workdir))
         stack.enter_context(workdirs.opened(run.workdir, config))
-        stack.enter_context(status.reported_failures(run.workdir))
         first = processes.is_first()
         if first:
             pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
@@ -240,7 +238,7 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
         try:
             yield session
         except Diverged as error:
-            message = f"{error}; {last_good(checkpoints)}; try a lower optimizer.learning_rate"
+            message = f"{error}; {checkpoints.last_good()}; try a lower optimizer.learning_rate"
             session.finish("diverged", None, message)
 
 

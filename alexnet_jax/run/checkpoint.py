@@ -20,7 +20,7 @@ import jax
 from absl import flags
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax.common.errors import UserError, one_line
+from alexnet_jax.common.errors import Fault, UserError, one_line
 from alexnet_jax.run import intact, processes
 
 DIRECTORY, DAMAGED = "checkpoints", "damaged"
@@ -44,7 +44,6 @@ class Checkpoints:
 
     Attributes:
       saved_step: step of the newest good checkpoint, None if there is none.
-      failed_saves: how many saves in a row have failed.
     """
 
     def __init__(
@@ -56,8 +55,8 @@ class Checkpoints:
         metadata: dict[str, Any] | None = None,
         say: Callable[[str], None] = print,
     ):
+        self._workdir, self._metadata, self._say = workdir, metadata or {}, say
         self._directory, self._damaged = workdir.absolute() / DIRECTORY, workdir.absolute() / DAMAGED
-        self._metadata, self._say = metadata or {}, say
         policies: Any = ocp.training.preservation_policies
         self._best = _Best()
         kept = [policies.LatestN(keep), self._best]
@@ -67,8 +66,8 @@ class Checkpoints:
         self._open: ocp.training.Checkpointer | None = None
         self._thread = futures.ThreadPoolExecutor(1, "checksums")
         self._unfinished: futures.Future[None] | None = None  # the save in the background
+        self._failed_saves = 0  # in a row
         self.saved_step: int | None = None
-        self.failed_saves = 0
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
         """Restores the newest good checkpoint: the state, with the given shapes and shardings, and record.
@@ -91,18 +90,69 @@ class Checkpoints:
         restored, self.saved_step = found or (None, None)
         return restored
 
-    def save(self, step: int, state: Any, record: dict[str, Any], best_step: int | None = None) -> None:
-        """Starts saving in the background; does nothing if `step` is already saved.
+    def save(
+        self,
+        step: int,
+        state: Any,
+        record: dict[str, Any],
+        best_step: int | None = None,
+        *,
+        last: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Starts saving in the background, unless `step` is saved already.
+
+        A failed save is only a warning: earlier checkpoints exist, and a later save may succeed.
 
         Args:
           best_step: step of the best checkpoint so far, which is never deleted.
+          last: whether this save ends the run; then it waits until the checkpoint is on disk.
+          say: prints a warning for the user.
 
         Raises:
-          SaveError: this or the previous save could not be written.
+          Fault: the last checkpoint, or the second in a row, could not be written.
         """
+
+        def write() -> None:
+            self._start(step, state, record, best_step)
+            if last:
+                self.wait()
+
+        for part in (self.wait, write):  # try this save even if the previous one failed
+            try:
+                part()
+            except SaveError as reason:
+                message = f"{self._workdir}: a checkpoint could not be written ({reason}); {self.last_good()}"
+                if (last and part is write) or self._failed_saves > 1:
+                    raise Fault(f"{message}; make room and start the same command again") from reason
+                say(f"warning: {message}; training goes on")
+
+    def wait(self) -> None:
+        """Waits until all saves are on disk; raises `SaveError` if one could not be written."""
+        if self._unfinished is not None:
+            unfinished, self._unfinished = self._unfinished, None
+            with self._save_errors():
+                unfinished.result()
+            self._failed_saves = 0
+
+    def close(self) -> None:
+        """Waits for the last save and frees orbax; only `wait` raises its errors."""
+        self._thread.shutdown()
+        if self._open is not None:
+            with contextlib.suppress(Exception):
+                self._open.close()
+
+    def last_good(self) -> str:
+        """A phrase for messages: the newest checkpoint from which the run can resume."""
+        with contextlib.suppress(SaveError):  # then the previous checkpoint counts
+            self.wait()
+        if self.saved_step is None:
+            return "there is no checkpoint before it"
+        return f"the last good checkpoint is of step {self.saved_step}"
+
+    def _start(self, step: int, state: Any, record: dict[str, Any], best_step: int | None) -> None:
         if self.saved_step == step:
             return
-        self.wait()
         self._best.step = best_step
         metadata = {"record": record, **self._metadata}
         with self._save_errors():
@@ -111,21 +161,6 @@ class Checkpoints:
             saving = orbax.save_async(step, state, force=True, overwrite=True, custom_metadata=metadata)
             self._unfinished = self._thread.submit(self._finish, saving, path)
             self.saved_step = step
-
-    def wait(self) -> None:
-        """Waits until all saves are on disk; raises `SaveError` if one could not be written."""
-        if self._unfinished is not None:
-            unfinished, self._unfinished = self._unfinished, None
-            with self._save_errors():
-                unfinished.result()
-            self.failed_saves = 0
-
-    def close(self) -> None:
-        """Waits for the last save and frees orbax; only `wait` raises its errors."""
-        self._thread.shutdown()
-        if self._open is not None:
-            with contextlib.suppress(Exception):
-                self._open.close()
 
     def _check_room(self, state: Any) -> None:
         """Raises `OSError` in all processes if the disk is too full, before orbax logs a page about it."""
@@ -167,7 +202,7 @@ class Checkpoints:
             error = caught
         if not processes.all_of(error is None):
             self._open = None  # orbax's record of the directory may be wrong
-            self.failed_saves += 1
+            self._failed_saves += 1
             self.saved_step = max(intact.steps_for_all(self._directory), default=None)
             known = _REASON.search(str(error))
             reason = "another process could not" if error is None else one_line(error)[:200]

@@ -42,8 +42,8 @@ def find(
 ) -> dict[str, Any] | None:
     """Arguments of `jax.distributed.initialize`, from the flags; JAX asks the launcher for what is None.
 
-    Returns None for a single process: without a launcher, in a job of one task, and in a batch script that
-    does not use `srun` or `mpirun`.
+    None for a single process: without a launcher, in a job of one task, and in a batch script that does not
+    use `srun` or `mpirun`.
 
     Args:
       coordinator, count, index: the flags `--coordinator_address`, `--num_processes` and `--process_id`.
@@ -59,7 +59,7 @@ def find(
         raise UserError(f"--num_processes={count}: must be 1 or more")
     coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
     if int(environment.get(_MPI, 1)) > 1 and "OMPI_MCA_orte_hnp_uri" not in environment:
-        # Since Open MPI 5, mpirun does not tell processes its address, so JAX does not detect it.
+        # Since Open MPI 5, mpirun does not give processes its address, so JAX does not detect it.
         count = count or int(environment[_MPI])
         index = int(environment.get("OMPI_COMM_WORLD_RANK", -1)) if index is None else index
     values = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
@@ -89,9 +89,8 @@ def _is_launched(environment: Mapping[str, str]) -> bool:
 
 def _on_tpu_vm(environment: Mapping[str, str]) -> bool:
     """Whether this may be a host of a TPU slice without the variables: JAX asks its metadata server."""
-    if importlib.util.find_spec("libtpu") is None or "TPU_WORKER_HOSTNAMES" in environment:
-        return False
-    return "TPU_SKIP_MDS_QUERY" not in environment  # JAX sets it where there are no chips
+    known = {"TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"}  # JAX sets the latter where there are no chips
+    return importlib.util.find_spec("libtpu") is not None and not known & set(environment)
 
 
 def _own_devices(environment: Mapping[str, str]) -> list[int] | None:
@@ -188,8 +187,8 @@ def _check_port(address: str) -> None:
 def _line_if_killed(line: str) -> Iterator[None]:
     """Prints `line` to standard error if this process is killed or aborted inside.
 
-    A shell waits for the other end of its pipe to close: JAX aborts a process from a thread of its own, and
-    nothing in Python can run then.
+    JAX aborts a process from a thread of its own, and no Python code can run then. So a shell waits for its
+    end of a pipe to close.
     """
     script = "trap '' INT TERM HUP; read -r ended || printf '%s\\n' \"$0\" >&2"
     watcher = subprocess.Popen(["/bin/sh", "-c", script, line], stdin=subprocess.PIPE, text=True)
@@ -204,7 +203,7 @@ def _is_job() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process writes the logs and decides: process 0, or the only one."""
+    """Whether this is process 0, which decides and writes the logs, or the only one."""
     return not _is_job() or jax.process_index() == 0
 
 
@@ -245,9 +244,9 @@ def together(make: Callable[[], T]) -> T:
         result, mine = make(), None
     except (UserError, Fault) as error:
         result, mine = error, [isinstance(error, UserError), str(error)]
-    for index, text in enumerate(gather(json.dumps(mine))):
-        if (found := json.loads(text)) is not None:
-            is_mistake, message = found
+    for index, other in enumerate(map(json.loads, gather(json.dumps(mine)))):
+        if other is not None:
+            is_mistake, message = other
             raise result if mine else (UserError if is_mistake else Fault)(f"process {index}: {message}")
     return result
 

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, a loss that stays flat, data that vanish or change, too little memory."""
+"""Non-finite numbers, a flat loss, vanished or changed data, out of memory."""
 
 import math
 import shutil
@@ -26,7 +26,7 @@ def test_numbers_that_are_not_finite_end_a_run(config, outcome, tmp_path, monkey
 
 
 def blow_up_from(monkeypatch, step):
-    """Makes parameters NaN from a step on."""
+    """Makes fc8's bias NaN from `step` on."""
     import jax.numpy as jnp
 
     def make(*args, **kwargs):

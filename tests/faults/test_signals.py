@@ -1,4 +1,4 @@
-"""A wish to stop at each kind of moment: a checkpoint, `interrupted`, and the same bits in the end."""
+"""A signal at each kind of moment: the run saves, ends as `interrupted` and resumes to the same bits."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from tests.faults.conftest import status
 
 
 def during(monkeypatch, module, name, send, calls=1):
-    """Sends a signal within the `calls`-th call of a function."""
+    """Calls `send` at the start of the `calls`-th call of a function."""
     original, count = getattr(module, name), iter(range(1, 1000))
 
     def hooked(*args, **kwargs):
@@ -29,7 +29,7 @@ def during(monkeypatch, module, name, send, calls=1):
 
 def send(number):
     os.kill(os.getpid(), number)
-    time.sleep(0.1)  # until the thread that takes signals has it
+    time.sleep(0.1)  # until the thread that reads signals has it
 
 
 MOMENTS = {
@@ -61,7 +61,7 @@ def test_a_signal_saves_and_stops(config, whole, outcome, tmp_path, monkeypatch,
 
     assert training.train(config(), tmp_path) == "done"
     resumed, alone = outcome(tmp_path), whole[1]
-    if moment == "last test":  # came after the last checkpoint, which is not written twice
+    if moment == "last test":  # it follows the last checkpoint, which is not written again
         resumed.record = alone.record
     assert resumed == alone
 
@@ -69,7 +69,7 @@ def test_a_signal_saves_and_stops(config, whole, outcome, tmp_path, monkeypatch,
 def test_a_test_repeated_after_a_kill_is_not_written_twice(
     config, whole, outcome, tmp_path, monkeypatch, after_step
 ):
-    """Stopped before the test at step 5, gone on with it, and killed before the next checkpoint."""
+    """Stopped before the evaluation at step 5, resumed with it, and killed before the next checkpoint."""
 
     class Killed(Exception):
         pass
@@ -93,7 +93,7 @@ def test_the_best_checkpoint_stays_even_if_its_test_came_after_an_interruption(c
         MOMENTS["test"](patch, lambda: send(signal.SIGTERM))
         assert training.train(longer, tmp_path) == "interrupted"
     assert training.train(longer, tmp_path) == "done"
-    # At rate 0 no test is better than the first, at step 5.
+    # At learning rate 0 no evaluation is better than the first, at step 5.
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [5, 15]
 
 
