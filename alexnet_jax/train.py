@@ -24,8 +24,8 @@ from alexnet_jax.data.sources import Source, statistics_of
 from alexnet_jax.model import AlexNet
 from alexnet_jax.run import cached_features, checkpoint, inputs, logs, processes, profiler, signals, status
 from alexnet_jax.run import workdir as workdirs
-from alexnet_jax.run.meter import Diverged, InFlight, Meter, TrainingBatches, is_due
-from alexnet_jax.run.record import Record, save
+from alexnet_jax.run.meter import Diverged, InFlight, Meter, TrainingBatches, check_finite, is_due
+from alexnet_jax.run.record import Record
 from alexnet_jax.weights import pretrained
 
 
@@ -133,8 +133,10 @@ class Session:
     outcome: str = "running"  # or the final status
 
     def save(self, step: int, *, last: bool = False) -> None:
-        """Saves a checkpoint; see `save` in run/record.py."""
-        save(self.checkpoints, self.log, step, self.state, self.record, last=last)
+        """Saves the state, if it is finite, with its record and the metrics before it."""
+        check_finite(self.state.params, step)
+        self.log.sync()
+        self.checkpoints.save(step, self.state, self.record.to_json(), last=last, say=self.log.say)
 
     def write_status(self, name: str, step: int | None, message: str | None = None) -> None:
         """Writes `status.json`."""

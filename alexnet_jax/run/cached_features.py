@@ -23,7 +23,7 @@ _BATCH_SIZES = (32,)
 
 
 def is_frozen(config: configs.Config) -> bool:
-    """Whether pool5 is constant: all convolutions frozen and no augmentation."""
+    """Whether pool5 is constant and cached: frozen convolutions, no augmentation, a single process."""
     if jax.process_count() > 1:
         return False
     rates, augment = config.optimizer.layer_rates, config.augment

@@ -77,9 +77,7 @@ class Checkpoints:
         Raises:
           UserError: every checkpoint is damaged, or the newest has arrays of other shapes or dtypes, or orbax
             cannot read it although its files have not changed.
-          SaveError: a save in the background failed.
         """
-        self.wait()
 
         def load(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
             saved: Any = ocp.metadata(str(path))
@@ -95,7 +93,6 @@ class Checkpoints:
         step: int,
         state: Any,
         record: dict[str, Any],
-        best_step: int | None = None,
         *,
         last: bool = False,
         say: Callable[[str], None] = print,
@@ -105,16 +102,16 @@ class Checkpoints:
         A failed save is only a warning: earlier checkpoints exist, and a later save may succeed.
 
         Args:
-          best_step: step of the best checkpoint so far, which is never deleted.
+          record: saved with the state; the checkpoint of step `record["best_step"]` is never deleted.
           last: whether this save ends the run; then it waits until the checkpoint is on disk.
-          say: prints a warning for the user.
+          say: prints a warning.
 
         Raises:
           Fault: the last checkpoint, or the second in a row, could not be written.
         """
 
         def write() -> None:
-            self._start(step, state, record, best_step)
+            self._start(step, state, record)
             if last:
                 self.wait()
 
@@ -150,10 +147,10 @@ class Checkpoints:
             return "there is no checkpoint before it"
         return f"the last good checkpoint is of step {self.saved_step}"
 
-    def _start(self, step: int, state: Any, record: dict[str, Any], best_step: int | None) -> None:
+    def _start(self, step: int, state: Any, record: dict[str, Any]) -> None:
         if self.saved_step == step:
             return
-        self._best.step = best_step
+        self._best.step = record.get("best_step")
         metadata = {"record": record, **self._metadata}
         with self._save_errors():
             self._check_room(state)
@@ -164,9 +161,12 @@ class Checkpoints:
 
     def _check_room(self, state: Any) -> None:
         """Raises `OSError` in all processes if the disk is too full, before orbax logs a page about it."""
-        self._directory.mkdir(parents=True, exist_ok=True)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))  # compression saves less than a tenth
-        if not processes.all_of(size <= shutil.disk_usage(self._directory).free):
+        free = size
+        with contextlib.suppress(OSError):  # orbax will say what is wrong
+            self._directory.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._directory).free
+        if not processes.all_of(free >= size):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _finish(self, saving: Any, path: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Around the training steps: limits how far the host runs ahead, times the input, logs metrics."""
+"""Limits how far the host runs ahead of the devices, times the input and logs metrics."""
 
 import collections
 import functools
@@ -25,9 +25,14 @@ class Diverged(Exception):
     """The loss or a parameter is no longer finite."""
 
 
+def check_finite(params: Any, step: int) -> None:
+    """Raises `Diverged` if a parameter is not finite."""
+    if not _all_finite(params):
+        raise Diverged(f"a parameter is not finite at step {step}")
+
+
 @jax.jit
-def all_finite(tree: Any) -> jax.Array:
-    """Whether every number in `tree` is finite."""
+def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 

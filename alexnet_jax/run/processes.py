@@ -1,8 +1,8 @@
 """Multi-process runs on JAX's own runtime: launcher detection, start-up, agreement, shutdown.
 
-A launcher starts the same command once per host or GPU. `find` sees that from the environment or the flags,
-and `job` connects the processes. What only one process knows (a signal, the clock, its files) is agreed on
-before anyone acts on it, so all take the same steps. If one dies, JAX's runtime ends the others.
+A launcher starts the same command once per host or GPU. `find` detects that from the environment or the
+flags, and `job` connects the processes. Decisions that depend on one process (a signal, the clock, its files)
+are agreed on first, so all take the same steps. If one dies, JAX's runtime ends the others.
 """
 
 import concurrent.futures
@@ -28,7 +28,7 @@ from alexnet_jax.common.errors import Fault, UserError, one_line
 
 T = TypeVar("T")
 DEAD_SECONDS = 40  # a process without a heartbeat for this long counts as dead; all end within a minute
-LEAVE_SECONDS = 3.0  # process 0 leaves last: JAX aborts the others once it is gone
+LEAVE_SECONDS = 3.0  # process 0 exits last: JAX aborts the others once it is gone
 GATHERED_BYTES = 4096  # texts are padded to a multiple of this, so few programs are compiled
 _CALLS_BEHIND = 2  # a `DelayedMax` lags this many calls, so nobody waits for it
 _MPI, _SLURM = "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
@@ -66,8 +66,8 @@ def find(
     missing = [f"--{flag}" for flag, value in values.items() if value is None]
     if missing and (not launched or (count is not None and index is not None)):
         raise UserError(
-            f"{', '.join(missing)}: missing; no launcher was found that says it, so give all three (the "
-            "address is the host of process 0 and a free port, such as host:1234)"
+            f"{', '.join(missing)}: missing, and no launcher provides it; give all three (the address is the "
+            "host of process 0 and a free port, such as host:1234)"
         )
     if index is not None and not 0 <= index < (count or index + 1):
         raise UserError(f"--process_id={index}: must be at least 0 and below --num_processes={count}")
@@ -140,13 +140,13 @@ def job(place: dict[str, Any] | None, timeout_seconds: int = 300) -> Iterator[No
 
 
 def _start(place: dict[str, Any], timeout_seconds: int) -> bool:
-    """Calls `jax.distributed.initialize`, with one-line errors; False on a TPU host that is no slice's."""
+    """Calls `jax.distributed.initialize`, with one-line errors; False on a TPU host outside a slice."""
     with contextlib.suppress(AttributeError):  # JAX 0.7 cannot turn it off
         # Its SIGTERM handler would replace that of `signals.Stop`.
         jax.config.update("jax_enable_preemption_service", False)
     if place["process_id"] == 0 and (address := place["coordinator_address"]):
         _check_port(address)
-    # In another thread, because JAX aborts the process when its own time is over.
+    # In another thread, because JAX aborts the process when its own timeout expires.
     pool = concurrent.futures.ThreadPoolExecutor(1)
     start = pool.submit(
         jax.distributed.initialize,
@@ -176,7 +176,7 @@ def _start(place: dict[str, Any], timeout_seconds: int) -> bool:
 
 
 def _check_port(address: str) -> None:
-    """Raises `UserError` if another program uses the port, on which JAX would crash."""
+    """Raises `UserError` if another program uses the port; JAX would crash."""
     try:
         socket.create_server(("", int(address.rpartition(":")[2]))).close()
     except (OSError, OverflowError) as error:

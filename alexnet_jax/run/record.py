@@ -1,4 +1,4 @@
-"""Host-side state of a run (evaluations, plateau rule), and saving it with the device state."""
+"""Host-side state of a run: evaluations and plateau rule."""
 
 import dataclasses
 from typing import Any
@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax.optimizer import PlateauState, Rates
-from alexnet_jax.run import checkpoint, logs
-from alexnet_jax.run.meter import Diverged, all_finite
 
 
 @dataclasses.dataclass
@@ -51,18 +49,3 @@ class Record:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             at = jnp.int32(step - 1), jnp.int32(self.plateau.drops)
             return float(rates.weights(*at)), float(rates.biases(*at))
-
-
-def save(
-    checkpoints: checkpoint.Checkpoints, log: logs.Log, step: int, state: Any, record: Record, *, last: bool
-) -> None:
-    """Saves a `TrainState` with its record and the metrics before it; see `Checkpoints.save`.
-
-    Raises:
-      Diverged: a parameter is not finite.
-      Fault: the last checkpoint, or the second in a row, could not be written.
-    """
-    if not all_finite(state.params):
-        raise Diverged(f"a parameter is not finite at step {step}")
-    log.sync()
-    checkpoints.save(step, state, record.to_json(), record.best_step, last=last, say=log.say)

@@ -70,7 +70,7 @@ class Harness:
         moments: list[str | None] = [None]
         while None in moments:  # try again if the run ended before the kill
             shutil.rmtree(workdir, ignore_errors=True)
-            moments = [self._kill(workdir, its, draw) for its in PHASES[phase]]
+            moments = [self._kill(workdir, killed_in, draw) for killed_in in PHASES[phase]]
         process = self._start(workdir)
         code = process.end()
         begun = re.search(r"^steps +(\d+) to", process.said, re.M)
@@ -192,8 +192,8 @@ def report(results: list[dict[str, Any]], seed: int) -> int:
     by_phase = collections.defaultdict(list)
     for result in results:
         by_phase[result["phase"]].append(result["identical"])
-    for phase, its in by_phase.items():
-        print(f"{phase:12} {len(its):5} {sum(its):10}")
+    for phase, identical in by_phase.items():
+        print(f"{phase:12} {len(identical):5} {sum(identical):10}")
     same = sum(result["identical"] for result in results)
     versions = ", ".join(f"{k} {v}" for k, v in status.versions().items())
     kills = sum(len(result["killed"]) for result in results)

@@ -65,9 +65,9 @@ class LimitOnFiles:
 
 @pytest.fixture(params=[SmallDisk, LimitOnFiles], ids=lambda kind: kind.__name__)
 def disk(request, tmp_path, capsys):  # capsys: pytest's own output file is subject to the limit, too
-    its = request.param(tmp_path / "disk")
-    yield its
-    its.close()
+    limited = request.param(tmp_path / "disk")
+    yield limited
+    limited.close()
 
 
 def train(disk, config) -> str:

@@ -55,9 +55,9 @@ def test_a_signal_saves_and_stops(config, whole, outcome, tmp_path, monkeypatch,
         MOMENTS[moment](patch, lambda: send(number))
         ended = training.train(config(), tmp_path)
     assert (ended, command_line.EXIT_CODES[ended]) == ("interrupted", 75)
-    told = status(tmp_path)
-    assert (told["status"], told["message"]) == ("interrupted", f"by {number.name}")
-    assert outcome(tmp_path).step == told["step"]  # it was saved
+    final = status(tmp_path)
+    assert (final["status"], final["message"]) == ("interrupted", f"by {number.name}")
+    assert outcome(tmp_path).step == final["step"]  # it was saved
 
     assert training.train(config(), tmp_path) == "done"
     resumed, alone = outcome(tmp_path), whole[1]
