@@ -94,8 +94,8 @@ def load_newest(
     found = steps_for_all(directory)
     for step in reversed(found):
         path = directory / str(step)
-        first = processes.is_first()
-        verified, damage = json.loads(processes.from_first(json.dumps(verify(path) if first else None)))
+        found_damage = verify(path) if processes.is_first() else None
+        verified, damage = json.loads(processes.from_first(json.dumps(found_damage)))
         if damage is None:
             loaded, error = _try(load, path)
             if processes.all_of(error is None):
@@ -109,7 +109,7 @@ def load_newest(
                     f"{path}: cannot be read, but shows no damage ({damage}); it was saved "
                     f"with {other or 'the same versions'}; use those, or move it away to use the one before"
                 ) from error
-        where = "it is skipped" if move_to is None else f"it is now in {_move(path, move_to)}"
+        where = f"{path} is skipped" if move_to is None else f"it is now in {_move(path, move_to)}"
         say(f"warning: checkpoint {step} is damaged ({damage}); {where}")
     if not found:
         return None

@@ -8,12 +8,14 @@ import resource
 import shutil
 import subprocess
 import time
+import types
 
+import jax.numpy as jnp
 import pytest
 
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import Fault
-from alexnet_jax.run import logs
+from alexnet_jax.run import checkpoint, logs
 from tests.faults import runs
 from tests.faults.conftest import status
 
@@ -103,6 +105,24 @@ def test_a_save_that_fails_in_mid_run_is_a_warning(
     assert sorted(int(p.name) for p in disk.workdir.iterdir()) == [5, 6, 12, 15]
     shutil.rmtree(disk.workdir / "15")
     assert outcome(workdir).state == whole[1].state
+
+
+def test_too_little_room_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+    state, said = {"params": {"w": jnp.zeros(12)}}, []  # 48 bytes
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    for free, saved in ((47, None), (48, 2), (47, 2)):
+        usage = types.SimpleNamespace(free=free)
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path, usage=usage: usage)
+        checkpoints.save(2 if free == 48 else 3, state, {}, say=said.append)
+        checkpoints.wait()
+        assert checkpoints.saved_step == saved
+    assert len(said) == 2
+    assert "could not be written (No space left on device); there is no checkpoint before it" in said[0]
+    assert "the last good checkpoint is of step 2; training goes on" in said[1]
+    with pytest.raises(Fault, match="make room and start the same command again"):
+        checkpoints.save(4, state, {})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    checkpoints.close()
 
 
 def test_the_second_failed_save_in_a_row_ends_the_run(disk, config, after_step, tmp_path, capsys):
