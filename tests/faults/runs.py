@@ -68,7 +68,7 @@ class Process:
         self._process = subprocess.Popen(
             arguments, cwd=ROOT, env=environment(**environ), stderr=subprocess.PIPE, text=True, bufsize=1
         )
-        self.lines: list[tuple[float, str]] = []  # seconds since the start, line
+        self.lines: list[tuple[float, str]] = []  # seconds since the start, and what was said
 
     def wait_for(self, pattern: str) -> bool:
         """Reads lines until one matches; False if the process ends first."""
