@@ -21,8 +21,8 @@ from alexnet_jax.data.batches import check_batch_size, process_slice
 from alexnet_jax.data.sources import statistics_of
 from alexnet_jax.run import cached_features, checkpoint, inputs, logs, processes, profiler, signals, status
 from alexnet_jax.run import workdir as workdirs
-from alexnet_jax.run.meter import Diverged, InFlight, Meter, TrainingBatches, is_due
-from alexnet_jax.run.record import Record, last_good, save
+from alexnet_jax.run.meter import Diverged, InFlight, Meter, TrainingBatches, check_finite, is_due
+from alexnet_jax.run.record import Record
 from alexnet_jax.weights import pretrained
 
 
@@ -107,8 +107,10 @@ class Session:
     outcome: str = "running"  # or the final status
 
     def save(self, step: int, *, last: bool = False) -> None:
-        """Saves a checkpoint; see `save` in run/record.py."""
-        save(self.checkpoints, self.log, self.run.workdir, step, self.state, self.record, last=last)
+        """Saves the state, if it is finite, with its record and the metrics before it."""
+        check_finite(self.state.params, step)
+        self.log.sync()
+        self.checkpoints.save(step, self.state, self.record.to_json(), last=last, say=self.log.say)
 
     def write_status(self, name: str, step: int | None, message: str | None = None) -> None:
         """Writes `status.json`."""
@@ -186,9 +188,7 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
         stop = stack.enter_context(signals.Stop(config.run.max_seconds, processes.DelayedMax()))
         run = Run(config, pathlib.Path(processes.from_first(str(workdir))))
         processes.barrier()  # all read the directory before any changes it
-        stack.enter_context(status.explained_faults(run.workdir))
         stack.enter_context(workdirs.opened(run.workdir, config))
-        stack.enter_context(status.reported_failures(run.workdir))
         if first := processes.is_first():
             pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
         say = functools.partial(print, file=sys.stderr, flush=True) if first else lambda line: None
@@ -212,7 +212,7 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
         try:
             yield session
         except Diverged as error:
-            message = f"{error}; {last_good(checkpoints)}; try a lower optimizer.learning_rate"
+            message = f"{error}; {checkpoints.last_good()}; try a lower optimizer.learning_rate"
             session.finish("diverged", None, message)
 
 

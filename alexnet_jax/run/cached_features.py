@@ -1,6 +1,4 @@
-"""Cached features: with frozen convolutions and no augmentation, pool5 is computed once per image and then
-read from disk.
-"""
+"""Cached features: with frozen convolutions and no augmentation, pool5 is computed once per image."""
 
 import functools
 import hashlib
@@ -25,15 +23,15 @@ _BATCH_SIZES = (32,)
 
 
 def is_frozen(config: configs.Config) -> bool:
-    """Whether pool5 is constant: all convolutions frozen and no augmentation."""
-    rates = config.optimizer.layer_rates
+    """Whether pool5 is constant and cached: frozen convolutions, no augmentation, a single process."""
+    if jax.process_count() > 1:
+        return False
+    rates, augment = config.optimizer.layer_rates, config.augment
     frozen = all(
         (name, 0.0, 0.0) in rates and not any(rate for layer, _, rate in rates if layer == name)
         for name in CONVOLUTIONS
     )
-    augment = config.augment
-    unchanged = not augment.crop and not augment.mirror and augment.colour == "none"
-    return frozen and unchanged and jax.process_count() == 1
+    return frozen and not augment.crop and not augment.mirror and augment.colour == "none"
 
 
 def view(maps: jax.Array, key: jax.Array, example_ids: jax.Array, step: jax.Array) -> jax.Array:

@@ -7,19 +7,21 @@ it is moved to `damaged/`, and the previous one is used.
 """
 
 import contextlib
+import errno
+import os
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
 import jax
 from absl import flags
-from absl import logging as absl_logging
 from orbax.checkpoint import v1 as ocp
 
-from alexnet_jax.common.errors import UserError, one_line
-from alexnet_jax.run import checksums, processes, verified
+from alexnet_jax.common.errors import Fault, UserError, one_line
+from alexnet_jax.run import intact, processes
 
 DIRECTORY, DAMAGED = "checkpoints", "damaged"
 # The operating system's reason, extracted from the libraries' longer messages.
@@ -42,7 +44,6 @@ class Checkpoints:
 
     Attributes:
       saved_step: step of the newest good checkpoint, None if there is none.
-      failed_saves: how many saves in a row have failed.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class Checkpoints:
         metadata: dict[str, Any] | None = None,
         say: Callable[[str], None] = print,
     ):
-        self._workdir, self._metadata, self._say = workdir.absolute(), metadata or {}, say
+        self._workdir, self._metadata, self._say = workdir, metadata or {}, say
+        self._directory, self._damaged = workdir.absolute() / DIRECTORY, workdir.absolute() / DAMAGED
         policies: Any = ocp.training.preservation_policies
         self._best = _Best()
         kept = [policies.LatestN(keep), self._best]
@@ -64,8 +66,8 @@ class Checkpoints:
         self._open: ocp.training.Checkpointer | None = None
         self._thread = futures.ThreadPoolExecutor(1, "checksums")
         self._unfinished: futures.Future[None] | None = None  # the save in the background
+        self._failed_saves = 0  # in a row
         self.saved_step: int | None = None
-        self.failed_saves = 0
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
         """Restores the newest good checkpoint: the state, with the given shapes and shardings, and record.
@@ -75,42 +77,52 @@ class Checkpoints:
         Raises:
           UserError: every checkpoint is damaged, or the newest has arrays of other shapes or dtypes, or orbax
             cannot read it although its files have not changed.
-          SaveError: a save in the background failed.
         """
-        self.wait()
 
         def load(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
             saved: Any = ocp.metadata(str(path))
-            verified.refuse_other_arrays(path, saved.metadata, abstract_state)
+            _refuse_other_arrays(path, saved.metadata, abstract_state)
             return ocp.load(str(path), abstract_state), saved.custom_metadata["record"]
 
-        all_damaged = (
-            f"every checkpoint was damaged (they are now in {self._workdir / DAMAGED}); start the run again "
-            "to train from the beginning, or choose another --workdir"
-        )
-        found = verified.newest(self._workdir / DIRECTORY, load, self._say, self._set_aside, all_damaged)
+        found = intact.load_newest(self._directory, load, self._say, move_to=self._damaged)
         restored, self.saved_step = found or (None, None)
         return restored
 
-    def save(self, step: int, state: Any, record: dict[str, Any], best_step: int | None = None) -> None:
-        """Starts saving in the background; does nothing if `step` is already saved.
+    def save(
+        self,
+        step: int,
+        state: Any,
+        record: dict[str, Any],
+        *,
+        last: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Starts saving in the background, unless `step` is saved already.
+
+        A failed save is only a warning: earlier checkpoints exist, and a later save may succeed.
 
         Args:
-          best_step: step of the best checkpoint so far, which is never deleted.
+          record: saved with the state; the checkpoint of step `record["best_step"]` is never deleted.
+          last: whether this save ends the run; then it waits until the checkpoint is on disk.
+          say: prints a warning.
 
         Raises:
-          SaveError: this or the previous save could not be written.
+          Fault: the last checkpoint, or the second in a row, could not be written.
         """
-        if self.saved_step == step:
-            return
-        self.wait()
-        self._best.step = best_step
-        metadata = {"record": record, **self._metadata}
-        with self._save_errors():
-            orbax, path = self._orbax(), self._workdir / DIRECTORY / str(step)
-            saving = orbax.save_async(step, state, force=True, overwrite=True, custom_metadata=metadata)
-            self._unfinished = self._thread.submit(self._finish, saving, path)
-            self.saved_step = step
+
+        def write() -> None:
+            self._start(step, state, record)
+            if last:
+                self.wait()
+
+        for part in (self.wait, write):  # try this save even if the previous one failed
+            try:
+                part()
+            except SaveError as reason:
+                message = f"{self._workdir}: a checkpoint could not be written ({reason}); {self.last_good()}"
+                if (last and part is write) or self._failed_saves > 1:
+                    raise Fault(f"{message}; make room and start the same command again") from reason
+                say(f"warning: {message}; training goes on")
 
     def wait(self) -> None:
         """Waits until all saves are on disk; raises `SaveError` if one could not be written."""
@@ -118,7 +130,7 @@ class Checkpoints:
             unfinished, self._unfinished = self._unfinished, None
             with self._save_errors():
                 unfinished.result()
-            self.failed_saves = 0
+            self._failed_saves = 0
 
     def close(self) -> None:
         """Waits for the last save and frees orbax; only `wait` raises its errors."""
@@ -127,34 +139,58 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 self._open.close()
 
+    def last_good(self) -> str:
+        """A phrase for messages: the newest checkpoint from which the run can resume."""
+        with contextlib.suppress(SaveError):  # then the previous checkpoint counts
+            self.wait()
+        if self.saved_step is None:
+            return "there is no checkpoint before it"
+        return f"the last good checkpoint is of step {self.saved_step}"
+
+    def _start(self, step: int, state: Any, record: dict[str, Any]) -> None:
+        if self.saved_step == step:
+            return
+        self._best.step = record.get("best_step")
+        metadata = {"record": record, **self._metadata}
+        with self._save_errors():
+            self._check_room(state)
+            orbax, path = self._orbax(), self._directory / str(step)
+            saving = orbax.save_async(step, state, force=True, overwrite=True, custom_metadata=metadata)
+            self._unfinished = self._thread.submit(self._finish, saving, path)
+            self.saved_step = step
+
+    def _check_room(self, state: Any) -> None:
+        """Raises `OSError` in all processes if the disk is too full, before orbax logs a page about it."""
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))  # compression saves less than a tenth
+        free = size
+        with contextlib.suppress(OSError):  # orbax will say what is wrong
+            self._directory.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._directory).free
+        if not processes.all_of(free >= size):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _finish(self, saving: Any, path: pathlib.Path) -> None:
         """Waits until orbax has written the checkpoint, then adds the checksums."""
         saving.result()
         if processes.is_first():
-            checksums.write(path)
+            intact.write_checksums(path)
 
     def _orbax(self) -> ocp.training.Checkpointer:
         if self._open is None:
             # Use the JAX runtime's barriers, which need no devices and have a timeout.
             if (barrier := "experimental_orbax_use_distributed_barrier") in flags.FLAGS:
                 flags.FLAGS[barrier].value = True
-            # Orbax logs every failed save with several tracebacks; `SaveError` says it in one line.
-            absl_logging.set_verbosity(absl_logging.FATAL)
+            context = ocp.Context()
+            # If this failed in the background, orbax's other threads would wait for it for 20 minutes.
+            context.asynchronous.create_directories_asynchronously = False
             self._open = ocp.training.Checkpointer(
-                str(self._workdir / DIRECTORY),
+                str(self._directory),
+                context=context,
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
                 lightweight_initialize=True,
             )
         return self._open
-
-    def _set_aside(self, path: pathlib.Path, damage: str) -> None:
-        damaged = self._workdir / DAMAGED
-        target = next(t for n in range(1000) if not (t := damaged / f"{path.name}.{n}").exists())
-        if processes.is_first():
-            damaged.mkdir(exist_ok=True)
-            path.rename(target)
-        self._say(f"warning: checkpoint {path.name} is damaged ({damage}); it is now in {target}")
 
     @contextlib.contextmanager
     def _save_errors(self) -> Iterator[None]:
@@ -166,8 +202,8 @@ class Checkpoints:
             error = caught
         if not processes.all_of(error is None):
             self._open = None  # orbax's record of the directory may be wrong
-            self.failed_saves += 1
-            self.saved_step = max(verified.steps_for_all(self._workdir / DIRECTORY), default=None)
+            self._failed_saves += 1
+            self.saved_step = max(intact.steps_for_all(self._directory), default=None)
             known = _REASON.search(str(error))
             reason = "another process could not" if error is None else one_line(error)[:200]
             raise SaveError(known.group() if known else reason) from error
@@ -207,10 +243,7 @@ def restore_params(
         loaded: Any = ocp.load(str(path), wanted)
         return loaded["params"]
 
-    def skip(path: pathlib.Path, damage: str) -> None:
-        say(f"warning: checkpoint {path} is damaged ({damage})")
-
-    found = verified.newest(directory, load, say, skip, "every checkpoint is damaged")
+    found = intact.load_newest(directory, load, say)
     if found is None:
         raise UserError(f"{directory}: no finished checkpoint; let the run save one first")
     return found
@@ -218,7 +251,7 @@ def restore_params(
 
 def exist(workdir: pathlib.Path) -> bool:
     """Whether a run has saved a checkpoint."""
-    return bool(verified.steps(workdir / DIRECTORY))
+    return bool(intact.steps(workdir / DIRECTORY))
 
 
 def metadata(workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -229,11 +262,39 @@ def metadata(workdir: str | pathlib.Path) -> dict[str, Any]:
     """
     directory = pathlib.Path(workdir).absolute() / DIRECTORY
     try:
-        path = directory / str(verified.steps(directory)[-1])
-        with contextlib.suppress(FileNotFoundError):  # an old checkpoint, without checksums
-            if damage := checksums.damage(path, only=verified.METADATA):
-                raise ValueError(damage)
+        path = directory / str(intact.steps(directory)[-1])
+        if damage := intact.verify(path, only=intact.METADATA)[1]:
+            raise ValueError(damage)
         saved: Any = ocp.metadata(str(path)).custom_metadata
         return {key: saved[key] for key in ("config", "versions", "device")}
     except Exception as error:
         raise UserError(f"{directory}: no readable checkpoint ({one_line(error)[:200]})") from error
+
+
+def _refuse_other_arrays(path: pathlib.Path, saved: Any, wanted: Any) -> None:
+    """Raises `UserError` if the arrays differ in shape or dtype."""
+    there, here = _arrays(saved), _arrays(wanted)
+    if not there:
+        raise ValueError("it has no arrays")
+    different = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if not different:
+        return
+    key, number = different[0], f"({len(different)} differ)"
+    (old_shape, old_dtype), (shape, dtype) = (arrays.get(key, (None, "")) for arrays in (there, here))
+    if old_shape != shape:
+        raise UserError(
+            f"{path}: is of another net: {key} is {old_shape} there and {shape} by the config {number}; "
+            "use the run's own config or choose another --workdir"
+        )
+    raise UserError(
+        f"{path}: was saved with other dtypes: {key} is {old_dtype} there and {dtype} in this process "
+        f"{number}; set JAX_ENABLE_X64 as it was when the run began"
+    )
+
+
+def _arrays(tree: Any) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of each array of a tree, by its path, such as `params/conv1/kernel`."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (list(x.shape), str(x.dtype))
+        for path, x in jax.tree.leaves_with_path(tree)
+    }

@@ -1,20 +1,29 @@
-"""Where people look at a run: TensorBoard's event files and, on request, Weights & Biases."""
+"""Where people look at a run: TensorBoard's event files and, on request, Weights & Biases.
+
+A dashboard's `write(step, values)` takes values by name: numbers, texts, pictures (`[H, W, 3]` uint8) and
+other arrays, shown as histograms. `step` never decreases.
+"""
 
 import dataclasses
-import functools
 import os
 import pathlib
 import secrets
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.experimental import multihost_utils
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
+from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from alexnet_jax import columns
 from alexnet_jax import config as configs
 from alexnet_jax.common import files
 from alexnet_jax.common.errors import UserError, one_line
@@ -28,16 +37,6 @@ CHARTS = {
 _SAMPLE = 65_536  # weights per histogram
 
 
-class Dashboard(Protocol):
-    """Takes a run's values as they are made; `step` never falls."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None: ...
-    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None: ...
-    def text(self, step: int, name: str, text: str) -> None: ...
-    def close(self) -> None: ...
-
-
 class TensorBoard:
     """Event files in `workdir`, by TensorBoard's own summaries and record writer, without TensorFlow.
 
@@ -46,48 +45,32 @@ class TensorBoard:
     """
 
     def __init__(self, workdir: pathlib.Path, config: configs.Config, first_step: int):
-        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore
-        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
         # EventFileWriter would write in a thread, which prints a traceback when the disk is full.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._events = RecordWriter(open(workdir / name, "wb"))  # noqa: SIM115  (closed in close)
-        self._write(first_step, file_version="brain.Event:2")
-        self._write(first_step, session_log=SessionLog(status=SessionLog.START))
-        self._write(first_step, summary=_charts())
-        self._write(first_step, summary=hparams_pb(_flat(config), trial_id=str(workdir)))
+        self._event(first_step, file_version="brain.Event:2")
+        self._event(first_step, session_log=SessionLog(status=SessionLog.START))
+        self._event(first_step, summary=_charts())
+        self._event(first_step, summary=hparams_pb(_flat(config), trial_id=str(workdir)))
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._values(step, *({"tag": name, "simple_value": value} for name, value in values.items()))
-
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        height, width, _ = pixels.shape
-        image = {"height": height, "width": width, "encoded_image_string": files.as_png(pixels)}
-        self._values(step, {"tag": name, "image": image})
-
-    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        from tensorboard.plugins.histogram.summary_v2 import histogram_pb
-
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            self._write(step, summary=histogram_pb(name, value))
-
-    def text(self, step: int, name: str, text: str) -> None:
-        from tensorboard.plugins.text.summary_v2 import text_pb
-
-        self._write(step, summary=text_pb(name, text))
+            if isinstance(value, str):
+                summary = text_pb(name, value)
+            elif is_picture(value):
+                size = {"height": value.shape[0], "width": value.shape[1]}
+                image = Summary.Image(**size, encoded_image_string=files.as_png(value))
+                summary = Summary(value=[Summary.Value(tag=name, image=image)])
+            elif isinstance(value, np.ndarray):
+                summary = histogram_pb(name, value)
+            else:
+                summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+            self._event(step, summary=summary)
 
     def close(self) -> None:
         self._events.close()
 
-    def _values(self, step: int, *values: dict[str, Any]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
-
-        self._write(step, summary=Summary(value=[Summary.Value(**value) for value in values]))
-
-    def _write(self, step: int, **fields: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
-
+    def _event(self, step: int, **fields: Any) -> None:
         self._events.write(Event(wall_time=time.time(), step=step, **fields).SerializeToString())
         self._events.flush()
 
@@ -103,9 +86,8 @@ class WeightsAndBiases:
         key = f"run.wandb_project={config.run.wandb_project}"
         try:
             import wandb  # pyright: ignore
-
-            wandb.init  # noqa: B018  (a folder ./wandb of offline runs can be imported, too)
-        except (ImportError, AttributeError) as error:
+            from wandb import Settings  # missing from a folder ./wandb of offline runs, which imports as well
+        except ImportError as error:
             raise UserError(f'{key}: needs wandb: pip install ".[wandb]" in a checkout') from error
         if not (workdir / WANDB_ID).exists():
             files.write_text(workdir / WANDB_ID, secrets.token_hex(4))
@@ -118,7 +100,7 @@ class WeightsAndBiases:
                 name=workdir.resolve().name,
                 dir=workdir,
                 config=dataclasses.asdict(config),
-                settings=wandb.Settings(console="off", silent=True),
+                settings=Settings(console="off", silent=True),
             )
         except wandb.Error as error:
             raise UserError(
@@ -126,25 +108,29 @@ class WeightsAndBiases:
                 "`wandb login`, or set WANDB_MODE=offline"
             ) from error
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._log(step, values)
-
-    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        self._log(step, {name: self._wandb.Image(pixels)})
-
-    def histograms(self, step: int, values: Mapping[str, np.ndarray]) -> None:
-        self._log(step, {name: self._wandb.Histogram(value) for name, value in values.items()})
-
-    def text(self, step: int, name: str, text: str) -> None:
-        self._log(step, {name: self._wandb.Html(f"<pre>{text}</pre>")})
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        if step < self._run.step:
+            return  # repeated after an interruption, with the same values; the server has them already
+        shown = {}
+        for name, value in values.items():
+            if isinstance(value, str):
+                shown[name] = self._wandb.Html(f"<pre>{value}</pre>")
+            elif isinstance(value, np.ndarray):
+                shown[name] = (self._wandb.Image if is_picture(value) else self._wandb.Histogram)(value)
+            else:
+                shown[name] = value
+        self._run.log(shown, step=step)
 
     def close(self) -> None:
         self._run.finish()
 
-    def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        # Steps repeated after an interruption have the same values; the server has them already.
-        if step >= self._run.step:
-            self._run.log(dict(values), step=step)
+
+def is_picture(value: Any) -> bool:
+    """Whether a value is pixels, which are uint8; weights are floats."""
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8
+
+
+Dashboard = TensorBoard | WeightsAndBiases
 
 
 def opened(workdir: pathlib.Path, config: configs.Config, first_step: int) -> list[Dashboard]:
@@ -156,32 +142,25 @@ def opened(workdir: pathlib.Path, config: configs.Config, first_step: int) -> li
 
 
 def weight_samples(params: dict[str, dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-    """Samples for histograms, in all processes: `{"weights/conv1": float32 [N], "biases/conv1": ..., ...}`.
+    """Samples for histograms: `{"weights/conv1": float32 [N], "biases/conv1": ..., ...}`.
 
     At most `_SAMPLE` evenly spaced values of each array: fc6 alone has 38 million, whose histogram would take
-    longer than the test of a small set.
+    longer than the test of a small set. Call it in all processes.
     """
-    mesh: Any = jax.tree.leaves(params)[0].sharding.mesh
-    return jax.device_get(_sampler(NamedSharding(mesh, columns.REPLICATED))(params))
+    return multihost_utils.process_allgather(_sample(params), tiled=True)
 
 
-@functools.cache
-def _sampler(replicated: NamedSharding) -> Any:
-    def sample(params: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
-        return {
-            f"{plural}/{layer}": arrays[name].reshape(-1)[:: -(-arrays[name].size // _SAMPLE) | 1]
-            for layer, arrays in params.items()
-            for name, plural in (("kernel", "weights"), ("bias", "biases"))
-        }
-
-    return jax.jit(sample, out_shardings=replicated)
+@jax.jit
+def _sample(params: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    return {
+        f"{plural}/{layer}": arrays[name].reshape(-1)[:: -(-arrays[name].size // _SAMPLE) | 1]
+        for layer, arrays in params.items()
+        for name, plural in (("kernel", "weights"), ("bias", "biases"))
+    }
 
 
 def _charts() -> Any:
     """The layout of TensorBoard's page "Custom Scalars": training and test in one chart."""
-    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
-    from tensorboard.plugins.text.summary_v2 import text_pb
-
     pb: Any = layout_pb2  # made at run time, so unknown to type checkers
     charts = [
         pb.Chart(title=title, multiline=pb.MultilineChartContent(tag=tags)) for title, tags in CHARTS.items()

@@ -23,11 +23,6 @@ def write_status(workdir: pathlib.Path, status: str, **fields: Any) -> None:
     files.write_text(workdir / STATUS, json.dumps({"status": status, **fields}, indent=2) + "\n")
 
 
-def write_failure(workdir: pathlib.Path, message: str) -> None:
-    """Writes the status `failed` with the reason."""
-    write_status(workdir, "failed", message=message)
-
-
 def drop_metrics_after(workdir: pathlib.Path, step: int, *, evaluated: bool = True) -> list[dict[str, Any]]:
     """Drops the metrics after the restored `step`, and a line left unfinished by a crash; returns the rest.
 
@@ -62,9 +57,8 @@ class RunLog:
     """
 
     def __init__(self, workdir: pathlib.Path, steps: range, boards: Sequence[dashboards.Dashboard] = ()):
-        self._path, self._boards = workdir / METRICS, boards
+        self._path, self._boards, self._total = workdir / METRICS, boards, steps.stop
         self._metrics = open(self._path, "a", buffering=1)  # noqa: SIM115  (closed in close)
-        self._total = steps.stop
         self._start = (time.monotonic(), steps.start)
         self._bar = tqdm.tqdm(
             total=steps.stop,
@@ -93,7 +87,7 @@ class RunLog:
         os.stat(self._path)  # writing to a removed file would fail silently
         self._metrics.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
         for board in self._boards:
-            board.scalars(step, values)
+            board.write(step, values)
         if self._bar.disable:
             self.say(f"step {step}/{self._total}  epoch {epoch:.2f}  {_short(values)}{self._time_left(step)}")
         else:
@@ -101,10 +95,9 @@ class RunLog:
 
     def weights(self, step: int, params: Any) -> None:
         """Shows conv1's filters and each layer's histograms; call it in all processes."""
-        conv1, samples = _gathered(params)
+        shown = _weights_shown(params)
         for board in self._boards:
-            board.image(step, "conv1", filters_image(conv1))
-            board.histograms(step, samples)
+            board.write(step, shown)
 
     def sync(self) -> None:
         """Flushes the metrics to disk: a checkpoint must not survive without the lines before it."""
@@ -115,9 +108,7 @@ class RunLog:
         tqdm.tqdm.write(line, file=sys.stderr)
         sys.stderr.flush()
 
-    def say_own(self, line: str) -> None:
-        """Prints a line that concerns this process only."""
-        self.say(line)
+    say_own = say  # lines that concern one process
 
     def close(self) -> None:
         """Flushes and closes all files."""
@@ -145,33 +136,31 @@ class NoLog:
         print(f"{self._label}{line}", file=sys.stderr, flush=True)
 
     def weights(self, step: int, params: Any) -> None:
-        _gathered(params)
+        _weights_shown(params)
 
     def _nothing(self, *_: Any) -> None: ...
 
     restart_clock = advance = metrics = sync = say = close = _nothing
 
 
-def _gathered(params: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Conv1's kernel and samples of all weights, from the devices of all processes."""
+def _weights_shown(params: Any) -> dict[str, np.ndarray]:
+    """A picture of conv1's filters and samples of all weights, gathered from the devices of all processes."""
     conv1 = multihost_utils.process_allgather(params["conv1"]["kernel"], tiled=True)
-    return np.asarray(conv1), dashboards.weight_samples(params)
+    return {"conv1": filters_image(conv1), **dashboards.weight_samples(params)}
 
 
 Log = RunLog | NoLog
 
 _LABELS = {
-    "train/loss": ("loss", "{:.3f}"),
-    "train/images_per_second": ("images/s", "{:.0f}"),
-    "eval/top1_error": ("top-1 error", "{:.2f} %"),
-    "eval/top5_error": ("top-5 error", "{:.2f} %"),
+    "train/loss": "loss {:.3f}",
+    "train/images_per_second": "images/s {:.0f}",
+    "eval/top1_error": "top-1 error {:.2f} %",
+    "eval/top5_error": "top-5 error {:.2f} %",
 }
 
 
 def _short(values: dict[str, float]) -> str:
-    return "  ".join(
-        f"{label} {form.format(values[k])}" for k, (label, form) in _LABELS.items() if k in values
-    )
+    return "  ".join(text.format(values[name]) for name, text in _LABELS.items() if name in values)
 
 
 def filters_image(kernel: np.ndarray, *, across: int = 16, zoom: int = 3) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Around the training steps: limits how far the host runs ahead, times the input, logs metrics."""
+"""Limits how far the host runs ahead of the devices, times the input and logs metrics."""
 
 import collections
 import functools
@@ -25,9 +25,14 @@ class Diverged(Exception):
     """The loss or a parameter is no longer finite."""
 
 
+def check_finite(params: Any, step: int) -> None:
+    """Raises `Diverged` if a parameter is not finite."""
+    if not _all_finite(params):
+        raise Diverged(f"a parameter is not finite at step {step}")
+
+
 @jax.jit
-def all_finite(tree: Any) -> jax.Array:
-    """Whether every number in `tree` is finite."""
+def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
@@ -73,12 +78,7 @@ class TrainingBatches(Iterator[DeviceBatch]):
     """
 
     def __init__(
-        self,
-        batches: Iterator[HostBatch],
-        mesh: Mesh,
-        source: Source,
-        log: logs.Log,
-        in_flight: InFlight,
+        self, batches: Iterator[HostBatch], mesh: Mesh, source: Source, log: logs.Log, in_flight: InFlight
     ):
         self._source, self._log, self._in_flight = source, log, in_flight
         self._named: set[int] = set()
@@ -96,7 +96,12 @@ class TrainingBatches(Iterator[DeviceBatch]):
 
 
 class Meter:
-    """Logs the metrics of a step once the next step is in flight, or at `flush`."""
+    """Logs the metrics of a step once the next step is in flight, or at `flush`.
+
+    Args:
+      step: steps done so far.
+      learning_rates: gives the rates of weights and biases in the step that led to a given one.
+    """
 
     def __init__(
         self,
@@ -108,9 +113,8 @@ class Meter:
         total_steps: int,
         learning_rates: Callable[[int], tuple[float, float]],
     ):
-        self._learning_rates = learning_rates
         self._config, self._source, self._log, self._batches = config, source, log, batches
-        self._total_steps = total_steps
+        self._total_steps, self._learning_rates = total_steps, learning_rates
         self._saved, self._flat_steps, self._compiled = time.monotonic(), 0, False
         self._agreed = processes.DelayedMax()
         self._pending: Callable[[], None] | None = None
@@ -148,8 +152,8 @@ class Meter:
 
     def _write(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {f"train/{key}": float(value) for key, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["train/loss"]):
-            raise Diverged(f"the loss is {values['train/loss']} at step {step}")
+        if not math.isfinite(loss := values["train/loss"]):
+            raise Diverged(f"the loss is {loss} at step {step}")
         values["train/learning_rate"], values["train/learning_rate_biases"] = self._learning_rates(step)
         batch_size = self._config.data.batch_size
         if steps_done := step - self._since_step:
@@ -157,7 +161,7 @@ class Meter:
             values["train/images_per_second"] = steps_done * batch_size / seconds
             values["train/input_wait_seconds"] = self._batches.wait_seconds
         self._log.metrics(step, step * batch_size / len(self._source), values)
-        self._warn_if_flat(step, values["train/loss"])
+        self._warn_if_flat(step, loss)
         self.restart(step)
         self._check_bad_images(int(values["train/bad_images"]), step * batch_size)
 

@@ -1,8 +1,8 @@
 """Multi-process runs on JAX's own runtime: launcher detection, start-up, agreement, shutdown.
 
-A launcher starts the same command once per host or GPU. `find` sees that from the environment or the flags,
-and `job` connects the processes. What only one process knows (a signal, the clock, its files) is agreed on
-before anyone acts on it, so all take the same steps. If one dies, JAX's runtime ends the others.
+A launcher starts the same command once per host or GPU. `find` detects that from the environment or the
+flags, and `job` connects the processes. Decisions that depend on one process (a signal, the clock, its files)
+are agreed on first, so all take the same steps. If one dies, JAX's runtime ends the others.
 """
 
 import concurrent.futures
@@ -28,7 +28,7 @@ from alexnet_jax.run import faults
 
 T = TypeVar("T")
 DEAD_SECONDS = 40  # a process without a heartbeat for this long counts as dead; all end within a minute
-LEAVE_SECONDS = 3.0  # process 0 leaves last: JAX aborts the others once it is gone
+LEAVE_SECONDS = 3.0  # process 0 exits last: JAX aborts the others once it is gone
 GATHERED_BYTES = 4096  # texts are padded to a multiple of this, so few programs are compiled
 _CALLS_BEHIND = 2  # a `DelayedMax` lags this many calls, so nobody waits for it
 _MPI, _SLURM = "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"
@@ -42,8 +42,8 @@ def find(
 ) -> dict[str, Any] | None:
     """Arguments of `jax.distributed.initialize`, from the flags; JAX asks the launcher for what is None.
 
-    Returns None for a single process: without a launcher, in a job of one task, and in a batch script that
-    does not use `srun` or `mpirun`.
+    None for a single process: without a launcher, in a job of one task, and in a batch script that does not
+    use `srun` or `mpirun`.
 
     Args:
       coordinator, count, index: the flags `--coordinator_address`, `--num_processes` and `--process_id`.
@@ -59,15 +59,15 @@ def find(
         raise UserError(f"--num_processes={count}: must be 1 or more")
     coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
     if int(environment.get(_MPI, 1)) > 1 and "OMPI_MCA_orte_hnp_uri" not in environment:
-        # Since Open MPI 5, mpirun does not tell processes its address, so JAX does not detect it.
+        # Since Open MPI 5, mpirun does not give processes its address, so JAX does not detect it.
         count = count or int(environment[_MPI])
         index = int(environment.get("OMPI_COMM_WORLD_RANK", -1)) if index is None else index
     values = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
     missing = [f"--{flag}" for flag, value in values.items() if value is None]
     if missing and (not launched or (count is not None and index is not None)):
         raise UserError(
-            f"{', '.join(missing)}: missing; no launcher was found that says it, so give all three (the "
-            "address is the host of process 0 and a free port, such as host:1234)"
+            f"{', '.join(missing)}: missing, and no launcher provides it; give all three (the address is the "
+            "host of process 0 and a free port, such as host:1234)"
         )
     if index is not None and not 0 <= index < (count or index + 1):
         raise UserError(f"--process_id={index}: must be at least 0 and below --num_processes={count}")
@@ -89,9 +89,8 @@ def _is_launched(environment: Mapping[str, str]) -> bool:
 
 def _on_tpu_vm(environment: Mapping[str, str]) -> bool:
     """Whether this may be a host of a TPU slice without the variables: JAX asks its metadata server."""
-    if importlib.util.find_spec("libtpu") is None or "TPU_WORKER_HOSTNAMES" in environment:
-        return False
-    return "TPU_SKIP_MDS_QUERY" not in environment  # JAX sets it where there are no chips
+    known = {"TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY"}  # JAX sets the latter where there are no chips
+    return importlib.util.find_spec("libtpu") is not None and not known & set(environment)
 
 
 def _own_devices(environment: Mapping[str, str]) -> list[int] | None:
@@ -141,13 +140,13 @@ def job(place: dict[str, Any] | None, timeout_seconds: int = 300) -> Iterator[No
 
 
 def _start(place: dict[str, Any], timeout_seconds: int) -> bool:
-    """Calls `jax.distributed.initialize`, with one-line errors; False on a TPU host that is no slice's."""
+    """Calls `jax.distributed.initialize`, with one-line errors; False on a TPU host outside a slice."""
     with contextlib.suppress(AttributeError):  # JAX 0.7 cannot turn it off
         # Its SIGTERM handler would replace that of `signals.Stop`.
         jax.config.update("jax_enable_preemption_service", False)
     if place["process_id"] == 0 and (address := place["coordinator_address"]):
         _check_port(address)
-    # In another thread, because JAX aborts the process when its own time is over.
+    # In another thread, because JAX aborts the process when its own timeout expires.
     pool = concurrent.futures.ThreadPoolExecutor(1)
     start = pool.submit(
         jax.distributed.initialize,
@@ -177,7 +176,7 @@ def _start(place: dict[str, Any], timeout_seconds: int) -> bool:
 
 
 def _check_port(address: str) -> None:
-    """Raises `UserError` if another program uses the port, on which JAX would crash."""
+    """Raises `UserError` if another program uses the port; JAX would crash."""
     try:
         socket.create_server(("", int(address.rpartition(":")[2]))).close()
     except (OSError, OverflowError) as error:
@@ -188,8 +187,8 @@ def _check_port(address: str) -> None:
 def _line_if_killed(line: str) -> Iterator[None]:
     """Prints `line` to standard error if this process is killed or aborted inside.
 
-    A shell waits for the other end of its pipe to close: JAX aborts a process from a thread of its own, and
-    nothing in Python can run then.
+    JAX aborts a process from a thread of its own, and no Python code can run then. So a shell waits for its
+    end of a pipe to close.
     """
     script = "trap '' INT TERM HUP; read -r ended || printf '%s\\n' \"$0\" >&2"
     watcher = subprocess.Popen(["/bin/sh", "-c", script, line], stdin=subprocess.PIPE, text=True)
@@ -204,7 +203,7 @@ def _is_job() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process writes the logs and decides: process 0, or the only one."""
+    """Whether this is process 0, which decides and writes the logs, or the only one."""
     return not _is_job() or jax.process_index() == 0
 
 
@@ -245,9 +244,9 @@ def together(make: Callable[[], T]) -> T:
         result, mine = make(), None
     except (UserError, Fault) as error:
         result, mine = error, [isinstance(error, UserError), str(error)]
-    for index, text in enumerate(gather(json.dumps(mine))):
-        if (found := json.loads(text)) is not None:
-            is_mistake, message = found
+    for index, other in enumerate(map(json.loads, gather(json.dumps(mine)))):
+        if other is not None:
+            is_mistake, message = other
             raise result if mine else (UserError if is_mistake else Fault)(f"process {index}: {message}")
     return result
 

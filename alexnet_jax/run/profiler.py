@@ -18,31 +18,25 @@ class Profile:
 
     def __init__(self, workdir: pathlib.Path, steps: int, say: Callable[[str], None]):
         self._directory, self._say = workdir / DIRECTORY, say
-        self._left, self._skip, self._is_running = steps, SKIPPED, False
+        self._steps, self._done, self._is_running = steps, 0, False
 
     def after_step(self, result: Any) -> None:
-        """Starts or ends the profile when due; waits for `result`, an output of the step."""
-        if self._left == 0:
-            return
-        if self._skip > 0:
-            self._skip -= 1
-            if self._skip == 0:
-                jax.block_until_ready(result)
-                jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
-                self._is_running = True
-            return
-        self._left -= 1
-        if self._left == 0:
+        """Starts or ends the profile when due, which waits for `result`, an output of the step."""
+        self._done += 1
+        if self._steps and self._done == SKIPPED:
+            jax.block_until_ready(result)
+            jax.profiler.start_trace(self._directory, create_perfetto_trace=True)
+            self._is_running = True
+        elif self._is_running and self._done == SKIPPED + self._steps:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
         """Ends a running profile and prints its path."""
-        if not self._is_running:
-            return
-        self._is_running, self._left = False, 0
-        jax.profiler.stop_trace()
-        self._say(
-            f"profile    {self._directory}: TensorBoard shows it (pip install tensorboard-plugin-profile), "
-            "and ui.perfetto.dev opens its perfetto_trace.json.gz"
-        )
+        if self._is_running:
+            self._is_running = False
+            jax.profiler.stop_trace()
+            self._say(
+                f"profile    {self._directory}: TensorBoard shows it (pip install "
+                "tensorboard-plugin-profile), and ui.perfetto.dev opens its perfetto_trace.json.gz"
+            )

@@ -1,17 +1,12 @@
-"""Host-side state of a run (evaluations, plateau rule), and saving it with the device state."""
+"""Host-side state of a run: evaluations and plateau rule."""
 
-import contextlib
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax.common.errors import Fault
 from alexnet_jax.optimizer import PlateauState, Rates
-from alexnet_jax.run import checkpoint, logs
-from alexnet_jax.run.meter import Diverged, all_finite
 
 
 @dataclasses.dataclass
@@ -54,53 +49,3 @@ class Record:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             at = jnp.int32(step - 1), jnp.int32(self.plateau.drops)
             return float(rates.weights(*at)), float(rates.biases(*at))
-
-
-def save(
-    checkpoints: checkpoint.Checkpoints,
-    log: logs.Log,
-    workdir: pathlib.Path,
-    step: int,
-    state: Any,
-    record: Record,
-    *,
-    last: bool,
-) -> None:
-    """Starts saving a checkpoint in the background; with `last`, waits until it is on disk.
-
-    A failed save is only a warning: earlier checkpoints exist, and a later save may succeed. It ends the run
-    if it is the last save or the second in a row to fail.
-
-    Args:
-      state: a `TrainState`; its parameters must be finite.
-
-    Raises:
-      Diverged: a parameter is not finite.
-      Fault: the last checkpoint, or the second in a row, could not be written.
-    """
-    if not all_finite(state.params):
-        raise Diverged(f"a parameter is not finite at step {step}")
-    log.sync()
-
-    def write() -> None:
-        checkpoints.save(step, state, record.to_json(), record.best_step)
-        if last:
-            checkpoints.wait()
-
-    for part in (checkpoints.wait, write):  # try this save even if the previous one failed
-        try:
-            part()
-        except checkpoint.SaveError as reason:
-            message = f"{workdir}: a checkpoint could not be written ({reason}); {last_good(checkpoints)}"
-            if (last and part is write) or checkpoints.failed_saves > 1:
-                raise Fault(f"{message}; make room and start the same command again") from reason
-            log.say(f"warning: {message}; training goes on")
-
-
-def last_good(checkpoints: checkpoint.Checkpoints) -> str:
-    """A phrase for messages: the newest checkpoint from which the run can resume."""
-    with contextlib.suppress(checkpoint.SaveError):  # then the previous checkpoint counts
-        checkpoints.wait()
-    if checkpoints.saved_step is None:
-        return "there is no checkpoint before it"
-    return f"the last good checkpoint is of step {checkpoints.saved_step}"

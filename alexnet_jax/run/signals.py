@@ -16,8 +16,8 @@ _TIME_LIMIT = 1  # encodes the time limit as a signal number (SIGHUP's, which is
 class Stop:
     """Turns the first signal into a request to save and stop; a second one exits at once, without saving.
 
-    A thread reads the signals, because Python's own handlers run only when the main thread returns to Python
-    code, which may take minutes during compilation.
+    A thread reads the signals: Python runs its handlers only when the main thread returns to Python code,
+    which may take minutes during compilation.
 
     Args:
       max_seconds: time limit from now on, or None; the stop request comes a tenth of it (at most a minute)

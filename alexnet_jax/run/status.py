@@ -1,12 +1,11 @@
-"""The status of a run: failure reports, the first and last lines it prints, library versions."""
+"""The first and last lines of a run, and what its log and checkpoints say about it."""
 
-import contextlib
 import importlib.metadata
 import json
 import math
 import pathlib
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,41 +14,14 @@ from jax.sharding import Mesh
 from alexnet_jax import config as configs
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
-from alexnet_jax.run import dashboards, faults, logs, processes, summary
+from alexnet_jax.run import dashboards, intact, logs, processes, summary
 from alexnet_jax.run.record import Record
-
-
-@contextlib.contextmanager
-def explained_faults(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns known faults outside the program into a one-line `Fault` or `UserError`."""
-    try:
-        yield
-    except BaseException as error:
-        known = faults.explain(error, workdir)
-        if known is None or known is error:
-            raise
-        raise known from error
-
-
-@contextlib.contextmanager
-def reported_failures(workdir: pathlib.Path) -> Iterator[None]:
-    """Writes the status `running`, and `failed` with the reason on any exception."""
-    if processes.is_first():
-        logs.write_status(workdir, "running")
-    try:
-        yield
-    except BaseException as error:
-        reason = faults.explain(error, workdir) or f"{type(error).__name__}: {error}"
-        with contextlib.suppress(OSError):  # the disk may be what failed
-            if processes.is_first():
-                logs.write_failure(workdir, str(reason))
-        raise
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries on which results depend."""
-    names = ("jax", "flax", "optax", "orbax-checkpoint")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    libraries = {name: importlib.metadata.version(name) for name in intact.LIBRARIES}
+    return {"python": platform.python_version(), **libraries}
 
 
 def about(config: configs.Config, mesh: Mesh) -> dict[str, Any]:
@@ -67,13 +39,13 @@ def open_log(
     evaluated = record.evaluated_step == steps.start
     kept = logs.drop_metrics_after(workdir, steps.start, evaluated=evaluated)
     first = steps.start + evaluated  # an evaluation still to come is made once more at `steps.start`
-    boards, net = dashboards.opened(workdir, config, first), summary.summarise(model, config.data.image_size)
+    boards = dashboards.opened(workdir, config, first)
+    net = summary.as_table(summary.summarise(model, config.data.image_size))
     for board in boards:
-        board.text(first, "config", f"```json\n{config.to_json()}```")
-        board.text(first, "net", summary.as_table(net))
+        board.write(first, {"config": f"```json\n{config.to_json()}```", "net": net})
         for line in kept:
             if line["step"] >= first:
-                board.scalars(line["step"], {name: value for name, value in line.items() if "/" in name})
+                board.write(line["step"], {name: value for name, value in line.items() if "/" in name})
     log = logs.RunLog(workdir, steps, boards)
     log.say(f"workdir    {workdir}")
     return log
@@ -90,8 +62,7 @@ def greeting(
       steps: the steps still to do.
     """
     number = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-    data, column = mesh.devices.shape
-    device = mesh.devices.flat[0].device_kind
+    (data, column), device = mesh.devices.shape, mesh.devices.flat[0].device_kind
     lines = [
         f"images     {source.description}",
         f"net        {config.model['variant']}, {number:,} parameters, {source.num_classes} classes",
@@ -100,11 +71,9 @@ def greeting(
     if taken := list(start):
         new = ", ".join(name for name in params if name not in taken)
         lines.append(f"init       {', '.join(taken)} of {config.init.path}; new: {new or 'nothing'}")
-    if steps:
-        lines.append(f"steps      {steps.start} to {steps.stop}, {config.data.batch_size} images each")
-    else:
-        lines.append(f"steps      {steps.start} done, of {steps.stop}: nothing is left to train")
-    return lines
+    to_do = f"{steps.start} to {steps.stop}, {config.data.batch_size} images each"
+    done = f"{steps.start} done, of {steps.stop}: nothing is left to train"
+    return [*lines, f"steps      {to_do if steps else done}"]
 
 
 def farewell(workdir: pathlib.Path, status: str, record: Record) -> list[str]:
@@ -117,11 +86,14 @@ def farewell(workdir: pathlib.Path, status: str, record: Record) -> list[str]:
             f"on {evaluation['examples']:,} images ({views} view{'s' if views > 1 else ''}); "
             f"best top-1 error {record.best_top1_error:.2f} %"
         )
-    lines.append(f"files      {workdir}: {logs.METRICS}, {logs.STATUS}, checkpoints/, net.json")
-    lines.append(f"curves     tensorboard --logdir={workdir}")
+    lines += [
+        f"files      {workdir}: {logs.METRICS}, {logs.STATUS}, checkpoints/, net.json",
+        f"curves     tensorboard --logdir={workdir}",
+    ]
+    again = f"the same command with --workdir={workdir}"
     if status == "done":
         lines.append(f"use it     python -m alexnet_jax predict IMAGE --weights={workdir}")
-        lines.append(f"train on   the same command with --workdir={workdir} and a larger run.total_epochs")
+        lines.append(f"train on   {again} and a larger run.total_epochs")
     if status == "interrupted":
-        lines.append(f"go on      the same command with --workdir={workdir}")
+        lines.append(f"go on      {again}")
     return lines

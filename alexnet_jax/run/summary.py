@@ -1,5 +1,6 @@
 """A table of the net's layers: inputs, output shape, parameters, multiply-accumulates and neurons."""
 
+import functools
 import json
 import math
 from typing import Any
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 
 from alexnet_jax.model import AlexNet
 
+COUNTS = ("parameters", "multiply_accumulates", "neurons")
+
 
 def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
     """The shapes of the net's parameters: by layer, `kernel` and `bias` as `jax.ShapeDtypeStruct`.
@@ -17,8 +20,7 @@ def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
       UserError: images of `image_size` x `image_size` are too small for the net.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(model.init, key, images)["params"]
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)["params"]
 
 
 def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
@@ -32,11 +34,10 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
     Raises:
       UserError: the images are too small for the net.
     """
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     params = param_shapes(model, image_size)
-    names = tuple(params)
-    outputs = jax.eval_shape(lambda p, x: model.apply({"params": p}, x, capture=names)[1], params, images)
-
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    capture = functools.partial(model.apply, capture=tuple(params))
+    _, outputs = jax.eval_shape(capture, {"params": params}, images)
     layers = []
     for name, layer in params.items():
         kernel, shape = layer["kernel"].shape, outputs[name].shape[1:]
@@ -55,7 +56,7 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
                 "neurons": math.prod(shape),
             }
         )
-    total = {k: sum(layer[k] for layer in layers) for k in ("parameters", "multiply_accumulates", "neurons")}
+    total = {key: sum(layer[key] for layer in layers) for key in COUNTS}
     return {"image_size": image_size, "num_classes": model.num_classes, "layers": layers, "total": total}
 
 
@@ -83,34 +84,18 @@ def _input(model: AlexNet, name: str, kernel: tuple[int, ...]) -> str:
 def as_table(summary: dict[str, Any]) -> str:
     """The summary as a Markdown table."""
     rows: list[tuple[str, ...]] = [
-        ("layer", "input", "output", "parameters", "multiply-accumulates", "neurons")
+        ("layer", "input", "output", *(name.replace("_", "-", 1) for name in COUNTS))
     ]
-    for layer in summary["layers"]:
-        window = "{} x {} of ".format(*layer["window"]) if layer["window"] else ""
-        rows.append(
-            (
-                layer["name"],
-                window + layer["input"],
-                " x ".join(str(n) for n in layer["output"]),
-                *(f"{layer[k]:,}" for k in ("parameters", "multiply_accumulates", "neurons")),
-            )
-        )
-    total = summary["total"]
-    rows.append(
-        ("total", "", "", *(f"{total[k]:,}" for k in ("parameters", "multiply_accumulates", "neurons")))
-    )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for number, row in enumerate(rows):
-        cells = [
-            cell.ljust(w) if i < 3 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-        if number == 0:
-            marks = ["-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-            lines.append(f"| {' | '.join(marks)} |")
-    return "\n".join(lines) + "\n"
+    for layer in [*summary["layers"], {"name": "total", "input": "", "output": (), **summary["total"]}]:
+        window = "{} x {} of ".format(*layer["window"]) if layer.get("window") else ""
+        output = " x ".join(str(n) for n in layer["output"])
+        rows.append((layer["name"], window + layer["input"], output, *(f"{layer[key]:,}" for key in COUNTS)))
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths)))
+    lines = [
+        " | ".join(f"{cell:{'<' if i < 3 else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in rows
+    ]
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def as_json(summary: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
-"""A run's directory: creates it, locks it against a second run and stores the config."""
+"""A run's directory: creates it, locks it against a second run, stores the config and reports failures."""
 
+import contextlib
 import fcntl
 import os
 import pathlib
@@ -8,32 +9,47 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import TextIO
 
 from alexnet_jax import config as configs
 from alexnet_jax.common import files
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.run import logs, processes
+from alexnet_jax.run import faults, logs, processes
 
 LOCK = "lock"
 VISIBLE_WITHIN_SECONDS = 20.0
 PATH_MAX, LONGEST_BELOW = 4096, 300  # bytes: Linux's limit, and what the paths below the directory need
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
     """Creates the directory, or checks that it belongs to this run, and locks it; only process 0 does.
+
+    Then writes the status `running`, and `failed` with the reason on any exception. Known faults outside the
+    program become a one-line `Fault` or `UserError`.
 
     Raises:
       UserError: the directory cannot be written, is in use, contains a run with another config (each
         difference is listed), or is not shared by all processes.
     """
     check_path(workdir)
-    with ExitStack() as stack:
-        processes.together(lambda: _claim(workdir, config, stack) if processes.is_first() else None)
-        processes.together(lambda: _find(workdir))
-        yield
+    is_writer = False
+    with contextlib.ExitStack() as stack:
+        try:
+            processes.together(lambda: _claim(workdir, config, stack) if processes.is_first() else None)
+            processes.together(lambda: _find(workdir))
+            if is_writer := processes.is_first():
+                logs.write_status(workdir, "running")
+            yield
+        except BaseException as error:
+            known = faults.explain(error, workdir)
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                if is_writer:
+                    reason = str(known or f"{type(error).__name__}: {error}")
+                    logs.write_status(workdir, "failed", message=reason)
+            if known is None or known is error:
+                raise
+            raise known from error
 
 
 def check_path(workdir: pathlib.Path) -> None:
@@ -67,7 +83,7 @@ def _find(workdir: pathlib.Path) -> None:
         time.sleep(0.1)
 
 
-def _claim(workdir: pathlib.Path, config: configs.Config, stack: ExitStack) -> None:
+def _claim(workdir: pathlib.Path, config: configs.Config, stack: contextlib.ExitStack) -> None:
     """Locks the directory until `stack` closes; writes the config unless another run is there."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One folder of images and one run that nothing happened to, for all the faults that are tried in-process."""
+"""Shared by the in-process fault tests: a folder of images and an undisturbed run."""
 
 import dataclasses
 import json
@@ -14,8 +14,7 @@ from configs import default
 from tests.faults import runs
 from tests.faults.kill import untimed
 
-# Twelve steps, of which each third is logged and saved and each fifth is followed by a test: nothing
-# coincides with anything but by chance.
+# Twelve steps; every third is logged and saved, every fifth is followed by an evaluation.
 SHORT = {
     "mesh.data": 1,
     "run.total_steps": 12,
@@ -33,7 +32,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def config(images):
-    """`config(**{"run.seed": 1})`: the short run's, with what is overridden."""
+    """`config(**{"run.seed": 1})`: the short run's config with overrides."""
 
     def make(**overrides: object) -> configs.Config:
         values = {**runs.TINY, "data.source": f"folder:{images}", **SHORT, **overrides}
@@ -44,7 +43,7 @@ def config(images):
 
 @dataclasses.dataclass
 class Outcome:
-    """What a run is compared by."""
+    """What must be equal for two runs to count as the same."""
 
     state: str
     step: int
@@ -59,7 +58,7 @@ def abstract_state(config, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def outcome(abstract_state):
-    """Reads a run's last good checkpoint and its metrics back."""
+    """Reads the outcome of a run from its last good checkpoint and its metrics."""
 
     def read(workdir: pathlib.Path) -> Outcome:
         restored = checkpoint.Checkpoints(workdir).restore(abstract_state)
@@ -72,7 +71,7 @@ def outcome(abstract_state):
 
 @pytest.fixture(scope="session")
 def whole(config, outcome, tmp_path_factory):
-    """The run that nothing happened to: its workdir and outcome."""
+    """The undisturbed run: workdir and outcome."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     assert training.train(config(), workdir) == "done"
     return workdir, outcome(workdir)
@@ -84,7 +83,7 @@ def status(workdir: pathlib.Path) -> dict[str, Any]:
 
 @pytest.fixture
 def after_step(monkeypatch):
-    """`after_step(7, f)`: `f()` happens once, between step 7 and what follows it, with no save under way."""
+    """`after_step(7, f)`: calls `f()` once after step 7, when no save is in progress."""
     happens: dict[int, Any] = {}
     opened: list[checkpoint.Checkpoints] = []
     init, original = checkpoint.Checkpoints.__init__, training.Meter.after_step

@@ -1,8 +1,8 @@
 """kill -9 at random moments, each time resumed to the end: python -m tests.faults.kill --runs=50 [--seed=0].
 
-A run that nothing happens to comes first; each other one is killed once or twice and must end with the same
-bits: parameters, the rest of the state, the run's record, and all lines of the metrics but the times in
-them. Cases are numbered and follow from (seed, number); with --into=DIR a stopped harness goes on.
+An undisturbed run comes first. Every other run is killed once or twice and must end with the same bits:
+parameters, the rest of the state, the run's record, and all metrics except times. Case N depends only on the
+seed and N; with --into=DIR a stopped harness resumes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from alexnet_jax.common import files
 from alexnet_jax.run import checkpoint, logs, status
 from tests.faults import runs
 
-# What is killed, one process after another.
+# The phases in which the processes of a case are killed, one process after another.
 PHASES: dict[str, tuple[str, ...]] = {
     phase: (phase,) for phase in ("start", "compile", "step", "save", "evaluation", "epoch end", "end")
 }
@@ -39,17 +39,14 @@ RESULTS = "results.jsonl"
 
 @dataclasses.dataclass
 class Whole:
-    """The run that nothing happened to: its outcome, and when it said what (seconds, line).
-
-    It was done twice, first to compile.
-    """
+    """The undisturbed run: its outcome, and its lines with their seconds, compiling and compiled."""
 
     outcome: dict[str, Any]
     compiling: list[tuple[float, str]]
     lines: list[tuple[float, str]]
 
     def after(self, pattern: str, phase: str) -> float:
-        """Seconds from a line to the next one."""
+        """Seconds from the line that matches `pattern` to the next one."""
         lines = self.compiling if phase == "compile" else self.lines
         place = next(i for i, (_, line) in enumerate(lines) if re.search(pattern, line))
         ends = [*(t for t, _ in lines), lines[-1][0] + 0.3]
@@ -57,7 +54,7 @@ class Whole:
 
 
 class Harness:
-    """Runs and kills in `into`, which keeps the images, the compiled programs and the results."""
+    """Runs the cases in the directory `into`, which keeps images, compiled programs and results."""
 
     def __init__(self, into: pathlib.Path, seed: int = 0, **environ: str):
         self.into, self.seed, self._environ = into, seed, environ
@@ -67,13 +64,13 @@ class Harness:
         self.whole = self._whole()
 
     def case(self, number: int, phase: str) -> dict[str, Any]:
-        """Kills a run once (in `restore`, twice), goes on to the end and says how it compares."""
+        """Kills a run once (twice for `restore`), resumes it to the end and compares the outcome."""
         workdir = self.into / f"case{number}"
         draw = random.Random(f"{self.seed} {number}")
         moments: list[str | None] = [None]
-        while None in moments:  # a run that had ended before the kill does not count
+        while None in moments:  # try again if the run ended before the kill
             shutil.rmtree(workdir, ignore_errors=True)
-            moments = [self._kill(workdir, its, draw) for its in PHASES[phase]]
+            moments = [self._kill(workdir, killed_in, draw) for killed_in in PHASES[phase]]
         process = self._start(workdir)
         code = process.end()
         begun = re.search(r"^steps +(\d+) to", process.said, re.M)
@@ -96,7 +93,7 @@ class Harness:
         return runs.Process(runs.command(self.images, workdir), **self._environ, **cache)
 
     def _kill(self, workdir: pathlib.Path, phase: str, draw: random.Random) -> str | None:
-        """Starts a run, waits for the moment and kills it: when that was, or None if it came too late."""
+        """Starts a run and kills it in `phase`; returns when, or None if the run had ended already."""
         process = self._start(workdir, compiles=phase == "compile")
         if phase == "start":
             line, seconds = "", next(t for t, line in self.whole.lines if "workdir" in line)
@@ -121,13 +118,13 @@ class Harness:
                 shutil.rmtree(workdir, ignore_errors=True)
                 process = self._start(workdir)
                 if process.end() != 0:
-                    raise SystemExit(f"the run that nothing happened to failed:\n{process.said}")
+                    raise SystemExit(f"the undisturbed run failed:\n{process.said}")
                 said.append(process.lines)
             files.write_text(kept, json.dumps(said))
         return Whole(self._outcome(workdir), *json.loads(kept.read_text()))
 
     def _outcome(self, workdir: pathlib.Path) -> dict[str, Any]:
-        """What must be the same, whatever happened: read back from the last checkpoint and the metrics."""
+        """What must be the same after any kill, read from the last checkpoint and the metrics."""
         config = configs.of_workdir(workdir)
         restored = checkpoint.Checkpoints(workdir).restore(training.Run(config, workdir).abstract_state)
         assert restored is not None
@@ -143,17 +140,17 @@ class Harness:
 
 
 def untimed(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of the metrics without what depends on the clock."""
+    """The lines of the metrics without times and rates."""
     return [{k: v for k, v in line.items() if "second" not in k} for line in logs.read_metrics(workdir)]
 
 
 def different(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The names of what is not the same."""
+    """The keys whose values differ."""
     return [key for key in a if a[key] != b[key]]
 
 
 def _line_before(phase: str, draw: random.Random) -> str:
-    """The line on standard error after which a phase begins, as a pattern."""
+    """A pattern for the line on standard error after which a phase begins."""
     log, last = runs.TINY["run.log_every_steps"], runs.STEPS
     tests = range(13, last, 13)
     if phase == "compile":
@@ -173,7 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--into", type=pathlib.Path, help="a directory to work in, and to go on from")
+    parser.add_argument("--into", type=pathlib.Path, help="directory to work in, or to resume in")
     arguments = parser.parse_args()
     into = arguments.into or pathlib.Path(tempfile.mkdtemp(prefix="alexnet_jax-kill-"))
     into.mkdir(parents=True, exist_ok=True)
@@ -190,13 +187,13 @@ def main() -> int:
 
 
 def report(results: list[dict[str, Any]], seed: int) -> int:
-    """Prints the table; 0 where all are identical."""
+    """Prints the table; returns 0 if all runs are identical, else 1."""
     print(f"\n{'killed in':12} {'runs':>5} {'identical':>10}")
     by_phase = collections.defaultdict(list)
     for result in results:
         by_phase[result["phase"]].append(result["identical"])
-    for phase, its in by_phase.items():
-        print(f"{phase:12} {len(its):5} {sum(its):10}")
+    for phase, identical in by_phase.items():
+        print(f"{phase:12} {len(identical):5} {sum(identical):10}")
     same = sum(result["identical"] for result in results)
     versions = ", ".join(f"{k} {v}" for k, v in status.versions().items())
     kills = sum(len(result["killed"]) for result in results)

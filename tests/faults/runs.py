@@ -1,4 +1,4 @@
-"""Real processes of main.py with a narrow net, for what may happen to them."""
+"""Runs main.py in real processes, with a narrow net."""
 
 import hashlib
 import os
@@ -15,8 +15,8 @@ from tests import starts, tiny
 TRAIN, TEST = 100, 200  # images: an epoch is twelve and a half batches
 STEPS = 60
 
-# What happens when: a line of the log each 5 steps, a save each 10, a test each 13, which is after the end
-# of an epoch and in the middle of everything else.
+# A line of the log every 5 steps, a save every 10, an evaluation every 13: just after the end of an epoch and
+# between the other events.
 TINY = {
     **tiny.NET,
     "run.total_steps": STEPS,
@@ -27,7 +27,7 @@ TINY = {
 
 
 def make_images(root: pathlib.Path) -> pathlib.Path:
-    """The images of these runs."""
+    """Writes the images of these runs."""
     return tiny.make_images(root, train=TRAIN // tiny.CLASSES, test=TEST // tiny.CLASSES)
 
 
@@ -38,7 +38,7 @@ def command(images: pathlib.Path, workdir: pathlib.Path, **overrides: object) ->
 
 
 def environment(**more: str) -> dict[str, str]:
-    # One device, as on a laptop; the tests' own process has eight.
+    # One device, as on a laptop; the process of the tests has eight.
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -49,7 +49,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def digest(tree: Any) -> str:
-    """A hash of all arrays of a tree: names, types and bits."""
+    """A hash of all arrays of a tree: paths, dtypes, shapes and bits."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
         sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
@@ -58,7 +58,7 @@ def digest(tree: Any) -> str:
 
 
 class Process:
-    """A process whose lines on standard error are read as they come."""
+    """A process; records each line of its standard error with the time."""
 
     def __init__(self, arguments: list[str], **environ: str):
         self.started = time.monotonic()
@@ -67,7 +67,7 @@ class Process:
         self.lines: list[tuple[float, str]] = []  # seconds since the start, and what was said
 
     def wait_for(self, pattern: str) -> bool:
-        """Whether a line that matches comes before the end."""
+        """Reads lines until one matches; False if the process ends first."""
         return any(re.search(pattern, line) for line in self._read())
 
     def send(self, number: int) -> None:
@@ -78,7 +78,7 @@ class Process:
         return self._process.poll() is None
 
     def end(self) -> int:
-        """Waits for the end and gives the exit code."""
+        """Waits for the process; returns its exit code."""
         for _ in self._read():
             pass
         return self._process.wait()
@@ -94,6 +94,6 @@ class Process:
 
 
 def run(arguments: list[str], **environ: str) -> tuple[int, str]:
-    """A process to its end: exit code and what it said."""
+    """Runs a process to its end; returns the exit code and standard error."""
     process = Process(arguments, **environ)
     return process.end(), process.said

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, a loss that stays flat, data that vanish or change, too little memory."""
+"""Non-finite numbers, a flat loss, vanished or changed data, out of memory."""
 
 import math
 import shutil
@@ -16,17 +16,17 @@ from tests.faults.conftest import status
 def test_numbers_that_are_not_finite_end_a_run(config, outcome, tmp_path, monkeypatch, capsys):
     blow_up_from(monkeypatch, 7)
     assert command_line.EXIT_CODES[training.train(config(), tmp_path)] == 3
-    told = status(tmp_path)
-    assert told["status"] == "diverged"
-    assert "the last good checkpoint is of step 6" in told["message"]
-    assert told["message"].endswith("try a lower optimizer.learning_rate")
+    final = status(tmp_path)
+    assert final["status"] == "diverged"
+    assert "the last good checkpoint is of step 6" in final["message"]
+    assert final["message"].endswith("try a lower optimizer.learning_rate")
     assert outcome(tmp_path).step == 6
     assert [line["step"] for line in logs.read_metrics(tmp_path)] == [3, 5, 6]
-    assert told["message"] in capsys.readouterr().err
+    assert final["message"] in capsys.readouterr().err
 
 
 def blow_up_from(monkeypatch, step):
-    """Makes parameters NaN from a step on."""
+    """Makes fc8's bias NaN from `step` on."""
     import jax.numpy as jnp
 
     def make(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""Each kind of damage to each file of a checkpoint: the weights saved, those before, or an error."""
+"""Each kind of damage to each file of a checkpoint: the saved weights, the ones before, or an error."""
 
 import pathlib
 import re
@@ -11,7 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.run import checkpoint, checksums
+from alexnet_jax.run import checkpoint, intact
 from tests.faults import runs
 
 
@@ -45,7 +45,7 @@ def replace_by_a_directory(path):
 
 
 KINDS = (truncate, empty, flip_a_bit, fill_with_garbage, remove, replace_by_a_directory)
-# Files of a checkpoint, each by a pattern that fits one; the chunks' own names are drawn at random.
+# Patterns that match one file of a checkpoint each; the names of the chunks are random.
 FILES = (
     "_CHECKPOINT_METADATA",
     "checksums.json",
@@ -64,14 +64,14 @@ NEWEST, BEFORE = 12, 9
 
 @pytest.fixture
 def run(whole, tmp_path):
-    """A copy of a finished run's directory, to be damaged."""
+    """A copy of a finished run's directory, to damage."""
     shutil.copytree(whole[0], tmp_path / "run")
     return tmp_path / "run"
 
 
 @pytest.fixture(scope="module")
 def saved(whole, abstract_state):
-    """A hash of what was saved, by step, read from files that nothing has happened to."""
+    """Hashes of the saved state and parameters by step, read from undamaged files."""
     digests = {}
     for step in (NEWEST, BEFORE):
         state = ocp.load(str(whole[0] / "checkpoints" / str(step)), abstract_state)
@@ -132,7 +132,7 @@ def test_damage_gives_the_saved_weights_or_those_before(run, abstract_state, sav
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_bit_anywhere_in_a_file(run, abstract_state, saved, file):
-    """Beyond the one in the middle: at the ends and at some places between."""
+    """At both ends and some places between, besides the middle."""
     (path,) = newest(run).glob(file)
     sharding = abstract_state.params["fc6"]["kernel"].sharding
     intact = path.read_bytes()
@@ -227,9 +227,9 @@ def test_what_another_version_saved_and_this_one_cannot_read_is_not_moved(
     monkeypatch.setattr(checkpoint.ocp, "load", unreadable)
     metadata = newest(run) / "_CHECKPOINT_METADATA"
     metadata.write_text(re.sub(r'"flax": "[^"]*"', '"flax": "0.1.2"', metadata.read_text()))
-    checksums.write(newest(run))
+    intact.write_checksums(newest(run))
     if not is_verified:
-        (newest(run) / checksums.FILE).unlink()
+        (newest(run) / intact.CHECKSUMS).unlink()
     said = r"shows no damage \(unknown format\); it was saved with flax 0\.1\.2 \(here .*\); use those"
     with pytest.raises(UserError, match=said) as caught:
         restore(run, abstract_state)
@@ -241,8 +241,8 @@ def test_what_another_version_saved_and_this_one_cannot_read_is_not_moved(
 
 
 def test_without_checksums_and_unreadable_the_one_before_is_used(run, abstract_state):
-    """As after a power cut between a save and its checksums."""
-    (newest(run) / checksums.FILE).unlink()
+    """As after a power cut between a save and the writing of its checksums."""
+    (newest(run) / intact.CHECKSUMS).unlink()
     empty(newest(run) / "state/manifest.ocdbt")
     state, _, said = restore(run, abstract_state)
     assert int(state.step) == BEFORE

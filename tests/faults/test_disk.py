@@ -1,4 +1,4 @@
-"""A disk that fills up, cannot be written any more, or goes away under a run."""
+"""A disk that fills up, becomes read-only or disappears during a run."""
 
 import errno
 import os
@@ -8,12 +8,14 @@ import resource
 import shutil
 import subprocess
 import time
+import types
 
+import jax.numpy as jnp
 import pytest
 
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import Fault
-from alexnet_jax.run import logs
+from alexnet_jax.run import checkpoint, logs
 from tests.faults import runs
 from tests.faults.conftest import status
 
@@ -21,7 +23,7 @@ ROOM_FOR_LOGS = 72 * 1024  # bytes: enough for lines and events, not for a check
 
 
 class SmallDisk:
-    """A file system of a few MB of its own, that fills up."""
+    """A file system of 8 MB that can be filled."""
 
     def __init__(self, path: pathlib.Path):
         path.mkdir()
@@ -47,7 +49,7 @@ class SmallDisk:
 
 
 class LimitOnFiles:
-    """Where no file system can be mounted: no file of this process may grow any more."""
+    """A limit on the size of this process's files, for machines where nothing can be mounted."""
 
     def __init__(self, path: pathlib.Path):
         path.mkdir()
@@ -64,10 +66,10 @@ class LimitOnFiles:
 
 
 @pytest.fixture(params=[SmallDisk, LimitOnFiles], ids=lambda kind: kind.__name__)
-def disk(request, tmp_path, capsys):  # capsys: what is printed must not go to a file that may not grow
-    its = request.param(tmp_path / "disk")
-    yield its
-    its.close()
+def disk(request, tmp_path, capsys):  # capsys: pytest's own output file is subject to the limit, too
+    limited = request.param(tmp_path / "disk")
+    yield limited
+    limited.close()
 
 
 def train(disk, config) -> str:
@@ -80,7 +82,7 @@ def train(disk, config) -> str:
 def test_a_save_that_fails_in_mid_run_is_a_warning(
     disk, config, whole, outcome, after_step, tmp_path, monkeypatch, capsys
 ):
-    # The checkpoints alone lie on the small disk, for the logs' own lines may not fit either.
+    # Only the checkpoints are on the small disk: the log might not fit either.
     workdir = tmp_path / "run"
     workdir.mkdir()
     disk.workdir.mkdir()
@@ -99,10 +101,28 @@ def test_a_save_that_fails_in_mid_run_is_a_warning(
     assert said.count("warning:") == 1
     assert "a checkpoint could not be written" in said
     assert "the last good checkpoint is of step 6; training goes on" in said
-    # Five is the best, nine is missing, twelve is what it would have been.
+    # 5 is the best; 9 is missing; 12 and 15 are saved as usual.
     assert sorted(int(p.name) for p in disk.workdir.iterdir()) == [5, 6, 12, 15]
     shutil.rmtree(disk.workdir / "15")
     assert outcome(workdir).state == whole[1].state
+
+
+def test_too_little_room_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+    state, said = {"params": {"w": jnp.zeros(12)}}, []  # 48 bytes
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    for free, saved in ((47, None), (48, 2), (47, 2)):
+        usage = types.SimpleNamespace(free=free)
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path, usage=usage: usage)
+        checkpoints.save(2 if free == 48 else 3, state, {}, say=said.append)
+        checkpoints.wait()
+        assert checkpoints.saved_step == saved
+    assert len(said) == 2
+    assert "could not be written (No space left on device); there is no checkpoint before it" in said[0]
+    assert "the last good checkpoint is of step 2; training goes on" in said[1]
+    with pytest.raises(Fault, match="make room and start the same command again"):
+        checkpoints.save(4, state, {})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    checkpoints.close()
 
 
 def test_the_second_failed_save_in_a_row_ends_the_run(disk, config, after_step, tmp_path, capsys):
@@ -144,7 +164,7 @@ def test_a_line_of_metrics_that_cannot_be_written_is_a_fault(disk, config, whole
     with pytest.raises(Fault, match="the disk is full; make room and start the same command again") as caught:
         train(disk, config())
     assert "\n" not in str(caught.value)
-    # It cannot tell its status any more, so that it still says what was true before.
+    # There is no room for a new status either, so the old one remains.
     assert status(disk.workdir)["status"] == "running"
     assert training.train(config(), disk.workdir) == "done"
     assert outcome(disk.workdir) == whole[1]
@@ -164,8 +184,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(images, tmp_path):
 
 
 def test_a_workdir_that_becomes_read_only(images, outcome, tmp_path):
-    """As a file system that the kernel remounts after an error of its disk; in a process of its own, for a
-    save that fails so leaves threads behind that would hold up this one's end."""
+    """As a file system that the kernel remounts after a disk error."""
     disk = SmallDisk(tmp_path / "disk")
     try:
         arguments = runs.command(images, disk.workdir, **{"run.total_steps": 10_000})
@@ -190,7 +209,7 @@ def test_a_workdir_that_becomes_read_only(images, outcome, tmp_path):
 
 
 def remount(disk: SmallDisk, mode: str) -> None:
-    # While files are open for writing a mount cannot become read-only, its bind can.
+    # A mount cannot become read-only while files are open for writing, but a bind mount of it can.
     if mode == "ro":
         subprocess.run(["mount", "--bind", disk.path, disk.path], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", disk.path], check=True)

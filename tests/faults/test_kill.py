@@ -1,4 +1,4 @@
-"""The short form of the harness in kill.py: four kills."""
+"""A short run of the harness in kill.py: four kills."""
 
 import pytest
 

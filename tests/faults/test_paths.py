@@ -1,4 +1,4 @@
-"""Paths to which a run may be told to save: each works, or is refused before anything is written."""
+"""Unusual paths of workdirs: each works, or is refused before anything is written."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.run import checkpoint, workdir
 from tests.faults import runs
 
-# What shells, globs, URLs, formats and other systems give a meaning, alone and between letters.
+# Characters with a meaning in shells, globs, URLs, formats or on other systems, alone and between letters.
 PARTS = (
     *("[x]", "[", "]", "[!a]", "*", "?", "\\", "%", "%20", "%s", "{}", "{a,b}", "'", '"', " ", "\t", "\n"),
     *("é", "日本語", "😀", "\udcff", "~", "$HOME", "#", "&", ";", "|", "!", "^", "=", "@", ":", "-", ".h"),

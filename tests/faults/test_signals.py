@@ -1,4 +1,4 @@
-"""A wish to stop at each kind of moment: a checkpoint, `interrupted`, and the same bits in the end."""
+"""A signal at each kind of moment: the run saves, ends as `interrupted` and resumes to the same bits."""
 
 import os
 import signal
@@ -11,12 +11,12 @@ from alexnet_jax import optimizer, steps
 from alexnet_jax import train as training
 from alexnet_jax.common import command_line
 from alexnet_jax.data import pipeline
-from alexnet_jax.run import checkpoint, checksums, signals
+from alexnet_jax.run import checkpoint, intact, signals
 from tests.faults.conftest import status
 
 
 def during(monkeypatch, module, name, send, calls=1):
-    """Sends a signal within the `calls`-th call of a function."""
+    """Calls `send` at the start of the `calls`-th call of a function."""
     original, count = getattr(module, name), iter(range(1, 1000))
 
     def hooked(*args, **kwargs):
@@ -29,7 +29,7 @@ def during(monkeypatch, module, name, send, calls=1):
 
 def send(number):
     os.kill(os.getpid(), number)
-    time.sleep(0.1)  # until the thread that takes signals has it
+    time.sleep(0.1)  # until the thread that reads signals has it
 
 
 MOMENTS = {
@@ -42,7 +42,7 @@ MOMENTS = {
     "test": lambda patch, send: during(patch, training, "evaluate_and_log", send),
     "last test": lambda patch, send: during(patch, training, "evaluate_and_log", send, calls=3),
     "save": lambda patch, send: during(patch, checkpoint.Checkpoints, "save", send),
-    "write of a save": lambda patch, send: during(patch, checksums, "write", send, calls=2),
+    "write of a save": lambda patch, send: during(patch, intact, "write_checksums", send, calls=2),
 }
 
 
@@ -55,13 +55,13 @@ def test_a_signal_saves_and_stops(config, whole, outcome, tmp_path, monkeypatch,
         MOMENTS[moment](patch, lambda: send(number))
         ended = training.train(config(), tmp_path)
     assert (ended, command_line.EXIT_CODES[ended]) == ("interrupted", 75)
-    told = status(tmp_path)
-    assert (told["status"], told["message"]) == ("interrupted", f"by {number.name}")
-    assert outcome(tmp_path).step == told["step"]  # it was saved
+    final = status(tmp_path)
+    assert (final["status"], final["message"]) == ("interrupted", f"by {number.name}")
+    assert outcome(tmp_path).step == final["step"]  # it was saved
 
     assert training.train(config(), tmp_path) == "done"
     resumed, alone = outcome(tmp_path), whole[1]
-    if moment == "last test":  # came after the last checkpoint, which is not written twice
+    if moment == "last test":  # it follows the last checkpoint, which is not written again
         resumed.record = alone.record
     assert resumed == alone
 
@@ -69,7 +69,7 @@ def test_a_signal_saves_and_stops(config, whole, outcome, tmp_path, monkeypatch,
 def test_a_test_repeated_after_a_kill_is_not_written_twice(
     config, whole, outcome, tmp_path, monkeypatch, after_step
 ):
-    """Stopped before the test at step 5, gone on with it, and killed before the next checkpoint."""
+    """Stopped before the evaluation at step 5, resumed with it, and killed before the next checkpoint."""
 
     class Killed(Exception):
         pass
@@ -93,7 +93,7 @@ def test_the_best_checkpoint_stays_even_if_its_test_came_after_an_interruption(c
         MOMENTS["test"](patch, lambda: send(signal.SIGTERM))
         assert training.train(longer, tmp_path) == "interrupted"
     assert training.train(longer, tmp_path) == "done"
-    # At rate 0 no test is better than the first, at step 5.
+    # At learning rate 0 no evaluation is better than the first, at step 5.
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [5, 15]
 
 

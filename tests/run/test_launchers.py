@@ -18,13 +18,11 @@ MPI = ("mpirun",)
 
 def needs(*commands):
     absent = [name for name in commands if shutil.which(name) is None]
-    why = (
-        f"{', '.join(absent)} not here: as root, bash tests/launchers/install.sh installs them from Debian's"
-    )
+    why = f"{', '.join(absent)} missing: as root, bash tests/launchers/install.sh installs them (Debian)"
     return pytest.mark.skipif(bool(absent), reason=why)
 
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="a Slurm of one's own is started by root")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start the Slurm daemons")
 
 
 @pytest.fixture(scope="module")

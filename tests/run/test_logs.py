@@ -1,4 +1,4 @@
-"""Files of a run: atomic, readable, without doubled lines."""
+"""Files of a run: atomic, readable, without duplicate lines or points."""
 
 import errno
 import json
@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import sys
+import time
 import types
 
 import jax
@@ -50,7 +51,7 @@ def test_writing_leaves_no_parts_behind(tmp_path):
 
 
 def on_mesh(values):
-    """An array as the loop's parameters are: float32, on a mesh."""
+    """An array like the parameters in training: float32, on a mesh."""
     mesh = columns.make_mesh(1, 1)
     return jax.device_put(np.asarray(values, np.float32), NamedSharding(mesh, columns.REPLICATED))
 
@@ -117,7 +118,7 @@ def test_curves_have_no_point_twice_after_an_interruption(tmp_path):
 
 
 def test_an_evaluation_made_again_after_an_interruption_is_one_point(tmp_path):
-    """The checkpoint of step 10 is from before its evaluation, after which the run was killed."""
+    """The run was killed after the evaluation at step 10, whose checkpoint is older than it."""
     config = configs.resolve(default.get_config())
     for steps, trained in ((range(20), (5, 10)), (range(10, 20), ())):
         log = status.open_log(tmp_path, Record(), steps, config, AlexNet())
@@ -145,7 +146,7 @@ def test_histograms_are_of_a_sample_spread_over_the_array():
 
 def test_weights_and_biases_without_its_package_is_refused(tmp_path, monkeypatch):
     config = with_wandb()
-    (tmp_path / "wandb").mkdir()  # a folder of offline runs is no package
+    (tmp_path / "wandb").mkdir()  # a folder of offline runs is not the package
     for modules in ({"wandb": None}, {"wandb": types.ModuleType("wandb")}):
         monkeypatch.setitem(sys.modules, "wandb", modules["wandb"])
         with pytest.raises(
@@ -181,6 +182,7 @@ def test_weights_and_biases_mirrors_the_values_and_goes_on_with_the_same_run(tmp
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = with_wandb()
     for first_step in (0, 10):
+        time.sleep(1)  # wandb names the folder of an offline run by the second
         record = Record(evaluated_step=first_step)
         log = status.open_log(tmp_path, record, range(first_step, 20), config, AlexNet())
         log.metrics(first_step + 5, 0.5, {"train/loss": 2.0, "train/learning_rate": 0.5})

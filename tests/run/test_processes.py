@@ -89,10 +89,10 @@ def place(coordinator=None, count=None, index=None, devices=()):
         (SLURM, {}, place(devices=None)),  # JAX gives a process the device of its number on its host
         ({**SLURM, "CUDA_VISIBLE_DEVICES": "1"}, {}, place()),
         ({**SLURM, "CUDA_VISIBLE_DEVICES": "0,1"}, {}, place(devices=None)),
-        ({**SLURM, "SLURM_STEP_NUM_NODES": "5"}, {}, place()),  # one a host: it has all devices
+        ({**SLURM, "SLURM_STEP_NUM_NODES": "5"}, {}, place()),  # one per host: it has all devices
         ({**SLURM, **OMPI4}, {}, place(devices=[1])),
         ({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, {}, None),
-        # A batch script, which srun did not start: the job has tasks, the process is alone.
+        # A batch script without srun: the job has tasks, but the process is alone.
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "5", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, {}, None),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, {}, None),  # a notebook on a cluster
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, {}, None),
@@ -159,7 +159,7 @@ class _Device:
 
 
 def mesh_of(data, column, processes):
-    """A mesh of devices that are `processes`, in order; this test's process is number 0."""
+    """A mesh of devices that belong to `processes`, in order."""
     return columns.make_mesh(data, column, [_Device(i, p) for i, p in enumerate(processes)])
 
 
@@ -170,7 +170,7 @@ def mesh_of(data, column, processes):
         ((4, 1), [0, 0, 1, 1], 1, (1, 2)),
         ((4, 1), [1, 0, 1, 0], 1, (1, 2)),  # numbered across the processes, as on some TPU slices
         ((2, 2), [0, 0, 1, 1], 1, (1, 2)),
-        ((1, 2), [0, 1], 1, (0, 1)),  # each column in a process: both read all of the batch
+        ((1, 2), [0, 1], 1, (0, 1)),  # one column per process: both read the entire batch
         ((2, 2), [0, 1, 2, 3], 1, (0, 2)),
         ((2, 2), [0, 1, 2, 3], 2, (1, 2)),
         ((2, 2), [0, 0, 0, 0], 0, (0, 1)),
@@ -199,7 +199,7 @@ def images(tmp_path_factory):
 
 
 def alone(images, workdir, data, column):
-    """The run of `RUN` in this process, on forced host devices."""
+    """Trains `RUN` in this process, on forced host devices; returns the workdir."""
     values = {**RUN, "data.source": f"folder:{images}", "mesh.data": data, "mesh.column": column}
     config = configs.resolve(default.get_config(), values)
     assert training.train(config, workdir) == "done"
@@ -244,7 +244,7 @@ def test_fifty_steps_in_four_processes_with_each_column_in_its_own(images, one_d
     assert job.codes() == [0] * 4, "".join(job.said(index) for index in range(4))
     assert "2 x 2 (data x column)" in job.said(0)
     np.testing.assert_allclose(losses(workdir), losses(one_device), rtol=1e-4)
-    # What four processes wrote on 2 x 2 is tested here on one device and on 1 x 2, to the same errors.
+    # The checkpoint of four processes on 2 x 2 has the same errors here on one device and on 1 x 2.
     results = []
     for mesh in ((1, 1), (1, 2)):
         config = configs.of_workdir(workdir, {"mesh.data": mesh[0], "mesh.column": mesh[1]})
@@ -257,7 +257,7 @@ def test_fifty_steps_in_four_processes_with_each_column_in_its_own(images, one_d
 
 
 def test_two_processes_resume_a_run_of_one(images, one_device, tmp_path):
-    """And test what it wrote."""
+    """And evaluate its checkpoint."""
     config = configs.of_workdir(one_device, {"run.total_steps": 20})
     assert training.train(config, tmp_path / "run") == "done"
     job = Job(2, tmp_path / "logs", *arguments(images, tmp_path / "run"))
@@ -313,7 +313,7 @@ def test_the_death_of_process_0_ends_the_others(images, tmp_path):
 
 
 def test_other_flags_and_other_images_end_all_with_one_line(images, tmp_path):
-    """The images have the same name on both hosts, but on one of them some or all are missing."""
+    """The images have the same path on both hosts, but on one of them some or all are missing."""
     whole, some, none = (tmp_path / name for name in ("whole", "some", "none"))
     for host in (whole, some):
         shutil.copytree(images, host / "images")

@@ -1,4 +1,4 @@
-"""The table of the net: the paper's counts, and those of the variants by hand."""
+"""The table of the net against the paper's counts and counts by hand for variants."""
 
 import json
 
