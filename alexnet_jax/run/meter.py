@@ -95,6 +95,27 @@ class TrainingBatches(Iterator[DeviceBatch]):
         return batch
 
 
+class EveryMinutes:
+    """Call it at each step; it is True once in each period, at the same step in all processes.
+
+    Args:
+      minutes: the period; None for never.
+      agreed: the maximum over the processes, perhaps of an earlier call (`processes.DelayedMax`).
+    """
+
+    def __init__(self, minutes: float | None, agreed: Callable[[int], int]):
+        self._minutes, self._agreed = minutes, agreed
+        self._started, self._periods = time.monotonic(), 0
+
+    def __call__(self) -> bool:
+        if self._minutes is None:
+            return False
+        # The number of periods, not whether one is over: answers that are late would say so several times.
+        before, elapsed = self._periods, time.monotonic() - self._started
+        self._periods = max(before, self._agreed(int(elapsed / (60 * self._minutes))))
+        return self._periods > before
+
+
 class Meter:
     """Logs the metrics of a step once the next step is in flight, or at `flush`.
 
@@ -115,18 +136,10 @@ class Meter:
     ):
         self._config, self._source, self._log, self._batches = config, source, log, batches
         self._total_steps, self._learning_rates = total_steps, learning_rates
-        self._saved, self._flat_steps, self._compiled = time.monotonic(), 0, False
-        self._agreed = processes.DelayedMax()
+        self._flat_steps, self._compiled = 0, False
+        self.minutes_are_over = EveryMinutes(config.run.save_every_minutes, processes.DelayedMax())
         self._pending: Callable[[], None] | None = None
         self.restart(step)
-
-    def minutes_are_over(self) -> bool:
-        """Whether `run.save_every_minutes` have passed; if so, restarts that timer."""
-        minutes = self._config.run.save_every_minutes
-        if minutes is None or not self._agreed(int(time.monotonic() - self._saved >= 60 * minutes)):
-            return False
-        self._saved = time.monotonic()
-        return True
 
     def restart(self, step: int) -> None:
         """Restarts the throughput clock, e.g. after an evaluation; `step` steps are done."""
