@@ -5,11 +5,11 @@ import os
 import pathlib
 import tempfile
 
-# Set these before the first import of jax. LLVM takes most of the suite's time, compiling each program for
-# one run: without its optimisations the suite takes half as long. XLA's own passes stay on.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+from tests import xla
+
+# Set these before the first import of jax.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(devices=8)}".strip()
 # Workers and the processes that tests start share one cache of compiled programs.
 _CACHE = pathlib.Path(tempfile.gettempdir()) / f"alexnet_jax-tests-{getpass.getuser()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))

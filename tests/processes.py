@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 
-from tests import starts, tiny
+from tests import starts, tiny, xla
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A narrow net with dropout and augmentation.
@@ -27,8 +27,7 @@ def arguments(images, workdir, **overrides):
 
 
 def environment(devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return {**os.environ, "XLA_FLAGS": flags}
+    return {**os.environ, "XLA_FLAGS": xla.flags(devices)}
 
 
 def free_port():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks import growth, kernels, speed_results, tables
 from benchmarks.contestants import AS_IT_COMES, Contestant
-from tests import tiny
+from tests import tiny, xla
 
 WIDTHS, FC_WIDTHS = tiny.NET["model.widths"], tiny.NET["model.fc_widths"]
 
@@ -21,7 +21,7 @@ def bench(module, *arguments):
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{module}", *arguments],
         cwd=tables.ROOT,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env={**os.environ, "XLA_FLAGS": xla.flags(devices=1)},
         capture_output=True,
         text=True,
     )

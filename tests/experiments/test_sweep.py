@@ -16,6 +16,7 @@ from scipy import stats
 from alexnet_jax import UserError
 from experiments import sweep, sweep_plan, sweep_statistics, sweep_table
 from tests import tiny as narrow
+from tests import xla
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -199,7 +200,7 @@ def test_a_sweep_that_is_killed_and_started_again_gives_the_same_table(images, t
     rows = {"no norm": {"model.norm": False}, "broken": {"data.source": "folder:/nowhere"}}
     more = 'ONLY = {"no norm": (0,), "broken": (0,)}\nENSEMBLES = {"both": {"parent": (0, 1)}}\n'
     file = write(tmp_path / "small.py", images, rows, more=more)
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": xla.flags(devices=1)}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run(command(file, whole), **options)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tests import starts, tiny
+from tests import starts, tiny, xla
 
 TRAIN, TEST = 100, 200  # images: an epoch is twelve and a half batches
 STEPS = 60
@@ -42,7 +42,7 @@ def environment(**more: str) -> dict[str, str]:
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": xla.flags(devices=1),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         **more,
     }
