@@ -82,9 +82,9 @@ def single_device(model):
     ("name", "meshes"),
     [
         ("paper", MESHES),
-        ("original", MESHES),
-        ("independent columns", MESHES[1:]),
-        ("norm across columns", MESHES[1:]),
+        pytest.param("original", MESHES, marks=pytest.mark.slow),
+        pytest.param("independent columns", MESHES[1:], marks=pytest.mark.slow),
+        pytest.param("norm across columns", MESHES[1:], marks=pytest.mark.slow),
         ("conv6, odd classes", MESHES[1:2]),
     ],
 )
@@ -118,7 +118,7 @@ def train(name, mesh, count, micro_batches=1):
     return np.array(seen), jax.device_get((state.params, state.opt_state))
 
 
-@pytest.mark.parametrize("name", ["paper", "original"])
+@pytest.mark.parametrize("name", ["paper", pytest.param("original", marks=pytest.mark.slow)])
 def test_five_training_steps_agree(name):
     expected_metrics, expected = train(name, columns.make_mesh(1, 1), 5)
     assert np.ptp(expected_metrics[:, 0]) > 0.1

@@ -120,6 +120,7 @@ def literal(value: str) -> object:
         return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
 def test_commands_run(guide, desk, monkeypatch, capsys):
     monkeypatch.chdir(desk)
@@ -164,6 +165,7 @@ def test_what_is_marked_names_what_it_needs_or_what_runs_it(guide):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
 def test_python_runs(guide, desk, monkeypatch):
     """All blocks of a guide one after the other, as a reader pastes them."""

@@ -91,6 +91,7 @@ def test_a_run_says_what_it_does_and_ends_with_0(whole):
     assert not re.search(r"^[IWE]\d{4} |oneDNN|absl::InitializeLog", done.stderr, re.M)
 
 
+@pytest.mark.slow
 def test_the_default_net_learns_at_once(tmp_path):
     """A loss that rests at ln(classes) is what most AlexNets that do not train have in common."""
     done = run(f"--workdir={tmp_path / 'run'}", "--config.run.total_steps=60")
@@ -100,6 +101,7 @@ def test_the_default_net_learns_at_once(tmp_path):
     assert json.loads((tmp_path / "run" / "status.json").read_text())["eval"]["top1_error"] < 70
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 75), ("SIGKILL", -9)])
 def test_an_interrupted_run_goes_on_to_the_same_bits(whole, tmp_path, name, code):
     arguments = [*TINY, f"--workdir={tmp_path / 'run'}", "--config.run.total_steps=60"]
@@ -115,6 +117,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(whole, tmp_path, name, code
     assert untimed(tmp_path / "run") == untimed(whole[0])
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path):
     process = starts.Main([*TINY, f"--workdir={tmp_path / 'run'}"], env=environment())
     next(text for text in process.lines() if "step 25/" in text)
@@ -140,6 +143,7 @@ def test_eval_mode_tests_the_last_checkpoint(whole):
     assert result["examples"] == 2000
 
 
+@pytest.mark.slow
 def test_without_a_workdir_a_fresh_one_is_made_where_the_user_is(tmp_path):
     done = run(*TINY, "--config.run.total_steps=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -157,6 +161,7 @@ def test_summary_of_the_paper_s_net():
     assert [layer["name"] for layer in as_json["layers"]][:2] == ["conv1", "conv2"]
 
 
+@pytest.mark.slow
 def test_none_on_the_command_line_and_in_a_flag_file(tmp_path):
     (tmp_path / "flags").write_text("--config.run.total_steps=7\n--config.run.total_steps=None\n")
     nones = ["--config.data.data_dir=None", "--config.model.padding=None", "--config.run.total_epochs=0.001"]

@@ -99,6 +99,7 @@ TWO_STEPS = [
 ]
 
 
+@pytest.mark.slow
 def test_installed_it_trains_the_default_config_in_an_empty_directory(installed, tmp_path):
     """The default config, narrow."""
     done = run(installed / "python", "-m", "alexnet_jax", "train", *TWO_STEPS, "--workdir=run", cwd=tmp_path)

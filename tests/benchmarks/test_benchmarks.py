@@ -14,6 +14,8 @@ from benchmarks import growth, kernels, speed_results, tables
 from benchmarks.contestants import AS_IT_COMES, Contestant
 from tests import tiny, xla
 
+pytestmark = pytest.mark.slow
+
 WIDTHS, FC_WIDTHS = tiny.NET["model.widths"], tiny.NET["model.fc_widths"]
 
 

@@ -196,6 +196,7 @@ def command(file, runs):
     return [sys.executable, "-m", "experiments.sweep", str(file), f"--runs={runs}", "--jobs=2"]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_and_started_again_gives_the_same_table(images, tmp_path):
     rows = {"no norm": {"model.norm": False}, "broken": {"data.source": "folder:/nowhere"}}
     more = 'ONLY = {"no norm": (0,), "broken": (0,)}\nENSEMBLES = {"both": {"parent": (0, 1)}}\n'

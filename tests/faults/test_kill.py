@@ -4,6 +4,8 @@ import pytest
 
 from tests.faults import kill
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):

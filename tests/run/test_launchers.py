@@ -11,6 +11,8 @@ from alexnet_jax.run import logs
 from tests import tiny
 from tests.processes import ROOT, arguments, command, environment
 
+pytestmark = pytest.mark.slow
+
 LAUNCHERS = ROOT / "tests" / "launchers"
 SLURM = ("srun", "slurmctld", "slurmd", "munged")
 MPI = ("mpirun",)

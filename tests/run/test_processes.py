@@ -220,6 +220,7 @@ def two_processes(images, tmp_path_factory):
     return workdir, job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(1, 2), (4, 2)])  # 2 x 1 and 2 x 2 follow, in several processes
 def test_fifty_steps_on_forced_devices(images, one_device, tmp_path, mesh):
     expected = losses(one_device)
@@ -228,6 +229,7 @@ def test_fifty_steps_on_forced_devices(images, one_device, tmp_path, mesh):
     np.testing.assert_allclose(losses(alone(images, tmp_path / "run", *mesh)), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_fifty_steps_in_two_processes(one_device, two_processes):
     workdir, job = two_processes
     np.testing.assert_allclose(losses(workdir), losses(one_device), rtol=1e-4)
@@ -238,6 +240,7 @@ def test_fifty_steps_in_two_processes(one_device, two_processes):
     assert status(workdir)["eval"]["examples"] == 30
 
 
+@pytest.mark.slow
 def test_fifty_steps_in_four_processes_with_each_column_in_its_own(images, one_device, tmp_path):
     workdir = tmp_path / "run"
     job = Job(4, tmp_path / "logs", *arguments(images, workdir, **{"mesh.column": 2}))
@@ -256,6 +259,7 @@ def test_fifty_steps_in_four_processes_with_each_column_in_its_own(images, one_d
     assert results[0].top5_error == results[1].top5_error
 
 
+@pytest.mark.slow
 def test_two_processes_resume_a_run_of_one(images, one_device, tmp_path):
     """And evaluate its checkpoint."""
     config = configs.of_workdir(one_device, {"run.total_steps": 20})
@@ -276,6 +280,7 @@ def test_two_processes_resume_a_run_of_one(images, one_device, tmp_path):
 RESUME = "start the same command again in all processes to resume from the last checkpoint"
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_a_death_ends_all_and_both_resume(images, two_processes, tmp_path):
     workdir = tmp_path / "run"
     job = Job(2, tmp_path / "logs", *arguments(images, workdir))
@@ -302,6 +307,7 @@ def test_a_signal_to_one_stops_all_and_a_death_ends_all_and_both_resume(images, 
     assert untimed(workdir) == untimed(two_processes[0])
 
 
+@pytest.mark.slow
 def test_the_death_of_process_0_ends_the_others(images, tmp_path):
     run = arguments(images, tmp_path / "run", **{"data.batch_size": 6, "run.total_steps": 100000})
     job = Job(3, tmp_path / "logs", *run)
@@ -312,6 +318,7 @@ def test_the_death_of_process_0_ends_the_others(images, tmp_path):
         job.wait_until(f"error: .*{RESUME}", index, alive=False, seconds=10)
 
 
+@pytest.mark.slow
 def test_other_flags_and_other_images_end_all_with_one_line(images, tmp_path):
     """The images have the same path on both hosts, but on one of them some or all are missing."""
     whole, some, none = (tmp_path / name for name in ("whole", "some", "none"))
@@ -338,6 +345,7 @@ def test_other_flags_and_other_images_end_all_with_one_line(images, tmp_path):
     assert absent[0].startswith("error: process 1: data.source=folder:images")
 
 
+@pytest.mark.slow
 def test_a_process_left_alone_at_start_up_says_so(images, tmp_path):
     of_two = [*arguments(images, tmp_path / "run"), "--num_processes=2", "--start_timeout_seconds=4"]
     jobs = [Job(1, tmp_path / f"logs{index}", *of_two, f"--process_id={index}") for index in (0, 1)]
