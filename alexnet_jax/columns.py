@@ -1,4 +1,4 @@
-"""The two-GPU layout of section 3.5: device mesh, shardings, and the exchange between columns.
+"""The two-GPU layout of section 3.2: device mesh, shardings, and the exchange between columns.
 
 Every parameter has a leading axis of columns. On a mesh `(data, column)` the batch is split over `data`
 and, with `column` = 2, each device holds one column of the net, like each GPU in 2012.

@@ -6,7 +6,8 @@ intact           finds the newest intact checkpoint, by checksums of its files
 record           what a run remembers besides its state
 logs             metrics.jsonl, status.json, lines for the user
 dashboards       TensorBoard's event files, Weights & Biases
-status           a run's first and last lines, and reports of its failures
+status           a run's first and last lines
+faults           names faults outside the program: disk, memory, lost processes
 signals          SIGTERM, SIGINT and time limits
 processes        multi-process runs
 inputs           a run's images, preprocessing and augmentation, made from its config
