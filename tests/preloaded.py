@@ -3,4 +3,5 @@
 from alexnet_jax import launch, train  # noqa: F401
 from alexnet_jax.common import host
 
+host.skip_keras()  # as `main.py` does
 host.tensorflow()

@@ -71,6 +71,7 @@ def command(main: Callable[[], int]) -> NoReturn:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # shells ignore it in background jobs
             signal.signal(signal.SIGINT, signal.default_int_handler)
         host.quiet_tensorflow()
+        host.skip_keras()
         host.keep_memory()
         host.keep_compiled()
         if isinstance(sys.stdout, io.TextIOWrapper):  # prints non-UTF-8 file names unchanged
