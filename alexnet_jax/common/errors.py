@@ -40,7 +40,7 @@ def damage_reported(what: str) -> Iterator[None]:
     """Turns whatever a damaged file makes its reader raise into a `UserError`; `what` is the kind of file."""
     try:
         yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except Exception as error:
         raise UserError(f"a damaged or truncated {what} ({one_line(error)}); fetch it again") from error
