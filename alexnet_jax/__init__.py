@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alexnet_jax import evaluate, train
+    from alexnet_jax import evaluate, perceptual, train
     from alexnet_jax.common.errors import UserError
     from alexnet_jax.data.preprocess import Preprocess
     from alexnet_jax.model import AlexNet
@@ -22,6 +22,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "load_pretrained",
+    "perceptual",
     "save_pretrained",
     "train",
 ]

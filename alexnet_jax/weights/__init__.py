@@ -6,4 +6,5 @@ formats        reading and writing .npz and .safetensors, and finding AlexNet's 
 torch_files    PyTorch's .pth, read without PyTorch and without running code from the file
 caffe_files    Caffe's .caffemodel and .binaryproto, read without Caffe
 published      downloads of the published weights by name
+lpips/         the linear weights of LPIPS, for perceptual.py
 """
