@@ -42,15 +42,19 @@ def predict(parser: Parser) -> None:
     """Names what is in images.
 
     python -m alexnet_jax predict IMAGE... [--weights=WEIGHTS] [--topk=5] [--views=10] [--json]
+    python -m alexnet_jax predict photos/val --weights=WEIGHTS --confusion=confusion.png
 
     IMAGE is a file or a folder. Without one, or with -, standard input is read: either one image, or a path
-    per line, each answered as it comes.
+    per line, each answered as it comes. For a folder whose images are in folders named after the net's
+    classes, accuracy and the errors by class follow (with --json, as a last object).
     """
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files and folders; - for standard input")
     _weights(parser)
     parser.add_argument("--topk", type=_count, default=5, help="number of classes to name")
     _views(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object per line")
+    picture = "the confusion matrix to draw, with a .csv of the same name beside it"
+    parser.add_argument("--confusion", type=new_file(".png"), help=picture)
 
 
 def features(parser: Parser) -> None:
