@@ -64,7 +64,8 @@ class Perceptual(flax.struct.PyTreeNode):
     def _differences(self, images: Array, others: Array) -> list[Array]:
         """By layer: the squared differences of unit vectors of channels, summed by weight, `[B, h, w]`."""
         for name, x in (("images", images), ("others", others)):
-            if jnp.ndim(x) != 4 or x.shape != images.shape or not jnp.issubdtype(x.dtype, jnp.floating):
+            fits = jnp.ndim(x) == 4 and x.shape[-1] == 3 and x.shape == images.shape
+            if not fits or not jnp.issubdtype(x.dtype, jnp.floating):
                 raise UserError(
                     f"{name}: {x.dtype}{list(jnp.shape(x))}, but both must be floats [B, H, W, 3] in [-1, 1] "
                     "of one shape; uint8 pixels become that by pixels / 127.5 - 1"

@@ -115,6 +115,7 @@ def test_it_is_a_loss_inside_a_jitted_step(distance):
     [
         ((1, 64, 64, 3), (2, 64, 64, 3), r"others: float32\[2, 64, 64, 3\], but both must be floats"),
         ((64, 64, 3), (64, 64, 3), r"images: float32\[64, 64, 3\], but both must be floats \[B, H, W, 3\]"),
+        ((1, 64, 64, 4), (1, 64, 64, 4), r"images: float32\[1, 64, 64, 4\], but both must be floats"),
         ((1, 30, 64, 3), (1, 30, 64, 3), r"the images of 30 x 64 are too small .* at least 31 x 31"),
     ],
 )

@@ -142,9 +142,11 @@ def is_one(images: Any) -> bool:
     """Whether `images` is one image instead of a list or an array `[N, H, W, 3]` of several.
 
     Raises:
-      UserError: there are none.
+      UserError: there are none, or only an iterator over them.
     """
-    one = not isinstance(images, list | tuple) and (not isinstance(images, np.ndarray) or images.ndim < 4)
+    if hasattr(images, "__next__"):
+        raise UserError("images: an iterator, which can be read only once; give a list")
+    one = not isinstance(images, list | tuple) and getattr(images, "ndim", 0) < 4
     if not one and not len(images):
         raise UserError("images: an empty list; give at least one image")
     return one

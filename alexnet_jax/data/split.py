@@ -30,7 +30,7 @@ def choose(files: Sequence[str], fraction: float, key: Sequence[int]) -> set[str
     The choice depends on the files of this class and the key alone.
     """
     count = min(max(round(fraction * len(files)), 1), len(files) - 1)
-    order = np.random.default_rng(key).permutation(len(files)).tolist()
+    order: list[int] = np.random.default_rng(key).permutation(len(files)).tolist()
     return {files[i] for i in order[:count]}
 
 

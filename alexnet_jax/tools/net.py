@@ -67,12 +67,14 @@ class Net(tuple[AlexNet, dict[str, Any], Preprocess]):
 
     def __repr__(self) -> str:
         numbers = sum(x.size for x in jax.tree.leaves(self.variables))
-        return f"Net({str(self.path)!r}: {numbers:,} parameters, {self.model.num_classes:,} classes)"
+        end = f"no {', '.join(self.missing)}" if self.missing else f"{self.model.num_classes:,} classes"
+        return f"Net({str(self.path)!r}: {numbers:,} parameters, {end})"
 
     def predict(self, images: Any, *, topk: int = 5, views: int = 1) -> Any:
         """Names what is in images: a list of `topk` `Prediction`, best first, or a list of them by image.
 
         Args:
+          topk: number of classes to name.
           views: 1 for the central patch; 10 for the mean softmax output of the ten views (section 4.1).
 
         Raises:

@@ -82,6 +82,7 @@ def test_a_list_shows_its_progress_and_one_image_none(trained, files, monkeypatc
 def test_features_by_name_with_the_convolutions_alone(trained, convolutions, files):
     alone = alexnet_jax.load_pretrained(convolutions, partial=True)
     assert alone.missing == ("fc6", "fc7", "fc8")
+    assert repr(alone).endswith(" parameters, no fc6, fc7, fc8)")
     x = trained.preprocess(files[:3])
     assert x.shape == (3, 64, 64, 3)
     _, expected = trained.model.apply(trained.variables, x, capture=("conv1", "pool5"))
@@ -142,6 +143,13 @@ def test_images_that_cannot_be_read(trained, files, tmp_path):
     for method in (trained.predict, trained.features, trained.preprocess):
         with pytest.raises(UserError, match=r"images: an empty list; give at least one image"):
             method([])
+
+
+def test_an_iterator_is_refused_before_it_is_used_up(trained, files):
+    images = iter(files)
+    with pytest.raises(UserError, match=r"images: an iterator, which can be read only once; give a list"):
+        trained.predict(images)
+    assert next(images) == files[0]
 
 
 def test_it_is_saved_with_its_parts(trained, tmp_path):
