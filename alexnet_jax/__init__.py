@@ -7,12 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alexnet_jax import evaluate, train
+    from alexnet_jax import evaluate, perceptual, train
     from alexnet_jax.common.errors import UserError
     from alexnet_jax.data.preprocess import Preprocess
     from alexnet_jax.model import AlexNet
+    from alexnet_jax.tools.net import load_pretrained
     from alexnet_jax.variants import create_model
-    from alexnet_jax.weights.pretrained import load_pretrained, save_pretrained
+    from alexnet_jax.weights.pretrained import save_pretrained
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "create_model",
     "evaluate",
     "load_pretrained",
+    "perceptual",
     "save_pretrained",
     "train",
 ]
@@ -31,7 +33,7 @@ _MODULES = {
     "Preprocess": "data.preprocess",
     "UserError": "common.errors",
     "create_model": "variants",
-    "load_pretrained": "weights.pretrained",
+    "load_pretrained": "tools.net",
     "save_pretrained": "weights.pretrained",
 }
 

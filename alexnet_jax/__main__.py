@@ -21,6 +21,7 @@ COMMANDS = {
     "export": ("tools.export", "Writes trained weights for other programs."),
     "summary": ("launch", "Prints a config's net: shapes, parameters, operations and neurons by layer."),
     "prepare": ("data.prepare", "Stores a data set as small images, which load several times as fast."),
+    "split": ("data.split", "Splits a folder of class folders into training and validation images."),
     "demo": ("tools.demo", "Serves a page to try a net."),
 }
 

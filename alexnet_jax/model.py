@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamNotFoundError
 
 from alexnet_jax import layers
 from alexnet_jax.columns import add, exchange
@@ -140,7 +141,7 @@ class AlexNet(nn.Module):
         Args:
           capture: name or names: `conv1`, `activation1`, `lrn1`, `pool1`, ..., `fc6`, `activation6`,
             `dropout6`, `fc7`, ..., `fc8`. Activations are `[B, ...]` float32 by name, with the channels of
-            this device's columns concatenated. XLA drops later layers as dead code.
+            this device's columns concatenated. XLA drops later layers; if weights lack one, logits are None.
 
         Raises:
           UserError: as in `__call__`, the images are too small for the net, or a name does not exist.
@@ -149,11 +150,17 @@ class AlexNet(nn.Module):
         with self._explained_sizes(images):
             if not names:
                 return super().apply(variables, images, **kwargs)
-            logits, state = super().apply(variables, images, mutable="intermediates", **kwargs)
+            kwargs.update(method="_partial", mutable="intermediates")
+            logits, state = super().apply(variables, images, **kwargs)
         activations: dict[str, Any] = dict(state["intermediates"]["activations"])
         if unknown := sorted(set(names) - set(activations)):
             raise UserError(f"this net has no activation {unknown[0]!r}; it has {', '.join(activations)}")
         return logits, {name: exchange(activations[name])[0].astype(jnp.float32) for name in names}
+
+    def _partial(self, images: Array, **kwargs: Any) -> Array | None:
+        """As `__call__`, but stops at the first layer that the weights lack."""
+        with contextlib.suppress(ScopeParamNotFoundError):
+            return self(images, **kwargs)
 
     @nn.nowrap
     def init(self, rngs: Any, images: Any, **kwargs: Any) -> Any:

@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: Any) -> AlexNet:
-    """Builds a variant's net, with any fields of `AlexNet` overridden.
+    """Builds a variant's net, with any fields of `AlexNet` overridden; dtypes may be objects or names.
 
     Raises:
       UserError: the variant or a switch does not exist, a value has the wrong type, or a value or
@@ -61,7 +61,7 @@ def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: A
     for key, value in {"num_classes": num_classes, **overrides}.items():
         if key not in hints:
             raise UserError(f"model.{key}: no such switch; {did_you_mean(key, sorted(hints))}")
-        switches[key] = as_type(value, hints[key], f"model.{key}")
+        switches[key] = as_type(getattr(value, "__name__", value), hints[key], f"model.{key}")
     model = AlexNet(**switches)
     _check_together(model)
     return model

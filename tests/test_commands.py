@@ -25,6 +25,7 @@ COMMANDS = (
     "ensemble",
     "export",
     "prepare",
+    "split",
     "demo",
 )
 

@@ -7,6 +7,7 @@ own. One that cannot be has a comment before it: `<!-- needs: ImageNet -->`, or 
 import ast
 import dataclasses
 import importlib
+import json
 import pathlib
 import re
 import shlex
@@ -23,6 +24,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.run import summary
 from alexnet_jax.weights import pretrained
+from scripts import make_api
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -172,6 +174,58 @@ def test_python_runs(guide, desk, monkeypatch):
     monkeypatch.chdir(desk)
     python = [block.text for block in blocks(guide) if block.kind == "python" and block.mark is None]
     exec(compile("\n".join(python), guide.name, "exec"), {})
+
+
+# --- Reference and files ----------------------------------------------------------------------------------
+
+
+def test_the_reference_is_what_the_docstrings_say():
+    made = make_api.page()
+    assert "### load_pretrained" in made and "- `num_classes`: " in made
+    assert make_api.PAGE.read_text() == made, "run python -m scripts.make_api"
+
+
+TYPES = {
+    "integer": lambda value: type(value) is int,
+    "number": lambda value: type(value) in (int, float),
+    "string": lambda value: type(value) is str,
+    "object": lambda value: type(value) is dict,
+    "numbers": lambda value: type(value) is list and all(type(one) in (int, float) for one in value),
+    "strings": lambda value: type(value) is list and all(type(one) is str for one in value),
+    "null": lambda value: value is None,
+}
+ROW = re.compile(r"^\| `([\w/.]+)` \| ([a-z ]+) \| ", re.M)
+
+
+def documented(file: str) -> dict[str, str]:
+    """The types by key in the table under a file's title."""
+    sections = (ROOT / "docs" / "files.md").read_text().split("\n## ")
+    (section,) = (text for text in sections if text.startswith(f"{file}\n"))
+    return dict(ROW.findall(section))
+
+
+def flat(values: dict, known: dict[str, str]) -> dict[str, object]:
+    """Values by dotted key, down to where the table goes."""
+    found = {}
+    for key, value in values.items():
+        inner = [name for name in known if name.startswith(f"{key}.")]
+        if key in known or not inner:
+            found[key] = value
+        if inner and isinstance(value, dict):
+            found |= {f"{key}.{name}": one for name, one in value.items()}
+    return found
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "status.json", "net.json"])
+def test_a_real_run_writes_the_documented_keys(desk, file):
+    known, text = documented(file), (desk / "runs" / "mine" / file).read_text()
+    lines = text.splitlines() if file.endswith("l") else [text]
+    values = [flat(json.loads(line), known) for line in lines]
+    assert {key for line in values for key in line} == set(known)
+    for line in values:
+        for key, value in line.items():
+            kinds = known[key].split(" or ")
+            assert any(TYPES[kind](value) for kind in kinds), f"{key}={value!r} is not {known[key]}"
 
 
 def anchors(path: pathlib.Path) -> set[str]:

@@ -741,3 +741,19 @@ def test_captured_names():
         UserError, match=r"no activation 'conv7'; it has conv1, activation1, lrn1, pool1, .*, fc8"
     ):
         outputs_of(model, params, images, ("pool5", "conv7"))
+
+
+def test_weights_may_lack_the_layers_after_the_captured_ones():
+    """Convolutions alone also take images of any size and shape: fc6 fixes the size otherwise."""
+    model = create_model("torchvision", **SMALL)
+    params, images = random_params(model, 64), random_images(2, 64)
+    convolutions = {name: layer for name, layer in params.items() if name.startswith("conv")}
+    _, expected = outputs_of(model, params, images, ("activation5", "pool5"))
+    logits, seen = outputs_of(model, convolutions, images, ("activation5", "pool5"))
+    assert logits is None
+    for name in ("activation5", "pool5"):
+        np.testing.assert_array_equal(seen[name], expected[name])
+    wide = np.concatenate([images, images], axis=2)
+    assert outputs_of(model, convolutions, wide, ["pool5"])[1]["pool5"].shape == (2, 1, 3, 12)
+    with pytest.raises(UserError, match=r"no activation 'fc6'; it has conv1, .*, pool5, dropout5"):
+        outputs_of(model, convolutions, images, ("pool5", "fc6"))

@@ -28,6 +28,7 @@ assert importlib.metadata.version("alexnet-jax") == alexnet_jax.__version__
 source = sources.open_source("embedded", "test")
 encoded, labels = source.read(np.arange(3))
 assert len(source) == 2000 and encoded[0].startswith(b"\\x89PNG")
+assert alexnet_jax.perceptual.LINEAR.stat().st_size == 6009
 assert classes.readable_names(["n01440764"]) == ("tench, Tinca tinca",)
 print(len(pretrained.imagenet_classes()))
 """

@@ -14,5 +14,6 @@ decode.py         from an encoded image to the central square of section 2
 preprocess.py     from an image to a net's input: resize rule, crop, mean and scale
 statistics.py     mean image and principal colour components of a training set
 prepare.py        the command that converts any source to prepared records
+split.py          the command that splits a folder of class folders into training and validation images
 inference.py      runs a net on images: find, decode ahead, batch, pad, run, un-pad
 """

@@ -73,7 +73,10 @@ def open_folder(root: pathlib.Path, split: str) -> FileSource:
     )
     if directory is None:
         have, wanted = ", ".join(folders[:5]) or "no folders", " or ".join(_SPLIT_NAMES[split])
-        raise UserError(f"{root} needs a folder {wanted} with one folder per class; it has {have}")
+        raise UserError(
+            f"{root} needs a folder {wanted} with one folder per class; it has {have}; "
+            "python -m alexnet_jax split makes both from a folder of class folders"
+        )
     # Labels come from the training classes: a class without test images must not shift the others.
     train = train or directory
     classes = _visible(train, os.DirEntry.is_dir)

@@ -54,16 +54,19 @@ class Preprocess:
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", np.asarray(self.std, np.float32))
 
-    def __call__(self, image: Any) -> np.ndarray:
-        """The net's input for one image: float32 `[crop_size, crop_size, 3]`; add an axis for a batch of one.
+    def __call__(self, images: Any) -> np.ndarray:
+        """The net's input for one image, float32 `[crop_size, crop_size, 3]`, or `[N, ...]` for a list.
 
         Args:
-          image: a path, the bytes of an image file, a Pillow image, or uint8 `[H, W, 3]` or `[H, W]`.
+          images: a path, the bytes of an image file, a Pillow image, or uint8 `[H, W, 3]` or `[H, W]`; or a
+            list of them.
 
         Raises:
-          UserError: the image cannot be read.
+          UserError: an image cannot be read, or the list is empty.
         """
-        return np.asarray(self.view(self.stored(image)[None])[0])
+        if is_one(images):
+            return self([images])[0]
+        return np.asarray(self.view(np.stack([self.stored(image) for image in images])))
 
     def stored(self, image: Any) -> np.ndarray:
         """Resizes one image to a square, uint8 `[S, S, 3]`; arguments and errors as in `__call__`."""
@@ -133,6 +136,20 @@ class Preprocess:
         if isinstance(mean, str):
             mean = np.frombuffer(base64.b64decode(mean), np.float32).reshape(side, side, 3)
         return cls(**{**values, "mean": np.asarray(mean, np.float32)})
+
+
+def is_one(images: Any) -> bool:
+    """Whether `images` is one image instead of a list or an array `[N, H, W, 3]` of several.
+
+    Raises:
+      UserError: there are none, or only an iterator over them.
+    """
+    if hasattr(images, "__next__"):
+        raise UserError("images: an iterator, which can be read only once; give a list")
+    one = not isinstance(images, list | tuple) and getattr(images, "ndim", 0) < 4
+    if not one and not len(images):
+        raise UserError("images: an empty list; give at least one image")
+    return one
 
 
 # PyTorch's usual ImageNet mean and standard deviation, which it states for [0, 1].

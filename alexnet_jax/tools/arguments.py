@@ -4,6 +4,7 @@ Kept apart from the commands, so that `--help` and a wrong argument are answered
 """
 
 import argparse
+import contextlib
 import pathlib
 from collections.abc import Sequence
 
@@ -41,15 +42,19 @@ def predict(parser: Parser) -> None:
     """Names what is in images.
 
     python -m alexnet_jax predict IMAGE... [--weights=WEIGHTS] [--topk=5] [--views=10] [--json]
+    python -m alexnet_jax predict photos/val --weights=WEIGHTS --confusion=confusion.png
 
     IMAGE is a file or a folder. Without one, or with -, standard input is read: either one image, or a path
-    per line, each answered as it comes.
+    per line, each answered as it comes. For a folder whose images are in folders named after the net's
+    classes, accuracy and the errors by class follow (with --json, as a last object).
     """
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files and folders; - for standard input")
     _weights(parser)
     parser.add_argument("--topk", type=_count, default=5, help="number of classes to name")
     _views(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object per line")
+    picture = "the confusion matrix to draw, with a .csv of the same name beside it"
+    parser.add_argument("--confusion", type=new_file(".png"), help=picture)
 
 
 def features(parser: Parser) -> None:
@@ -149,6 +154,29 @@ def prepare(parser: Parser) -> None:
     parser.add_argument("--shard_examples", type=int, default=1250, help="images per file")
 
 
+def _fraction(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: must be above 0 and below 1, such as 0.2")
+
+
+def split(parser: Parser) -> None:
+    """Splits a folder of one folder per class into training and validation images.
+
+    python -m alexnet_jax split PHOTOS [--val=0.2] [--seed=0] [--out=PHOTOS-split] [--copy]
+
+    Each class gives the same fraction. The new folder has `train/<class>/` and `val/<class>/`, as
+    data.source=folder:... reads them, with hard links to the images where the disk has links. PHOTOS stays as
+    it is.
+    """
+    parser.add_argument("folder", type=pathlib.Path, help="a folder with a folder of images per class")
+    parser.add_argument("--val", type=_fraction, default=0.2, help="fraction of each class to test on")
+    parser.add_argument("--seed", type=int, default=0, help="of the random choice, 0 or more")
+    parser.add_argument("--out", type=pathlib.Path, help="the folder to create (default: PHOTOS-split)")
+    parser.add_argument("--copy", action="store_true", help="copy the images instead of linking them")
+
+
 def demo(parser: Parser) -> None:
     """Serves a page to try a net: drop a picture, see what the net sees in it.
 
@@ -164,7 +192,9 @@ def demo(parser: Parser) -> None:
     parser.add_argument("--port", type=int, default=7860, help="port to serve at")
 
 
-_ADD = {add.__name__: add for add in (predict, features, probe, nearest, ensemble, export, prepare, demo)}
+_ADD = {
+    add.__name__: add for add in (predict, features, probe, nearest, ensemble, export, prepare, split, demo)
+}
 
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:

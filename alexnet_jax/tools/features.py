@@ -15,7 +15,6 @@ from alexnet_jax.common import progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import write_npz
 from alexnet_jax.data import inference
-from alexnet_jax.run.summary import param_shapes
 from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
 
@@ -32,14 +31,9 @@ def layer_function(loaded: Pretrained, layer: str) -> Callable[[Any], jax.Array]
     absent = [int(name[-1]) for name in loaded.missing]
     if absent and layer[-1:].isdigit() and int(layer[-1]) >= min(absent):
         raise UserError(f"--layer={layer}: {loaded.path} has no {', '.join(loaded.missing)}, which it needs")
-    shapes = param_shapes(model, loaded.preprocess.crop_size)
 
     def activations(params: Any, images: jax.Array) -> Any:
-        # Layers above the requested one are never computed; their parameters only have to exist.
-        zeros = {name: jax.tree.map(jnp.zeros_like, shapes[name]) for name in loaded.missing}
-        x = loaded.preprocess.view(images)
-        _, captured = model.apply({"params": {**params, **zeros}}, x, capture=(layer,))
-        return captured[layer]
+        return model.apply({"params": params}, loaded.preprocess.view(images), capture=layer)[1][layer]
 
     jax.eval_shape(activations, params, jnp.zeros((1, *(loaded.preprocess.resize_size,) * 2, 3), jnp.uint8))
     compiled = jax.jit(activations)

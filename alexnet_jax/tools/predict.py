@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
@@ -16,6 +17,7 @@ from alexnet_jax import evaluate
 from alexnet_jax.common import host, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
+from alexnet_jax.tools import confusion
 from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
 
@@ -94,12 +96,23 @@ def main(args: argparse.Namespace) -> int:
     from_pipe = args.images in ([], ["-"])
     files = standard_input(sys.stdin.buffer) if from_pipe else inference.find(args.images)
     loaded = pretrained.read(args.weights, partial=True)
+    classes = class_names(loaded)
+    judged = not from_pipe and (args.confusion or any(map(os.path.isdir, args.images)))
+    truth = confusion.folder_labels(files, classes) if judged else None  # type: ignore[arg-type]
+    if args.confusion and truth is None:
+        names = ", ".join(classes[:3])
+        raise UserError(
+            f"--confusion={args.confusion}: needs images in folders named by class ({names}, ...)"
+        )
+    matrix, labels = confusion.Confusion(classes, args.topk), iter(truth or ())
     total = None if from_pipe else len(files)  # type: ignore[arg-type]
     answers = predictions(loaded, files, topk=args.topk, views=args.views)
     readable = set()
     # On a terminal the answers themselves show the progress.
     for answer in progress.bar(total, "image", iterable=answers, disable=sys.stdout.isatty()):
         readable.add("error" not in answer)
+        if (label := next(labels, None)) is not None and "error" not in answer:
+            matrix.add(label, [best["label"] for best in answer["predictions"]])
         if args.json:
             print(json.dumps(answer), flush=True)
         elif "error" in answer:
@@ -108,4 +121,8 @@ def main(args: argparse.Namespace) -> int:
             print(as_text(answer), flush=True)
     if readable == {False}:
         raise UserError("none of the images can be read")
+    if truth is not None:
+        print(json.dumps(matrix.summary()) if args.json else f"\n{matrix.as_text()}")
+    if args.confusion:
+        print(f"{args.confusion}, {matrix.write(args.confusion)}", file=sys.stderr)
     return 0

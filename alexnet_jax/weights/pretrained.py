@@ -54,31 +54,10 @@ class Pretrained:
 # --- reading ----------------------------------------------------------------------------------------------
 
 
-def load_pretrained(
-    path: str | os.PathLike[str], *, variant: str | None = None, partial: bool = False, mean: Any = None
-) -> tuple[AlexNet, dict[str, Any], Preprocess]:
-    """Loads a trained net: `(model, variables, preprocess)`.
-
-    `model.apply(variables, preprocess(image)[None])` returns logits.
-
-    Args:
-      path: torchvision's `.pth`, a `.safetensors` or `.npz` with the same names, Caffe's `.caffemodel`, the
-        workdir of a run, or `torchvision`, `caffe` or `caffenet` for the published weights.
-      variant: the net's variant, if the shapes of the weights do not determine it.
-      partial: allows missing layers, which are then absent from `variables`.
-      mean: the mean image of a Caffe net: a `.binaryproto` or RGB `[256, 256, 3]` in grey levels.
-
-    Raises:
-      UserError: the file is missing, damaged, from another net, or could run code.
-    """
-    loaded = read(path, variant=variant, partial=partial, mean=mean)
-    return loaded.model, loaded.variables, loaded.preprocess
-
-
 def read(
     path: str | os.PathLike[str], *, variant: str | None = None, partial: bool = False, mean: Any = None
 ) -> Pretrained:
-    """As `load_pretrained`, but also returns the names of the classes and of missing layers."""
+    """Loads a trained net; arguments and errors are those of `load_pretrained` in tools/net.py."""
     path = _locate(path)
     if path.is_dir():
         net = read_description(path)

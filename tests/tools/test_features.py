@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import alexnet_jax
 from alexnet_jax import __main__, create_model
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
@@ -97,7 +98,7 @@ def test_the_command_writes_the_net_s_activations(tmp_path, net, photos, capsys)
     assert os.listdir(tmp_path) == [out.name]
     files, points = features.load(out)
     assert files == sorted(str(p) for p in photos.rglob("*.png") if not p.name.startswith("."))
-    model, variables, preprocess = pretrained.load_pretrained(net)
+    model, variables, preprocess = alexnet_jax.load_pretrained(net)
     x = np.stack([preprocess(files[0]), preprocess(files[39])])
     _, seen = model.apply(variables, x, capture=("fc7",))
     np.testing.assert_allclose(points[[0, 39]], seen["fc7"], atol=1e-4, rtol=1e-4)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import alexnet_jax
 from alexnet_jax import __main__
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.tools import predict
@@ -20,7 +21,7 @@ from tests.tools.test_features import net, photos, run  # noqa: F401  (fixtures)
 
 
 def probabilities(path: pathlib.Path, name: str) -> np.ndarray:
-    model, variables, preprocess = pretrained.load_pretrained(path)
+    model, variables, preprocess = alexnet_jax.load_pretrained(path)
     return np.asarray(jax.nn.softmax(model.apply(variables, jnp.asarray(preprocess(name))[None])[0]))
 
 

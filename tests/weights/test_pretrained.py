@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from alexnet_jax import create_model
+from alexnet_jax import create_model, load_pretrained
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
 from alexnet_jax.weights import caffe_files, pretrained, torch_files
-from alexnet_jax.weights.pretrained import load_pretrained, save_pretrained
+from alexnet_jax.weights.pretrained import save_pretrained
 from tests import caffe, torch_pickle
 from tests.fixtures import seeded
 
@@ -93,14 +93,12 @@ def test_every_layer_agrees_with_caffe(tmp_path, order, v1, crop_size, head):
     assert loaded.model == create_model(variant, 7 if head else 1000)
     assert (loaded.preprocess.crop_size, loaded.preprocess.resize) == (crop_size, "squash")
     images = seeded.images(1, crop_size, seed=4, scale=50.0)
-    fresh = jax.jit(loaded.model.init)(jax.random.key(0), images)
-    variables = {"params": {**fresh["params"], **loaded.variables["params"]}}
     bgr = images[..., ::-1].transpose(0, 3, 1, 2)
     expected = caffe.forward(layers, bgr, order + head)
     ours = {name: name.replace("relu", "activation").replace("norm", "lrn") for name in expected}
     ours = {theirs: our for theirs, our in ours.items() if "drop" not in our}
     capture = tuple(ours.values())
-    _, seen = jax.jit(lambda v, x: loaded.model.apply(v, x, capture=capture))(variables, images)
+    _, seen = jax.jit(lambda v, x: loaded.model.apply(v, x, capture=capture))(loaded.variables, images)
     assert seen["pool1"].shape[1] == {227: 27, 231: 28}[crop_size]
     for theirs, our in ours.items():
         want = expected[theirs]

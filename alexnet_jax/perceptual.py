@@ -1,0 +1,116 @@
+"""LPIPS, the learned perceptual distance between images, on the five activations of torchvision's AlexNet.
+
+Zhang, Isola, Efros, Shechtman, Wang: "The Unreasonable Effectiveness of Deep Features as a Perceptual
+Metric" (CVPR 2018), as version 0.1 of their package `lpips` computes it with `net="alex"`.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alexnet_jax.common.errors import UserError, named
+from alexnet_jax.model import AlexNet
+from alexnet_jax.weights import pretrained, torch_files
+
+Array = jax.Array
+
+LINEAR = pathlib.Path(__file__).parent / "weights" / "lpips" / "alex.pth"  # 6 KB
+LAYERS = ("activation1", "activation2", "activation3", "activation4", "activation5")
+# From [-1, 1] to the input of torchvision's nets; the package rounds these numbers to three places.
+_SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+_SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+_EPSILON = 1e-10  # added to the length of an activation's channels
+
+
+class Perceptual(flax.struct.PyTreeNode):
+    """The distance between images: 0 for equal ones; about 1 for unlike ones. Smaller is more similar.
+
+    Images are float32 `[B, H, W, 3]`, RGB in [-1, 1], of any size from 31 x 31 pixels on. The functions are
+    compiled, and differentiable by `jax.grad` with respect to the images. They raise `UserError` for images
+    of other types or of unequal shapes.
+
+    Attributes:
+      params: the five convolutions.
+      linear: the weight of each channel, float32 `[C]` by layer, none below 0.
+      model: the net.
+    """
+
+    params: Any
+    linear: tuple[Array, ...]
+    model: AlexNet = flax.struct.field(pytree_node=False)
+
+    @jax.jit
+    def __call__(self, images: Array, others: Array) -> Array:
+        """The distance of each pair, float32 `[B]`: the sum of `by_layer`."""
+        return jnp.sum(self.by_layer(images, others), axis=-1)
+
+    @jax.jit
+    def by_layer(self, images: Array, others: Array) -> Array:
+        """The part of each layer in the distance, float32 `[B, 5]`."""
+        return jnp.stack([jnp.mean(x, axis=(1, 2)) for x in self._differences(images, others)], axis=-1)
+
+    @jax.jit
+    def maps(self, images: Array, others: Array) -> Array:
+        """Where the images differ, float32 `[B, H, W]`: the layers' maps, enlarged bilinearly and added."""
+        shape = jnp.shape(images)[:3]
+        maps = [jax.image.resize(x, shape, "bilinear") for x in self._differences(images, others)]
+        return jnp.sum(jnp.stack(maps), axis=0)
+
+    def _differences(self, images: Array, others: Array) -> list[Array]:
+        """By layer: the squared differences of unit vectors of channels, summed by weight, `[B, h, w]`."""
+        for name, x in (("images", images), ("others", others)):
+            fits = jnp.ndim(x) == 4 and x.shape[-1] == 3 and x.shape == images.shape
+            if not fits or not jnp.issubdtype(x.dtype, jnp.floating):
+                raise UserError(
+                    f"{name}: {x.dtype}{list(jnp.shape(x))}, but both must be floats [B, H, W, 3] in [-1, 1] "
+                    "of one shape; uint8 pixels become that by pixels / 127.5 - 1"
+                )
+        x = (jnp.concatenate([images, others]).astype(jnp.float32) - _SHIFT) / _SCALE
+        _, activations = self.model.apply({"params": self.params}, x, capture=LAYERS)
+        pairs = (jnp.split(_unit(activations[name]), 2) for name in LAYERS)
+        return [jnp.square(a - b) @ weight for (a, b), weight in zip(pairs, self.linear, strict=True)]
+
+
+def _unit(x: Array) -> Array:
+    """Divides the channels `[..., C]` at each place by their length; the gradient at 0 is finite."""
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    positive = squares > 0  # the derivative of the root is infinite at 0, where all ReLUs are off
+    return x / (jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 1.0) + _EPSILON)
+
+
+def load(
+    weights: str | os.PathLike[str] = "torchvision", linear: str | os.PathLike[str] = LINEAR
+) -> Perceptual:
+    """Loads the distance.
+
+    Args:
+      weights: torchvision's AlexNet, as `load_pretrained` reads it; the convolutions alone are enough.
+      linear: weights of the channels, a `.pth` file as the `lpips` package saves it; by default the published
+        ones of version 0.1, which are part of this package.
+
+    Raises:
+      UserError: a file is missing, damaged, or of another net.
+    """
+    loaded, path = pretrained.read(weights, partial=True), pathlib.Path(linear).expanduser()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a file like {LINEAR}")
+    with named(path):
+        saved = torch_files.read(path)
+    keys = [f"lin{i}.model.1.weight" for i in range(len(LAYERS))]
+    if missing := [key for key in keys if key not in saved]:
+        raise UserError(f"{path}: no {missing[0]} in it; give a file like {LINEAR}")
+    by_layer = tuple(jnp.asarray(saved[key], jnp.float32).reshape(-1) for key in keys)
+    ours, theirs = loaded.model.widths[:5], tuple(map(len, by_layer))
+    if ours != theirs:
+        raise UserError(
+            f"{loaded.path}: has {ours} filters, but {path} needs {theirs}; give torchvision's net"
+        )
+    params = {name: layer for name, layer in loaded.variables["params"].items() if name.startswith("conv")}
+    return Perceptual(
+        params, by_layer, loaded.model.clone(layer5="activation")
+    )  # pooling needs larger images
