@@ -56,6 +56,7 @@ class AugmentConfig:
     colour: Annotated[str, one_of("none", "paper", "original")]
     colour_until_epochs: Annotated[float | None, at_least(0)]  # when the colour shift ends; None for never
     mean: Annotated[str, one_of("image", "colour")]  # what is subtracted
+    mean_crop: Annotated[str, one_of("centre", "same")]  # of the mean image: its centre, or as the view
 
 
 @dataclasses.dataclass(frozen=True)

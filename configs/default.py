@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
         "colour": "original",  # section 4.1, as in the 2012 code
         "colour_until_epochs": placeholder(float),  # until the end
         "mean": "image",  # section 2
+        "mean_crop": "centre",  # as in the 2012 code; same: subtracted from the stored image, as in section 2
     }
     config.optimizer = {
         "learning_rate": 0.01,  # section 5

@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model.variant = "original"
 
+    config.augment.mean_crop = "centre"  # one fixed patch of the mean image for all crops and views
     config.augment.run_length = 32  # 32 consecutive images share a crop and a flip
     config.augment.colour = "original"
     config.augment.colour_until_epochs = 68.0

@@ -94,6 +94,7 @@ def test_the_paper_s_numbers_are_in_the_config_of_the_paper():
         ({"data.max_bad_fraction": 1.5}, "data.max_bad_fraction=1.5"),
         ({"augment.colour": "pca"}, "augment.colour='pca': choose one of none, paper, original"),
         ({"augment.mean": "pixel"}, "augment.mean='pixel'"),
+        ({"augment.mean_crop": "image"}, "augment.mean_crop='image': choose one of centre, same"),
         ({"augment.run_length": 0}, "augment.run_length=0"),
         ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate=nan: must be finite"),
         ({"optimizer.learning_rate": -0.1}, "optimizer.learning_rate=-0.1"),

@@ -23,6 +23,7 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import sources
 from alexnet_jax.data.batches import on_device
 from alexnet_jax.data.preprocess import Preprocess
+from alexnet_jax.data.statistics import ILSVRC
 from alexnet_jax.run import checkpoint, inputs, logs
 from alexnet_jax.run import meter as meter_module
 from alexnet_jax.run.record import Record
@@ -451,6 +452,27 @@ def test_colour_noise_ends_at_its_epoch(tiny):
     before, after = (view(images, jax.random.key(0), jnp.arange(8), step=step) for step in (until - 1, until))
     assert np.abs(np.asarray(before) - 100).max() > 1
     np.testing.assert_array_equal(after, 100)
+
+
+@pytest.mark.parametrize("mean_crop", ["centre", "same"])
+def test_a_run_cuts_its_mean_image_by_the_config(tiny, mean_crop):
+    """From the key to the training view and to the net's own preprocessing, which a test uses."""
+    config = tiny(**{"augment.mean_crop": mean_crop, "augment.colour": "none"})
+    side, size = config.data.resize_size, config.data.image_size
+    image = np.random.default_rng(0).uniform(90, 130, (side, side, 3)).astype(np.float32)
+    config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, mean="image"))
+    statistics = dataclasses.replace(ILSVRC, mean_image=image)
+    preprocess = inputs.new_preprocess(config, statistics)
+    view = inputs.training_view(config.augment, preprocess, statistics, lambda epochs: 0)
+    black = jnp.zeros((64, side, side, 3), jnp.uint8)
+    start = (side - size) // 2
+    centre = -image[start : start + size, start : start + size]
+    for views in (
+        view(black, jax.random.key(0), jnp.arange(64), step=0),
+        preprocess.ten_views(black[:1])[:, 0],
+    ):
+        is_centre = np.all(np.asarray(views) == centre, axis=(1, 2, 3))
+        assert np.all(is_centre) if mean_crop == "centre" else np.mean(is_centre) < 0.5
 
 
 def test_state_is_donated(tiny, tmp_path):
