@@ -6,10 +6,13 @@ keys and impossible values are errors. Each section is read by the module that o
 
 import copy
 import dataclasses
+import fnmatch
+import itertools
 import json
 import math
 import pathlib
 import typing
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import ml_collections
@@ -25,7 +28,7 @@ MAX_STEPS = 2**31 - 1  # steps are counted in an int32
 
 RATE_CHANGES = Bound(
     lambda changes: all(0 <= epoch <= MAX_EPOCHS and rate >= 0 for _, epoch, rate in changes),
-    "each must be (layer, from this epoch on, rate), as ('conv1', 68.0, 1e-5)",
+    "each must be (name, from this epoch on, rate), as ('conv1', 68.0, 1e-5)",
 )
 
 # Keys that may change on resume: they set duration, place and frequency, not the result (up to rounding).
@@ -73,7 +76,8 @@ class OptimizerConfig:
     drop_epochs: Annotated[tuple[float, ...], each(0, MAX_EPOCHS)]  # when the rate drops (epochs)
     patience_evals: Annotated[int, at_least(1)]  # evaluations without a new best before a drop (plateau)
     max_drops: Annotated[int, at_least(0)]  # after these, training ends instead of a drop (plateau)
-    layer_rates: Annotated[tuple[tuple[str, float, float], ...], RATE_CHANGES]  # rates of single layers
+    # Rates of single parameters, the latest holds: a layer, one of its two as conv1.kernel, or all as *.bias.
+    layer_rates: Annotated[tuple[tuple[str, float, float], ...], RATE_CHANGES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +210,15 @@ def build_model(config: Config, num_classes: int) -> model.AlexNet:
     return variants.create_model(config.model["variant"], num_classes, **switches)
 
 
+def events_of(events: Iterable[tuple[str, Any, float]], layer: str, kind: str) -> list[tuple[Any, float]]:
+    """`(when, rate)` of those `(name, when, rate)` whose name means the `kernel` or `bias` of a layer.
+
+    Names are those of `optimizer.layer_rates`.
+    """
+    names = layer, f"{layer}.{kind}"
+    return [(when, rate) for pattern, when, rate in events if fnmatch.filter(names, pattern)]
+
+
 def differences(old: Config, new: Config, *, ignore_free: bool = True) -> list[str]:
     """Lines `key: old -> new` for each key that differs; by default without the keys that may change."""
     before, after = dataclasses.asdict(old), dataclasses.asdict(new)
@@ -275,8 +288,10 @@ def _check_together(config: Config) -> None:
     net = build_model(config, num_classes=2)
     left_out = {*net.removed_layers, *(() if net.conv6 else ("conv6",))}
     layers = [layer for layer in model.LAYERS if layer not in left_out]
-    if any(layer not in layers for layer, _, _ in rates):
-        raise UserError(f"optimizer.layer_rates={rates!r}: the layers are {', '.join(layers)}")
+    for event in rates:
+        if not any(events_of([event], *own) for own in itertools.product(layers, ("kernel", "bias"))):
+            remedy = f"the layers are {', '.join(layers)}, each with a kernel and a bias, as in conv1.bias"
+            raise UserError(f"optimizer.layer_rates={rates!r}: no parameter is named {event[0]!r}; {remedy}")
     for name in ("total", "eval_every", "save_every"):
         pair = f"run.{name}_steps and run.{name}_epochs"
         missing = [getattr(run, f"{name}_{unit}") is None for unit in ("steps", "epochs")].count(True)

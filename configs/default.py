@@ -55,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
         "drop_epochs": (4.0,),  # there is only time for one drop
         "patience_evals": 3,
         "max_drops": 3,  # section 5: "reduced three times prior to termination"
-        "layer_rates": (),  # as (("conv1", 68.0, 0.00001),): conv1's own rate from epoch 68 on
+        "layer_rates": (),  # as (("conv1.kernel", 68.0, 0.00001),): the rate of conv1's weights from then on
     }
     config.mesh = {
         "data": -1,  # all devices split the batch

@@ -100,7 +100,12 @@ def test_the_paper_s_numbers_are_in_the_config_of_the_paper():
         ({"optimizer.learning_rate": -0.1}, "optimizer.learning_rate=-0.1"),
         ({"optimizer.momentum": 1.0}, "optimizer.momentum=1.0"),
         ({"optimizer.schedule": "cosine"}, "optimizer.schedule='cosine'"),
-        ({"optimizer.layer_rates": (("conv9", 0.0, 0.0),)}, "optimizer.layer_rates"),
+        (
+            {"optimizer.layer_rates": (("conv9", 0.0, 0.0),)},
+            "no parameter is named 'conv9'; the layers are conv1,",
+        ),
+        ({"optimizer.layer_rates": (("conv1.weights", 0.0, 0.0),)}, "each with a kernel and a bias, as in"),
+        ({"optimizer.layer_rates": (("bias", 0.0, 0.0),)}, "no parameter is named 'bias'"),
         ({"optimizer.layer_rates": (("conv6", 0.0, 0.0),)}, "optimizer.layer_rates=(('conv6', 0.0, 0.0),)"),
         ({"optimizer.layer_rates": (("conv1", 0.0),)}, "optimizer.layer_rates[0]=('conv1', 0.0): must be a"),
         (

@@ -401,46 +401,6 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(tiny, tmp_pa
         training.train(tiny(**{"mesh.data": 1, "run.seed": 1, "optimizer.momentum": 0.8}), tmp_path)
 
 
-def test_the_2012_schedule_by_epoch(tiny):
-    """Run 145's rates at each epoch of its notes, through the config, for weights, biases and conv1."""
-    from configs import original
-
-    config = configs.resolve(original.get_config())
-    examples = 1_261_406  # ILSVRC-2010
-    per_epoch = examples / config.data.batch_size
-    made = optimizers.make_rates(config.optimizer, lambda epoch: configs.steps_of(epoch, examples, 128))
-    optimizer = optimizers.make(config.optimizer, made)
-    params = {name: {"kernel": jnp.zeros(()), "bias": jnp.zeros(())} for name in ("conv1", "conv2")}
-    ones = jax.tree.map(jnp.ones_like, params)
-
-    def rates(epoch):
-        step = jnp.int32(np.ceil(epoch * per_epoch))
-        updates, _ = optimizer.update(ones, optimizer.init(params), params, step=step, drops=jnp.int32(0))
-        return [
-            -float(updates[layer][kind])
-            for layer, kind in (
-                ("conv2", "kernel"),
-                ("conv2", "bias"),
-                ("conv1", "kernel"),
-                ("conv1", "bias"),
-            )
-        ]
-
-    table = {
-        0: (0.01, 0.02, 0.01, 0.02),
-        22.9: (0.01, 0.02, 0.01, 0.02),
-        23: (0.001, 0.02, 0.001, 0.02),
-        51: (0.0001, 0.02, 0.0001, 0.02),
-        67.9: (0.0001, 0.02, 0.0001, 0.02),
-        68: (0.0001, 0.02, 0.00001, 0.00001),
-        72: (0.0001, 0.02, 0.0, 0.0),
-        78: (0.00001, 0.02, 0.0, 0.0),
-        92.9: (0.00001, 0.02, 0.0, 0.0),
-    }  # fmt: skip
-    for epoch, expected in table.items():
-        np.testing.assert_allclose(rates(epoch), expected, rtol=1e-5, err_msg=f"epoch {epoch}")
-
-
 def test_colour_noise_ends_at_its_epoch(tiny):
     config = tiny(**{"augment.colour_until_epochs": 1.0, "augment.crop": False, "augment.mirror": False})
     source = sources.open_configured(config.data, "train")

@@ -102,8 +102,8 @@ class Preprocess:
 
     def ten_views(self, stored: Any) -> jax.Array:
         """The ten views of section 4.1, normalised: float32 `[10, B, crop_size, crop_size, 3]`."""
-        how = {"size": self.crop_size, "mean_crop": self.mean_crop}
-        return augment.ten_views(jnp.asarray(stored), **how, **self._normalisation())
+        images, normalisation = jnp.asarray(stored), self._normalisation()
+        return augment.ten_views(images, size=self.crop_size, mean_crop=self.mean_crop, **normalisation)
 
     def _normalisation(self) -> dict[str, jax.Array]:
         return {"mean": jnp.asarray(self.mean), "std": jnp.asarray(self.std)}

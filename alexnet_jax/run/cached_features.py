@@ -27,10 +27,8 @@ _BATCH_SIZES = (32,)
 def is_frozen(config: configs.Config) -> bool:
     """Whether pool5 is constant: all convolutions frozen and no augmentation."""
     rates = config.optimizer.layer_rates
-    frozen = all(
-        (name, 0.0, 0.0) in rates and not any(rate for layer, _, rate in rates if layer == name)
-        for name in CONVOLUTIONS
-    )
+    own = [configs.events_of(rates, name, kind) for name in CONVOLUTIONS for kind in ("kernel", "bias")]
+    frozen = all((0.0, 0.0) in events and not any(rate for _, rate in events) for events in own)
     augment = config.augment
     unchanged = not augment.crop and not augment.mirror and augment.colour == "none"
     return frozen and unchanged and jax.process_count() == 1

@@ -76,6 +76,9 @@ def test_cached_features_are_computed_once_and_train_the_same(finetune, tmp_path
         assert not cached_features.is_frozen(finetune(**{key: True}))
     assert not cached_features.is_frozen(finetune(**{"augment.colour": "paper"}))
     assert not cached_features.is_frozen(finetune(**{"optimizer.layer_rates": FROZEN[1:]}))
+    kernel, bias = ("conv1.kernel", 0.0, 0.0), ("*.bias", 0.0, 0.0)
+    assert not cached_features.is_frozen(finetune(**{"optimizer.layer_rates": (*FROZEN[1:], kernel)}))
+    assert cached_features.is_frozen(finetune(**{"optimizer.layer_rates": (*FROZEN[1:], kernel, bias)}))
     assert not cached_features.is_frozen(
         finetune(**{"optimizer.layer_rates": (*FROZEN, ("conv1", 3.0, 0.1))})
     )
