@@ -66,6 +66,7 @@ class AlexNet(nn.Module):
     lrn_size: Annotated[int, above(0), _ODD] = 5  # channels
     lrn_across_columns: bool = False  # sums over all columns' channels (Caffe), not just its own
     overlapping_pooling: bool = True  # 3 x 3 windows at stride 2 (3.4); False: 2 x 2, run 147's paddings
+    pool_ties: Annotated[str, one_of("first", "all")] = "first"  # equal maxima that get a window's gradient
     padding: Annotated[tuple[int, ...], _FIVE] = (0, 2, 1, 1, 1)  # of conv1 to conv5
     # Of output sizes: 2012, up; caffe, up for pooling only; torch, down.
     rounding: Annotated[str, one_of("2012", "caffe", "torch")] = "2012"
@@ -231,7 +232,8 @@ class AlexNet(nn.Module):
             return [ACTIVATIONS[self.activation](x) for x in xs]
         if op == "pool":
             window = 3 if self.overlapping_pooling else 2
-            return [layers.max_pool(x, window, 2, self.rounding != "torch", name) for x in xs]
+            how = {"ceil": self.rounding != "torch", "name": name, "ties": self.pool_ties}
+            return [layers.max_pool(x, window, 2, **how) for x in xs]
         if not self.norm:
             return xs
         if op == "map_norm":  # layers-145.cfg: scale 0.001 over the 25 places of the window, power 0.75
