@@ -42,6 +42,7 @@ class DataConfig:
     source: str  # embedded, tfds:<name>, folder:<path>, kaggle:<path>, tars:<path>, prepared:<path>
     data_dir: Annotated[str | None, FREE]  # where TFDS looks; None for its default
     num_classes: Annotated[int | None, at_least(1)]  # checked against the source; None accepts any
+    order: Annotated[str, one_of("shuffled", "fixed")]  # of each epoch: its own, or the first one's
     batch_size: Annotated[int, at_least(1)]  # images a step, over all devices
     micro_batches: Annotated[int, at_least(1), FREE]  # parts of a batch computed in turn, to save memory
     resize_size: Annotated[int, at_most(4096)]  # pixels: side of the stored squares; at 4096 one takes 50 MB

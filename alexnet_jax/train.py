@@ -113,10 +113,11 @@ def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Ba
     if cached_features.is_frozen(run.config):
         path = run.workdir / cached_features.file_name(data.source, run.model, params, run.preprocess)
         records = cached_features.pooled_maps(path, run.model, params, run.preprocess, run.source)
-        return cached_features.batches(records, data.batch_size, seed, start_step)
+        return cached_features.batches(records, data.batch_size, seed, data.order, start_step)
     host, hosts = process_slice(run.mesh)
-    share = {"batch_size": data.batch_size, "host_index": host, "host_count": hosts, "seed": seed}
-    return pipeline.train_batches(run.source, resize_size=data.resize_size, start_step=start_step, **share)
+    which = {"start_step": start_step, "host_index": host, "host_count": hosts, "seed": seed}
+    sizes = {"batch_size": data.batch_size, "resize_size": data.resize_size}
+    return pipeline.train_batches(run.source, order=data.order, **which, **sizes)
 
 
 @dataclasses.dataclass

@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
         "source": "embedded",
         "data_dir": placeholder(str),  # ~/tensorflow_datasets
         "num_classes": placeholder(int),  # the source's
+        "order": "shuffled",  # the paper does not say; fixed: the same each epoch, as in the 2012 code
         "batch_size": 64,  # the paper's 128 would leave too few steps for so few images
         "micro_batches": 1,
         "resize_size": 73,  # 256 for crops of 224 in the paper

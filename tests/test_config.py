@@ -89,6 +89,7 @@ def test_the_paper_s_numbers_are_in_the_config_of_the_paper():
         ({"data.batch_size": 8.0}, "data.batch_size=8.0: must be a whole number"),
         ({"data.batch_size": True}, "data.batch_size=True: must be a whole number"),
         ({"data.batch_size": 0}, "data.batch_size=0: must be 1 or more"),
+        ({"data.order": "sorted"}, "data.order='sorted': choose one of shuffled, fixed"),
         ({"data.resize_size": 63}, "data.resize_size=63: must be at least data.image_size=64"),
         ({"data.resize_size": 60_000}, "data.resize_size=60000: must be at most 4,096"),
         ({"data.max_bad_fraction": 1.5}, "data.max_bad_fraction=1.5"),

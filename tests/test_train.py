@@ -24,7 +24,7 @@ from alexnet_jax.data import sources
 from alexnet_jax.data.batches import on_device
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.statistics import ILSVRC
-from alexnet_jax.run import checkpoint, inputs, logs
+from alexnet_jax.run import cached_features, checkpoint, inputs, logs
 from alexnet_jax.run import meter as meter_module
 from alexnet_jax.run.record import Record
 from configs import default
@@ -433,6 +433,20 @@ def test_a_run_cuts_its_mean_image_by_the_config(tiny, mean_crop):
     ):
         is_centre = np.all(np.asarray(views) == centre, axis=(1, 2, 3))
         assert np.all(is_centre) if mean_crop == "centre" else np.mean(is_centre) < 0.5
+
+
+def test_a_run_reads_in_the_order_of_its_config(tiny, tmp_path):
+    """Two epochs of 60 images: the same order twice, or another."""
+    for order in ("fixed", "shuffled"):
+        run = training.build(tiny(**{"data.order": order, "data.batch_size": 20, "mesh.data": 1}), tmp_path)
+        records = np.zeros(60, [("image", "<f4"), ("label", "<i4"), ("weight", "<f4")])
+        for batches in (
+            training.open_batches(run, None, 0),
+            cached_features.batches(records, 20, run.config.run.seed, order, 0),
+        ):
+            first, second = ([index for _ in range(3) for index in next(batches)["index"]] for _ in range(2))
+            assert sorted(first) == sorted(second) == list(range(60))
+            assert (first == second) == (order == "fixed")
 
 
 def test_state_is_donated(tiny, tmp_path):

@@ -54,10 +54,14 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def batch_indices(step: int, num_examples: int, batch_size: int, seed: int) -> np.ndarray:
+def batch_indices(
+    step: int, num_examples: int, batch_size: int, seed: int, order: str = "shuffled"
+) -> np.ndarray:
     """The examples in the global batch of step s: int64 `[B]`; B may exceed the number of examples.
 
-    These are positions `[s*B, (s+1)*B)` of the infinite concatenation of shuffled epochs.
+    These are positions `[s*B, (s+1)*B)` of the infinite concatenation of epochs, each `shuffled` anew, or all
+    in the order of the first (`fixed`): 2012 read files of 1,024 images in the same order each epoch
+    (cuda-convnet's data.py:86-93), but began each epoch with a full batch instead of going on in one.
     """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, within_epoch = np.divmod(positions, num_examples)
@@ -65,8 +69,8 @@ def batch_indices(step: int, num_examples: int, batch_size: int, seed: int) -> n
     for epoch in np.unique(epochs):
         here = epochs == epoch
         with _order_lock:
-            order = epoch_order(num_examples, seed, int(epoch))
-        indices[here] = order[within_epoch[here]]
+            examples = epoch_order(num_examples, seed, 0 if order == "fixed" else int(epoch))
+        indices[here] = examples[within_epoch[here]]
     return indices
 
 
@@ -76,6 +80,7 @@ def train_batches(
     batch_size: int,
     resize_size: int,
     seed: int,
+    order: str = "shuffled",
     start_step: int = 0,
     host_index: int = 0,
     host_count: int = 1,
@@ -87,6 +92,7 @@ def train_batches(
       batch_size: B over all hosts; this host's slice has b = B / host_count.
       resize_size: S, side of the images' central squares in pixels.
       seed: determines the order.
+      order: `shuffled` or `fixed`, as in `batch_indices`.
       start_step: the step of the first batch; any step costs the same.
       host_index: h of the slice `[h*b, (h+1)*b)`.
       host_count: H; divides B.
@@ -102,7 +108,7 @@ def train_batches(
     per_host = _per_host(batch_size, host_count)
 
     def indices(step: int) -> np.ndarray:
-        global_batch = batch_indices(step, len(source), batch_size, seed)
+        global_batch = batch_indices(step, len(source), batch_size, seed, order)
         return global_batch[host_index * per_host : (host_index + 1) * per_host]
 
     return _opened(_batches(source, indices, range(start_step, _NO_END), per_host, resize_size))

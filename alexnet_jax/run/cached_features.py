@@ -94,9 +94,11 @@ def _compute(path: pathlib.Path, model: AlexNet, params: Any, preprocess: Prepro
     records.flush()
 
 
-def batches(records: np.ndarray, batch_size: int, seed: int, start_step: int) -> Iterator[pipeline.Batch]:
+def batches(
+    records: np.ndarray, batch_size: int, seed: int, order: str, start_step: int
+) -> Iterator[pipeline.Batch]:
     """The batches of `pipeline.train_batches`, with pool5 instead of images."""
     for step in itertools.count(start_step):
-        index = pipeline.batch_indices(step, len(records), batch_size, seed)
+        index = pipeline.batch_indices(step, len(records), batch_size, seed, order)
         own = records[index]
         yield {"image": own["image"], "label": own["label"], "weight": own["weight"], "index": index}
