@@ -64,7 +64,9 @@ class AlexNet(nn.Module):
     lrn_alpha: Annotated[float, at_least(0)] = 1e-4  # multiplies each term of the sum
     lrn_beta: Annotated[float, _POWER] = 0.75
     lrn_size: Annotated[int, above(0), _ODD] = 5  # channels
-    lrn_across_columns: bool = False  # sums over all columns' channels (Caffe), not just its own
+    # True: over all kernels of the layer, section 3.3's N, as in Caffe; columns then exchange their maps.
+    # False: over a column's own, as in Figure 2 and in 2012; four channels of each layer differ.
+    lrn_across_columns: bool = False
     overlapping_pooling: bool = True  # 3 x 3 windows at stride 2 (3.4); False: 2 x 2, run 147's paddings
     pool_ties: Annotated[str, one_of("first", "all")] = "first"  # equal maxima that get a window's gradient
     padding: Annotated[tuple[int, ...], _FIVE] = (0, 2, 1, 1, 1)  # of conv1 to conv5

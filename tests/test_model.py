@@ -496,6 +496,26 @@ def test_norm_within_or_across_columns_with_other_constants(across):
     assert relative_error(seen["lrn1"], both if across else own) < 1e-5
 
 
+@pytest.mark.parametrize(("variant", "first"), [("paper", "activation1"), ("original", "conv1")])
+def test_the_norm_s_window_at_the_seam_between_columns(variant, first):
+    """Section 3.3's N is all 96 or 256 kernels; Figure 2 has no connection there, nor has layers-145.cfg
+    (channels=48). Both variants follow Figure 2, `lrn_across_columns` the formula: four channels differ."""
+    assert not create_model(variant).lrn_across_columns
+    for layer, before, seam in ((1, first, 48), (2, "activation2", 128)):
+        seen = {}
+        for across in (False, True):
+            model = create_model(variant, 10, fc_widths=(24, 20), lrn_across_columns=across)
+            params = random_params(model, 67)
+            _, seen[across] = outputs_of(model, params, random_images(1, 67), (before, f"lrn{layer}"))
+        constants = {name: getattr(model, f"lrn_{name}") for name in ("k", "alpha", "beta", "size")}
+        norm = functools.partial(reference.local_response_norm, **constants)
+        own, both = by_column(norm, seen[False][before]), norm(seen[True][before])
+        assert relative_error(seen[False][f"lrn{layer}"], own) < 1e-5
+        assert relative_error(seen[True][f"lrn{layer}"], both) < 1e-5
+        differ = np.any(own != norm(seen[False][before]), axis=(0, 1, 2))
+        assert np.flatnonzero(differ).tolist() == [seam - 2, seam - 1, seam, seam + 1]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_constants_of_the_norm(variant):
     constants = {
