@@ -71,14 +71,8 @@ class Rates:
         return piecewise(group, configs.events_of(self.events, layer, kind))
 
 
-def _layer_and_kind(path: Any) -> tuple[str, str]:
-    """A parameter's layer and its kind, `kernel` or `bias`, from its path in the tree."""
-    layer, kind = (part.key for part in path[-2:])
-    return layer, kind
-
-
 def _is_weight(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: _layer_and_kind(path)[1] != "bias", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "bias", params)
 
 
 def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransformationExtraArgs:
@@ -95,7 +89,8 @@ def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransforma
         del params
 
         def rate_of(path: Any, gradient: Array) -> Array:
-            return rates.of(*_layer_and_kind(path))(step, drops).astype(gradient.dtype)
+            layer, kind = (part.key for part in path[-2:])
+            return rates.of(layer, kind)(step, drops).astype(gradient.dtype)
 
         def move(rate: Array, gradient: Array, v: Array) -> Array:
             return jnp.where(rate > 0, momentum * v - rate * gradient, v)
@@ -104,9 +99,7 @@ def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransforma
         trace = jax.tree.map(move, now, updates, state.trace)
         return jax.tree.map(lambda rate, v: jnp.where(rate > 0, v, 0), now, trace), optax.TraceState(trace)
 
-    def init(params: Any) -> optax.TraceState:
-        return optax.TraceState(trace=jax.tree.map(jnp.zeros_like, params))
-
+    init = optax.trace(momentum).init  # v is 0
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore  (it takes more than optax says)
 
 

@@ -41,8 +41,8 @@ PAPER = (
     *("model", "variants", "layers", "columns", "augment"),
     *("optimizer", "steps", "evaluate", "train", "config"),
 )
-MOST_PAPER_LINES = 2050  # only ever lower this
-MOST_PACKAGE_LINES = 9805  # to become 8,000; only ever lower this
+MOST_PAPER_LINES = 2045  # only ever lower this
+MOST_PACKAGE_LINES = 9795  # to become 8,000; only ever lower this
 
 
 def modules() -> dict[str, pathlib.Path]:
