@@ -32,6 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
         ("fc8.kernel", 9.0, 0.001),
         ("fc8.kernel", 22.0, 0.0001),
         ("fc8.kernel", 42.0, 0.00001),
+        ("conv6.bias", 0.0, 0.022),  # as the file says, perhaps a slip
     )
 
     config.init.path = "runs/cnn_star_fall2011"

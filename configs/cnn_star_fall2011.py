@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.colour_until_epochs = None
 
     config.optimizer.drop_epochs = (6.0,)
-    config.optimizer.layer_rates = ()
+    config.optimizer.layer_rates = (("conv6.bias", 0.0, 0.002),)
 
     config.run.total_epochs = 7.81
     config.run.eval_every_epochs = 1.0

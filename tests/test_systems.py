@@ -66,6 +66,9 @@ SYSTEMS = {
     "run170": PAPER,
     "cnn_star": STAR,
     "cnn_star_fall2011": [*STAR[:-1], (21841, 1, 4096)],
+    "cnn_star_2009": STAR,
+    "cnn_star_fall2009": [*STAR[:-1], (10184, 1, 4096)],
+    "fall2009": [*STAR[:-1], (10184, 1, 4096)],
 }
 
 
@@ -103,7 +106,7 @@ def narrowed(config, images):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_parameters_by_the_layer_file(name):
     config = config_of(name)
-    classes = 21841 if name == "cnn_star_fall2011" else 1000
+    classes = config.data.num_classes or 1000
     table = summary.summarise(configs.build_model(config, classes), config.data.image_size)
     counted = [layer["parameters"] for layer in table["layers"]]
     assert counted == [filters * (window**2 * seen + 1) for filters, window, seen in SYSTEMS[name]]
@@ -226,6 +229,26 @@ SCHEDULES = {
     },
 }
 SCHEDULES["run167"] = SCHEDULES["run166"]
+SCHEDULES["cnn_star_2009"] = {
+    2.99: (0.001, 0.02, 0.0001, 0.02),
+    3: (0.001, 0.02, 0.00001, 0.02),
+    4: (0.001, 0.02, 0.0, 0.0),
+    22: (0.0001, 0.02, 0.0, 0.0),
+    42: LATE,
+    51.99: LATE,
+}
+SCHEDULES["cnn_star_fall2009"] = {  # a tenth for the old convolutions, which the later drop does not touch
+    0: (0.001, 0.02, 0.001, 0.02),
+    5.7: (0.001, 0.02, 0.001, 0.02),
+}
+SCHEDULES["fall2009"] = {  # conv1 and conv2 slow down together
+    5.58: (0.01, 0.02, 0.01, 0.02),
+    5.6: (0.001, 0.02, 0.001, 0.02),
+    12.77: (0.0001, 0.02, 0.0001, 0.02),
+    17.55: (0.00001, 0.02, 0.00001, 0.02),
+    20.45: (0.0, 0.0, 0.0, 0.0),
+    27.7: (0.0, 0.0, 0.0, 0.0),
+}
 HEAD = {0: 0.001, 0.2397: 0.001, 0.2401: 0.01, 9: 0.001, 22: 0.0001, 42: 0.00001, 53.99: 0.00001}  # of CNN*
 
 
@@ -252,6 +275,24 @@ def test_rates_by_the_notes(name):
         assert rates == pytest.approx(SCHEDULES[name][epoch], rel=1e-5), epoch
 
 
+def test_rates_of_cnn_star_s_other_layers():
+    """Where they are not conv2's: conv6's biases, by the files, and all but conv1 to conv5 on Fall 2009."""
+    for name, rate in {
+        "cnn_star_fall2011": 0.002,
+        "cnn_star_fall2009": 0.002,
+        "cnn_star_2009": 0.002,
+    }.items():
+        for found in rates_by_epoch(name, (0, 1, 5), [("conv6", "bias"), ("fc6", "bias")]).values():
+            assert found == pytest.approx((rate, 0.02))
+    expected = {0: 0.01, 1.17: 0.01, 1.19: 0.001, 5.7: 0.001}
+    layers = [("conv6", "kernel"), ("fc6", "kernel"), ("fc8", "kernel")]
+    for epoch, found in rates_by_epoch("cnn_star_fall2009", expected, layers).items():
+        assert found == pytest.approx([expected[epoch]] * 3), epoch
+    later = {24.83: 0.0001, 24.85: 0.00001}
+    for epoch, (rate,) in rates_by_epoch("fall2009", later, [("conv3", "kernel")]).items():
+        assert rate == pytest.approx(later[epoch]), epoch
+
+
 def test_rates_of_cnn_star_s_new_fc8():
     """300 files of 1,024 images are 0.2398 epochs; its biases have the others' rate."""
     for epoch, rates in rates_by_epoch("cnn_star", HEAD, [("fc8", "kernel"), ("fc8", "bias")]).items():
@@ -272,6 +313,9 @@ def test_lengths_and_the_end_of_the_colour_noise():
         "run170": (68, 95),
         "cnn_star": (38, 54),
         "cnn_star_fall2011": (None, pytest.approx(7 + 11295 / 13864, abs=0.01)),
+        "cnn_star_2009": (38, 52),
+        "cnn_star_fall2009": (None, pytest.approx(5 + 6491 / 8800, abs=0.01)),
+        "fall2009": (pytest.approx(17 + 2396 / 4400, abs=0.01), pytest.approx(27 + 3271 / 4400, abs=0.01)),
     }
     found = {name: config_of(name) for name in expected}
     assert expected == {
