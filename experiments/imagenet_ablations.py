@@ -25,6 +25,7 @@ ROWS = {
     "no colour noise": {"augment.colour": "none"},
     "no mirror": {"augment.mirror": False},
     "no crops": {"augment.crop": False},
+    "no crops, no mirror": {"augment.crop": False, "augment.mirror": False},
     **{f"without {name}": {"model.removed_layers": (name,)} for name in ("conv2", "conv3", "conv4", "conv5")},
     "without fc6": {"model.removed_layers": ("fc6",)},
     "without fc7": {"model.removed_layers": ("fc7",)},
