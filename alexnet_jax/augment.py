@@ -45,6 +45,26 @@ def _crop_and_mirror(image: Array, offset: Array, flip: Array, size: int) -> Arr
     return jnp.where(flip, patch[:, ::-1, :], patch)
 
 
+def _centre(images: Array, size: int) -> Array:
+    """The central patches `[..., size, size, 3]` of `images` `[..., S, S, 3]`."""
+    start = (images.shape[-2] - size) // 2
+    return images[..., start : start + size, start : start + size, :]
+
+
+def _mean_of_views(mean: Array, size: int, mean_crop: str, cut: Callable[[Array], Array]) -> Array:
+    """What to subtract from views of `size` x `size`: one colour, one patch for all, or a patch for each.
+
+    Args:
+      mean: `[3]`, or a mean image `[S, S, 3]`.
+      mean_crop: for a mean image. `centre`: its central patch, never mirrored, from every view, as in the
+        2012 code (convdata_jpeg.py:95, 201-211). `same`: `cut(mean)`, cropped and mirrored like the view, as
+        if subtracted from the stored image (section 2), and as in Caffe (data_transformer.cpp:98-115).
+    """
+    if mean.ndim == 1:
+        return mean
+    return _centre(mean, size) if mean_crop == "centre" else cut(mean)
+
+
 def colour_shift(
     key: Array, example_ids: Array, sqrt_eigenvalues: Array, eigenvectors: Array, *, formula: str
 ) -> Array:
@@ -72,9 +92,10 @@ class Augment:
       config: the config's section. With `colour="original"` the image is also divided by 1.1 in training, as
         in the 2012 code, "so that the scale stays as at test time".
       size: side of the crops in pixels.
-      mean: `[S, S, 3]` mean image, cropped and mirrored like the image, or `[3]` mean colour; grey levels.
+      mean: `[S, S, 3]` mean image or `[3]` mean colour; grey levels.
       sqrt_eigenvalues, eigenvectors: principal components of the colours, as in `colour_shift`.
       std: `[3]`, divides the result; 1 in the paper.
+      mean_crop: `centre` or `same`, as in `_mean_of_views`.
       colour_until_step: the colour shift ends at this step (2012: epoch 68); None for never.
     """
 
@@ -84,6 +105,7 @@ class Augment:
     sqrt_eigenvalues: Array
     eigenvectors: Array
     std: Array | float = 1.0
+    mean_crop: str = "same"
     colour_until_step: int | None = None
 
     def __call__(self, images: Array, key: Array, example_ids: Array, step: Array) -> Array:
@@ -99,9 +121,9 @@ class Augment:
         crop, mirror = self.config.crop, self.config.mirror
         offsets, flips = random_views(view_key, runs, margin, crop=crop, mirror=mirror)
         view = functools.partial(_crop_and_mirror, size=self.size)
+        cut_mean = functools.partial(jax.vmap(view, in_axes=(None,)), offset=offsets, flip=flips)
         x = jax.vmap(view)(images, offsets, flips).astype(jnp.float32)
-        mean = self.mean
-        x -= jax.vmap(view, in_axes=(None, 0, 0))(mean, offsets, flips) if mean.ndim == 3 else mean
+        x -= _mean_of_views(self.mean, self.size, self.mean_crop, cut_mean)
         formula = self.config.colour
         if formula == "none":
             return x / self.std
@@ -117,18 +139,23 @@ class Augment:
 
 def centre_view(images: Array, *, mean: Array, std: Array | float = 1.0, size: int) -> Array:
     """The central patch, (x - mean) / std: `[B, S, S, 3]` uint8 to `[B, size, size, 3]` float32."""
-    x = (images.astype(jnp.float32) - mean) / std
-    start = (images.shape[1] - size) // 2
-    return x[:, start : start + size, start : start + size, :]
+    x = _centre(images, size).astype(jnp.float32)
+    return (x - (_centre(mean, size) if mean.ndim == 3 else mean)) / std
 
 
-def ten_views(images: Array, *, mean: Array, std: Array | float = 1.0, size: int) -> Array:
+def ten_views(
+    images: Array, *, mean: Array, std: Array | float = 1.0, size: int, mean_crop: str = "same"
+) -> Array:
     """The four corner patches and the central one, then their mirrors (section 4.1).
 
-    `[B, S, S, 3]` uint8 to `[10, B, size, size, 3]` float32.
+    `[B, S, S, 3]` uint8 to `[10, B, size, size, 3]` float32; `mean_crop` as in `_mean_of_views`.
     """
-    x = (images.astype(jnp.float32) - mean) / std
     margin = images.shape[1] - size
     corners = [(0, 0), (0, margin), (margin, 0), (margin, margin), (margin // 2, margin // 2)]
-    views = jnp.stack([x[:, top : top + size, left : left + size, :] for top, left in corners])
-    return jnp.concatenate([views, views[:, :, :, ::-1, :]])
+
+    def cut(images: Array) -> Array:
+        views = jnp.stack([images[:, top : top + size, left : left + size, :] for top, left in corners])
+        return jnp.concatenate([views, views[:, :, :, ::-1, :]])
+
+    own_mean = _mean_of_views(mean, size, mean_crop, lambda mean: cut(mean[None]))
+    return (cut(images).astype(jnp.float32) - own_mean) / std

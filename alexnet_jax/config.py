@@ -6,10 +6,13 @@ read by the module that owns it.
 
 import copy
 import dataclasses
+import fnmatch
+import itertools
 import json
 import math
 import pathlib
 import typing
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import ml_collections
@@ -25,7 +28,7 @@ MAX_EPOCHS = 1e6
 MAX_STEPS = 2**31 - 1  # steps are counted in an int32
 RATE_CHANGES = Bound(
     lambda changes: all(0 <= epoch <= MAX_EPOCHS and rate >= 0 for _, epoch, rate in changes),
-    "each must be (layer, first epoch, rate), such as ('conv1', 68.0, 1e-5)",
+    "each must be (name, first epoch, rate), such as ('conv1', 68.0, 1e-5)",
 )
 
 
@@ -36,6 +39,7 @@ class DataConfig:
     source: str  # embedded, tfds:<name>, folder:<path>, kaggle:<path>, tars:<path>, prepared:<path>
     data_dir: Annotated[str | None, FREE]  # where TFDS looks; None for its default
     num_classes: Annotated[int | None, at_least(1)]  # checked against the source; None accepts any
+    order: Annotated[str, one_of("shuffled", "fixed")]  # of each epoch: its own, or the first one's
     batch_size: Annotated[int, at_least(1)]  # images a step, over all devices
     micro_batches: Annotated[int, at_least(1), FREE]  # parts of a batch computed in turn, to save memory
     resize_size: Annotated[int, at_most(4096)]  # pixels: side of the stored squares; at 4096 one takes 50 MB
@@ -53,6 +57,7 @@ class AugmentConfig:
     colour: Annotated[str, one_of("none", "paper", "original")]
     colour_until_epochs: Annotated[float | None, at_least(0)]  # when the colour shift ends; None for never
     mean: Annotated[str, one_of("image", "colour")]  # what is subtracted
+    mean_crop: Annotated[str, one_of("centre", "same")]  # of the mean image: its centre, or as the view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,8 @@ class OptimizerConfig:
     ]  # when the rate drops (epochs)
     patience_evals: Annotated[int, at_least(1)]  # evaluations without a new best before a drop (plateau)
     max_drops: Annotated[int, at_least(0)]  # after these, training ends instead of a drop (plateau)
-    layer_rates: Annotated[tuple[tuple[str, float, float], ...], RATE_CHANGES]  # rates of single layers
+    # Rates of single parameters, the latest holds: a layer, one of its two as conv1.kernel, or all as *.bias.
+    layer_rates: Annotated[tuple[tuple[str, float, float], ...], RATE_CHANGES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +207,15 @@ def build_model(config: Config, num_classes: int) -> model.AlexNet:
     return variants.create_model(config.model["variant"], num_classes, **switches)
 
 
+def events_of(events: Iterable[tuple[str, Any, float]], layer: str, kind: str) -> list[tuple[Any, float]]:
+    """`(when, rate)` of those `(name, when, rate)` whose name means the `kernel` or `bias` of a layer.
+
+    Names are those of `optimizer.layer_rates`.
+    """
+    names = layer, f"{layer}.{kind}"
+    return [(when, rate) for pattern, when, rate in events if fnmatch.filter(names, pattern)]
+
+
 def differences(old: Config, new: Config) -> list[str]:
     """Lines `key: old -> new` for each key that differs and may not change on resume."""
     before, after = dataclasses.asdict(old), dataclasses.asdict(new)
@@ -265,8 +280,10 @@ def _check_together(config: Config) -> None:
     net = build_model(config, num_classes=2)
     left_out = {*net.removed_layers, *(() if net.conv6 else ("conv6",))}
     layers = [layer for layer in model.LAYERS if layer not in left_out]
-    if any(layer not in layers for layer, _, _ in rates):
-        raise UserError(f"optimizer.layer_rates={rates!r}: the layers are {', '.join(layers)}")
+    for event in rates:
+        if not any(events_of([event], *own) for own in itertools.product(layers, ("kernel", "bias"))):
+            remedy = f"the layers are {', '.join(layers)}, each with a kernel and a bias, as in conv1.bias"
+            raise UserError(f"optimizer.layer_rates={rates!r}: no parameter is named {event[0]!r}; {remedy}")
     for name in ("total", "eval_every", "save_every"):
         units = [unit for unit in _OTHER_UNIT if getattr(run, f"{name}_{unit}") is not None]
         if len(units) != 1:

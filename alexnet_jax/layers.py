@@ -110,17 +110,21 @@ def _in_float32(x: Array, *constants: Any) -> Array:
     return y.astype(x.dtype)
 
 
-def max_pool(x: Array, window: int, stride: int, ceil: bool = True, name: str = "pool") -> Array:
+def max_pool(
+    x: Array, window: int, stride: int, ceil: bool = True, name: str = "pool", ties: str = "first"
+) -> Array:
     """Maximum over windows of `x` `[B, H, W, C]`, which overlap if stride < window (section 3.4).
 
-    The gradient goes to the first maximum in row-major order, as in XLA and PyTorch. Raises `TooSmall` as
-    `convolution` does.
+    The gradient of a window (at most 4 wide) with several equal maxima goes to the `first` in row-major
+    order, as in XLA and PyTorch, or in full to `all`, as in cuda-convnet (conv_util.cu:1547-1559).
+    Raises `TooSmall` as `convolution` does.
     """
-    return _maximum(x, window, stride, _edges(x.shape[1:3], window, stride, 0, ceil, name))
+    return _maximum(x, window, stride, _edges(x.shape[1:3], window, stride, 0, ceil, name), ties)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _maximum(x: Array, window: int, stride: int, edges: cpu.Edges) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _maximum(x: Array, window: int, stride: int, edges: cpu.Edges, ties: str) -> Array:
+    del ties
     return functools.reduce(jnp.maximum, cpu.shifted_maps(x, window, stride, edges))
 
 

@@ -64,8 +64,11 @@ class AlexNet(nn.Module):
     lrn_alpha: Annotated[float, at_least(0)] = 1e-4  # multiplies each term of the sum
     lrn_beta: Annotated[float, _POWER] = 0.75
     lrn_size: Annotated[int, above(0), _ODD] = 5  # channels
-    lrn_across_columns: bool = False  # sums over all columns' channels (Caffe), not just its own
+    # True: over all kernels of the layer, section 3.3's N, as in Caffe; columns then exchange their maps.
+    # False: over a column's own, as in Figure 2 and in 2012; four channels of each layer differ.
+    lrn_across_columns: bool = False
     overlapping_pooling: bool = True  # 3 x 3 windows at stride 2 (3.4); False: 2 x 2, run 147's paddings
+    pool_ties: Annotated[str, one_of("first", "all")] = "first"  # equal maxima that get a window's gradient
     padding: Annotated[tuple[int, ...], _FIVE] = (0, 2, 1, 1, 1)  # of conv1 to conv5
     # Output sizes are rounded up (2012), up in pooling only (caffe), or down (torch).
     rounding: Annotated[str, one_of("2012", "caffe", "torch")] = "2012"
@@ -234,7 +237,8 @@ class AlexNet(nn.Module):
             return [ACTIVATIONS[self.activation](x) for x in xs]
         if op == "pool":
             window = 3 if self.overlapping_pooling else 2
-            return [layers.max_pool(x, window, 2, self.rounding != "torch", name) for x in xs]
+            how = {"ceil": self.rounding != "torch", "name": name, "ties": self.pool_ties}
+            return [layers.max_pool(x, window, 2, **how) for x in xs]
         if not self.norm:
             return xs
         if op == "map_norm":  # layers-145.cfg: scale 0.001 over the 25 places of the window, power 0.75

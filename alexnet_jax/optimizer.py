@@ -8,7 +8,7 @@ the rate of the weights.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -32,18 +32,8 @@ def plateau(rate: float, factor: float) -> Schedule:
     return lambda step, drops: rate * jnp.float32(factor) ** drops.astype(jnp.float32)
 
 
-def step_decay(rate: float, factor: float, drop_steps: tuple[int, ...]) -> Schedule:
-    """Multiplies the rate by `factor` at each of `drop_steps`, as done by hand in `layer-params-145`."""
-
-    def schedule(step: Array, drops: Array) -> Array:
-        passed = sum((step >= jnp.asarray(s)).astype(jnp.float32) for s in drop_steps)
-        return rate * jnp.float32(factor) ** passed
-
-    return schedule
-
-
-def piecewise(schedule: Schedule, events: tuple[tuple[int, float], ...]) -> Schedule:
-    """`schedule` until the first event, then the rate of the latest event."""
+def piecewise(schedule: Schedule, events: Iterable[tuple[int, float]]) -> Schedule:
+    """`schedule` until the first of `events`, `(step, rate)` by step; then the rate of the latest event."""
 
     def changed(step: Array, drops: Array) -> Array:
         rate = schedule(step, drops)
@@ -54,34 +44,35 @@ def piecewise(schedule: Schedule, events: tuple[tuple[int, float], ...]) -> Sche
     return changed
 
 
+def step_decay(rate: float, factor: float, drop_steps: Iterable[int]) -> Schedule:
+    """Multiplies the rate by `factor` at each of `drop_steps`, as done by hand in `layer-params-145`."""
+    drops = enumerate(sorted(drop_steps), 1)
+    return piecewise(constant(rate), [(step, rate * factor**count) for count, step in drops])
+
+
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """The learning rate of each group of parameters.
+    """The learning rate of each parameter.
 
     Attributes:
       weights: schedule of the weights.
       biases: schedule of the biases.
-      events: by layer name, `(step, rate)` sorted by step: from that step on, the layer's weights and biases
-        have this rate; before the first event, that of other layers.
+      events: `(pattern, step, rate)` by step: from that step on, the parameters that match the pattern have
+        this rate. Patterns are those of `optimizer.layer_rates`, such as `conv1` or `conv1.kernel`.
     """
 
     weights: Schedule
     biases: Schedule
-    events: dict[str, tuple[tuple[int, float], ...]] = dataclasses.field(default_factory=dict)
+    events: tuple[tuple[str, int, float], ...] = ()
 
-    def of(self, path: tuple[str, ...]) -> Schedule:
-        """The schedule of the parameter at `path`, such as `("params", "conv1", "kernel")`."""
-        group = self.biases if path[-1] == "bias" else self.weights
-        events = next((self.events[part] for part in path if part in self.events), ())
-        return piecewise(group, events)
-
-
-def _names(path: Any) -> tuple[str, ...]:
-    return tuple(str(getattr(part, "key", getattr(part, "name", part))) for part in path)
+    def of(self, layer: str, kind: str) -> Schedule:
+        """The schedule of a layer's `kernel` or `bias`; layer `*` stands for those without own events."""
+        group = self.biases if kind == "bias" else self.weights
+        return piecewise(group, configs.events_of(self.events, layer, kind))
 
 
 def _is_weight(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] != "bias", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "bias", params)
 
 
 def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransformationExtraArgs:
@@ -89,7 +80,7 @@ def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransforma
 
     As in 2012, the gradient is scaled before it enters the momentum, so lowering the rate does not change v;
     most libraries scale afterwards. A rate of 0 freezes the parameter and its v, where the rule alone would
-    let it coast for some steps (the 2012 code also skips such updates).
+    let it coast for some steps (weights.cu:148 skips such updates, too).
 
     `update` needs `step=` and `drops=`; the state is v.
     """
@@ -97,18 +88,18 @@ def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransforma
     def update(updates: Any, state: Any, params: Any = None, *, step: Array, drops: Array, **_: Any) -> Any:
         del params
 
-        def move(path: Any, gradient: Array, v: Array) -> tuple[Array, Array]:
-            rate = rates.of(_names(path))(step, drops).astype(gradient.dtype)
-            new = momentum * v - rate * gradient
-            return jnp.where(rate > 0, new, v), jnp.where(rate > 0, new, jnp.zeros_like(new))
+        def rate_of(path: Any, gradient: Array) -> Array:
+            layer, kind = (part.key for part in path[-2:])
+            return rates.of(layer, kind)(step, drops).astype(gradient.dtype)
 
-        moved = jax.tree_util.tree_map_with_path(move, updates, state.trace)
-        v, change = jax.tree.transpose(jax.tree.structure(updates), jax.tree.structure((0, 0)), moved)
-        return change, optax.TraceState(trace=v)
+        def move(rate: Array, gradient: Array, v: Array) -> Array:
+            return jnp.where(rate > 0, momentum * v - rate * gradient, v)
 
-    def init(params: Any) -> optax.TraceState:
-        return optax.TraceState(trace=jax.tree.map(jnp.zeros_like, params))
+        now = jax.tree_util.tree_map_with_path(rate_of, updates)
+        trace = jax.tree.map(move, now, updates, state.trace)
+        return jax.tree.map(lambda rate, v: jnp.where(rate > 0, v, 0), now, trace), optax.TraceState(trace)
 
+    init = optax.trace(momentum).init  # v is 0
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore  (it takes more than optax says)
 
 
@@ -164,16 +155,15 @@ def make_rates(config: configs.OptimizerConfig, steps_at: Callable[[float], int]
             case "plateau":
                 return plateau(rate, config.drop_factor)
             case "epochs":
-                return step_decay(rate, config.drop_factor, tuple(map(steps_at, config.drop_epochs)))
+                return step_decay(rate, config.drop_factor, map(steps_at, config.drop_epochs))
             case "constant":
                 return constant(rate)
         raise ValueError(f"optimizer.schedule={config.schedule}: allowed by config.py, but not made here")
 
     bias_rate = config.bias_rate_factor * config.learning_rate
-    events: dict[str, tuple[tuple[int, float], ...]] = {}
-    for layer, epoch, rate in sorted(config.layer_rates, key=lambda event: event[1]):
-        events[layer] = (*events.get(layer, ()), (steps_at(epoch), rate))
     biases = schedule(bias_rate) if config.bias_rate_drops else constant(bias_rate)
+    by_epoch = sorted(config.layer_rates, key=lambda event: event[1])
+    events = tuple((name, steps_at(epoch), rate) for name, epoch, rate in by_epoch)
     return Rates(weights=schedule(config.learning_rate), biases=biases, events=events)
 
 

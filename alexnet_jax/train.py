@@ -87,10 +87,10 @@ def open_batches(run: Run, params: Any, start_step: int) -> Iterator[pipeline.Ba
     if cached_features.is_frozen(run.config):
         path = run.workdir / cached_features.file_name(data.source, run.model, params, run.preprocess)
         records = cached_features.pooled_maps(path, run.model, params, run.preprocess, run.source)
-        return cached_features.batches(records, data.batch_size, seed, start_step)
+        return cached_features.batches(records, data.batch_size, seed, data.order, start_step)
     sizes = {"batch_size": data.batch_size, "resize_size": data.resize_size}
-    host = process_slice(run.mesh)
-    return pipeline.train_batches(run.source, **sizes, seed=seed, start_step=start_step, host=host)
+    order = {"seed": seed, "order": data.order, "start_step": start_step}
+    return pipeline.train_batches(run.source, **sizes, **order, host=process_slice(run.mesh))
 
 
 @dataclasses.dataclass

@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "layer2": "activation lrn map_norm pool",
         "layer5": "pool activation",
         "lrn_alpha": 1e-4 / 5,  # the released code divides the scale by the window
+        "pool_ties": "all",  # kLocalMaxUndo of cuda-convnet, which the released code was built with
         "init_scheme": "original",
     },
     "caffe": _CAFFE,

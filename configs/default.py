@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
         "source": "embedded",
         "data_dir": placeholder(str),  # ~/tensorflow_datasets
         "num_classes": placeholder(int),  # the source's
+        "order": "shuffled",  # the paper does not say; fixed: the same each epoch, as in the 2012 code
         "batch_size": 64,  # the paper's 128 would leave too few steps for so few images
         "micro_batches": 1,
         "resize_size": 73,  # 256 for crops of 224 in the paper
@@ -42,6 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
         "colour": "original",  # section 4.1, as in the 2012 code
         "colour_until_epochs": placeholder(float),  # until the end
         "mean": "image",  # section 2
+        "mean_crop": "centre",  # as in the 2012 code; same: subtracted from the stored image, as in section 2
     }
     config.optimizer = {
         "learning_rate": 0.01,  # section 5
@@ -54,7 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
         "drop_epochs": (4.0,),  # there is only time for one drop
         "patience_evals": 3,
         "max_drops": 3,  # section 5: "reduced three times prior to termination"
-        "layer_rates": (),  # as (("conv1", 68.0, 0.00001),): conv1's own rate from epoch 68 on
+        "layer_rates": (),  # as (("conv1.kernel", 68.0, 0.00001),): the rate of conv1's weights from then on
     }
     config.mesh = {
         "data": -1,  # all devices split the batch

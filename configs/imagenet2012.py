@@ -34,6 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.augment.colour = "paper"
     config.augment.mean = "colour"  # section 2 uses the mean image, which prepared records have
+    config.augment.mean_crop = "same"  # section 2: subtracted from the stored image, before cropping
 
     config.optimizer.schedule = "plateau"  # section 5, automatic instead of by hand
     config.optimizer.patience_evals = 5

@@ -12,7 +12,10 @@ from configs import run145
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Pooling of 2 x 2 at stride 2, conv2 padded by 1 and conv5 by 0, and the rates in its notes."""
+    """Pooling of 2 x 2 at stride 2, conv2 padded by 1 and conv5 by 0, and the rates in its notes.
+
+    Deviations: those of configs/original.py (the biases end at 0.002 in this file, too).
+    """
     config = run145.get_config()
     config.model.overlapping_pooling = False
 

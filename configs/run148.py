@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.colour_until_epochs = 69.0
 
     config.optimizer.drop_epochs = (22.0, 44.0, 86.0)
-    config.optimizer.layer_rates = (("conv1", 69.0, 0.00001), ("conv1", 73.0, 0.0))
+    config.optimizer.layer_rates = (("conv1.kernel", 69.0, 0.00001), ("conv1", 73.0, 0.0))
 
     config.run.total_epochs = 97.0
     return config

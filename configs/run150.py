@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.colour_until_epochs = 66.0
 
     config.optimizer.drop_epochs = (25.0, 49.0, 79.0)
-    config.optimizer.layer_rates = (("conv1", 66.0, 0.00001), ("conv1", 72.0, 0.0))
+    config.optimizer.layer_rates = (("conv1.kernel", 66.0, 0.00001), ("conv1", 72.0, 0.0))
 
     config.run.total_epochs = 92.0
     return config

@@ -33,9 +33,15 @@ ROWS = {
     # Activation and regularisation: sections 3.1, 4.1, 4.2.
     "tanh": {"model.activation": "tanh"},
     "no dropout": {"model.dropout": 0.0},
-    "no colour noise": {"augment.colour": "none"},
+    "no weight decay": {"optimizer.weight_decay": 0.0},  # section 5: it lowers the error in training
+    "no colour noise": {"augment.colour": "none"},  # "over 1 %" of top-1
+    "no mirror": {"augment.mirror": False},
     "no crops": {"augment.crop": False},
     "mean colour": {"augment.mean": "colour"},
+    # What the 2012 code does and the paper does not say, the other way round.
+    "mean cut with the view": {"augment.mean_crop": "same"},
+    "gradient to the first maximum": {"model.pool_ties": "first"},
+    "fixed order": {"data.order": "fixed"},
     # Initial weights and biases: section 5.
     "init paper": {"model.init_scheme": "paper"},
     "init caffe": {"model.init_scheme": "caffe"},

@@ -43,10 +43,9 @@ def gather(sweep: Sweep, runs: Sequence[Run]) -> dict[str, Any]:
 def _result(run: Run) -> dict[str, Any]:
     status = run.status()
     evaluation = status.get("eval") if status["status"] == "done" else None
-    curve = []
-    if (run.workdir / logs.METRICS).exists():
-        lines = logs.read_metrics(run.workdir)
-        curve = [[line["epoch"], line["eval/top1_error"]] for line in lines if "eval/top1_error" in line]
+    lines = logs.read_metrics(run.workdir) if (run.workdir / logs.METRICS).exists() else []
+    curve = [[line["epoch"], line["eval/top1_error"]] for line in lines if "eval/top1_error" in line]
+    training = [line["train/top1_error"] for line in lines if "train/top1_error" in line]
     return {
         "seed": run.seed,
         "workdir": run.workdir.name,
@@ -54,6 +53,8 @@ def _result(run: Run) -> dict[str, Any]:
         "message": status.get("message"),
         "eval": evaluation,
         "curve": curve,
+        "steps": status.get("step"),
+        "train_top1_error": training[-1] if training else None,
     }
 
 

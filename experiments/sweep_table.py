@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from alexnet_jax.common import files
 from experiments import plots, sweep_statistics
 from experiments.sweep_plan import PARENT
@@ -50,6 +52,8 @@ def markdown(results: dict[str, Any], lines: Sequence[Line]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
         *map(_row, lines),
     ]
+    if training := _training(results):
+        parts += ["", *training]
     if results["ensembles"]:
         parts += ["", *ensembles(results["ensembles"])]
     parts += [
@@ -90,6 +94,24 @@ def _spread(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
         + VERDICTS,
         "",
     ]
+
+
+def _training(results: dict[str, Any]) -> list[str]:
+    """Steps and training error of each row, for what the paper says of dropout and of weight decay.
+
+    With the plateau rule a run ends when nothing improves any more. Older records lack both values.
+    """
+    lines = []
+    for row in results["rows"]:
+        done = [run for run in row["runs"] if run["eval"] and run.get("train_top1_error") is not None]
+        if done:
+            steps, error = (np.mean([run[key] for run in done]) for key in ("steps", "train_top1_error"))
+            lines.append(f"| {row['row']} | {steps:,.0f} | {error:.2f} |")
+    return (
+        ["| row | steps to the end | last top-1 error in training |", "|---|---|---|", *lines]
+        if lines
+        else []
+    )
 
 
 def _row(line: Line) -> str:

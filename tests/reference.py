@@ -63,6 +63,19 @@ def max_pool_gradient(x: Array, g: Array, window: int, stride: int, ceil: bool =
     return out
 
 
+def local_max_undo(imgs: Array, max_grads: Array, max_acts: Array, window: int, stride: int) -> Array:
+    """cuda-convnet's `kLocalMaxUndo` (src/cudaconv2/conv_util.cu:1512-1559): each pixel asks its windows."""
+    out = np.zeros(imgs.shape)
+    rows, cols = max_acts.shape[1:3]
+    for b, y, x, c in np.ndindex(imgs.shape):
+        first_y = 0 if y < window else 1 + (y - window) // stride
+        first_x = 0 if x < window else 1 + (x - window) // stride
+        for my in range(first_y, min(rows, 1 + y // stride)):
+            for mx in range(first_x, min(cols, 1 + x // stride)):
+                out[b, y, x, c] += (imgs[b, y, x, c] == max_acts[b, my, mx, c]) * max_grads[b, my, mx, c]
+    return out
+
+
 def _wide(x: Array) -> Array:
     """Converts to double precision; complex stays complex, for derivatives."""
     x = np.asarray(x)

@@ -22,10 +22,35 @@ def images_of(count, size=STORED):
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def augment_of(*, mean=MEAN_IMAGE, std=1.0, until=None, **keys):
+def augment_of(*, mean=MEAN_IMAGE, std=1.0, mean_crop="centre", until=None, **keys):
     """The default config's `Augment` with these keys of its section."""
     section = dataclasses.replace(configs.resolve(default.get_config()).augment, **keys)
-    return augment.Augment(section, SIZE, jnp.asarray(mean), std=std, colour_until_step=until, **COLOURS)
+    return augment.Augment(
+        section, SIZE, jnp.asarray(mean), std=std, mean_crop=mean_crop, colour_until_step=until, **COLOURS
+    )
+
+
+def release_2012(image, top, left, flip, mean):
+    """convdata_jpeg.py: `__trim_borders` crops and mirrors (:243-246), then `subtract_mean` takes the border
+    off the mean image (:95) and that one array off every picture (:209-211); here [H, W, C] and float64."""
+    border = (STORED - SIZE) // 2
+    pic = image[top : top + SIZE, left : left + SIZE].astype(np.float64)
+    if flip:
+        pic = pic[:, ::-1]
+    return pic - mean[border : border + SIZE, border : border + SIZE]
+
+
+def caffe_transform(datum, h_off, w_off, do_mirror, mean):
+    """data_transformer.cpp:98-115: pixel by pixel, the mean under the datum's own pixel."""
+    top = np.empty((SIZE, SIZE, 3))
+    for h in range(SIZE):
+        for w in range(SIZE):
+            to = SIZE - 1 - w if do_mirror else w
+            top[h, to] = datum[h_off + h, w_off + w].astype(np.float64) - mean[h_off + h, w_off + w]
+    return top
+
+
+RULES = {"centre": release_2012, "same": caffe_transform}
 
 
 @functools.cache
@@ -45,20 +70,21 @@ def drawn(key, ids, run_length=1, **options):
 
 @pytest.mark.parametrize("run_length", [1, 4])
 @pytest.mark.parametrize(("crop", "mirror"), [(True, True), (True, False), (False, True), (False, False)])
-@pytest.mark.parametrize("mean", ["image_mean", "colour_mean"])
+@pytest.mark.parametrize("mean", ["centre", "same", "colour"])
 def test_crop_mirror_and_mean(mean, crop, mirror, run_length):
     key, images, ids = jax.random.key(3), images_of(16), np.arange(16)
-    views = views_of(mean=mean, crop=crop, mirror=mirror, run_length=run_length, colour="none")(
+    means = {"mean": "colour_mean"} if mean == "colour" else {"mean_crop": mean}
+    views = views_of(**means, crop=crop, mirror=mirror, run_length=run_length, colour="none")(
         images, key, ids
     )
     offsets, flips = drawn(key, ids, run_length, crop=crop, mirror=mirror)
-    subtracted = images.astype(np.float32) - (MEAN_IMAGE if mean == "image_mean" else ILSVRC.mean_colour)
+    image_mean = np.broadcast_to(ILSVRC.mean_colour, MEAN_IMAGE.shape) if mean == "colour" else MEAN_IMAGE
+    rule = RULES.get(mean, release_2012)
     assert views.shape == (16, SIZE, SIZE, 3)
     assert views.dtype == jnp.float32
     for i in range(16):
-        top, left = offsets[i]
-        patch = subtracted[i, top : top + SIZE, left : left + SIZE]
-        np.testing.assert_allclose(views[i], patch[:, ::-1] if flips[i] else patch, atol=1e-4)
+        expected = rule(images[i], *offsets[i], flips[i], image_mean)
+        np.testing.assert_allclose(views[i], expected, atol=1e-4)
     if crop:
         assert len(np.unique(offsets, axis=0)) > 2
     else:
@@ -176,15 +202,20 @@ def test_ten_views_of_256():
             np.testing.assert_array_equal(view[:, :, 1], np.broadcast_to(left + cols, (224, 224)))
 
 
+@pytest.mark.parametrize("mean_crop", RULES)
 @pytest.mark.parametrize("mean", [MEAN_IMAGE, ILSVRC.mean_colour], ids=["image", "colour"])
-def test_centre_and_ten_views_subtract_the_mean(mean):
+def test_centre_and_ten_views_subtract_the_mean(mean, mean_crop):
     images = images_of(2)
-    subtracted = images.astype(np.float64) - mean
+    image_mean = np.broadcast_to(mean, MEAN_IMAGE.shape)
+    places = [(0, 0), (0, 7), (7, 0), (7, 7), (3, 3)]
+    views = augment.ten_views(images, mean=mean, size=SIZE, mean_crop=mean_crop)
+    for i, (top, left) in enumerate(places):
+        for n in range(2):
+            plain, mirrored = (RULES[mean_crop](images[n], top, left, flip, image_mean) for flip in (0, 1))
+            np.testing.assert_allclose(views[i, n], plain, atol=1e-4)
+            np.testing.assert_allclose(views[i + 5, n], mirrored, atol=1e-4)
     centre = augment.centre_view(images, mean=mean, size=SIZE)
-    np.testing.assert_allclose(centre, subtracted[:, 3 : 3 + SIZE, 3 : 3 + SIZE], atol=1e-4)
-    views = augment.ten_views(images, mean=mean, size=SIZE)
-    np.testing.assert_allclose(views[4], centre, atol=1e-4)
-    np.testing.assert_allclose(views[8], subtracted[:, 7:, 7:][:, :, ::-1], atol=1e-4)
+    np.testing.assert_allclose(centre, views[4], atol=1e-4)
 
 
 def test_std_divides_in_the_end():

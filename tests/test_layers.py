@@ -193,10 +193,11 @@ POOLS = [
 ]
 
 
+@pytest.mark.parametrize("ties", ["first", "all"])
 @pytest.mark.parametrize(("shape", "window", "stride", "ceil"), POOLS)
-def test_max_pool_and_its_gradient(shape, window, stride, ceil):
+def test_max_pool_and_its_gradient(shape, window, stride, ceil, ties):
     rng = np.random.default_rng(3)
-    pool = functools.partial(layers.max_pool, window=window, stride=stride, ceil=ceil)
+    pool = functools.partial(layers.max_pool, window=window, stride=stride, ceil=ceil, ties=ties)
     for values in (
         rng.standard_normal(shape),
         rng.integers(0, 3, shape),  # most windows hold their maximum several times
@@ -210,13 +211,21 @@ def test_max_pool_and_its_gradient(shape, window, stride, ceil):
         g = rng.integers(1, 100, expected.shape).astype(np.float32)
         y, gradient = value_and_pullback(pool, x, g)
         np.testing.assert_array_equal(y, expected)
-        np.testing.assert_array_equal(gradient, reference.max_pool_gradient(x, g, window, stride, ceil))
+        if ties == "first":
+            expected = reference.max_pool_gradient(x, g, window, stride, ceil)
+        else:
+            expected = reference.local_max_undo(x, g, expected, window, stride)
+        np.testing.assert_array_equal(gradient, expected)
 
 
-def test_ties_send_the_gradient_to_the_first_maximum():
+def test_ties_send_the_gradient_to_the_first_maximum_or_to_all():
     x = jnp.asarray([[0.0, 5.0, 5.0], [5.0, 0.0, 0.0], [0.0, 0.0, 0.0]]).reshape(1, 3, 3, 1)
-    gradient = jax.grad(lambda v: 7.0 * layers.max_pool(v, 3, 2).sum())(x)
-    assert gradient[0, :, :, 0].tolist() == [[0.0, 7.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    for ties, expected in (
+        ("first", [[0.0, 7.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+        ("all", [[0.0, 7.0, 7.0], [7.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+    ):
+        gradient = jax.grad(lambda v, ties=ties: 7.0 * layers.max_pool(v, 3, 2, ties=ties).sum())(x)
+        assert gradient[0, :, :, 0].tolist() == expected
 
 
 def test_random_shapes():

@@ -311,6 +311,35 @@ def test_plain_pooling_takes_the_maximum_of_two_by_two():
     np.testing.assert_array_equal(seen["pool1"], reference.max_pool(np.asarray(seen["lrn1"]), 2, 2))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_who_gets_the_gradient_of_pooling_at_ties(variant):
+    """conv1's biases, through pooling and ReLU alone, where a third of the image is one colour: in run 145
+    all equal maxima (cuda-convnet), in the others the first."""
+    model = create_model(variant, norm=False, **SMALL)
+    params, images = random_params(model, 99), random_images(2, 99)
+    images[:, :33] = 100.0
+    weights = np.random.default_rng(1).standard_normal((1, 1, 1, model.widths[0])).astype(np.float32)
+
+    def loss(bias):
+        own = {**params, "conv1": {**params["conv1"], "bias": bias}}
+        _, seen = model.apply({"params": own}, images, capture=("conv1", "pool1"))
+        return jnp.sum(weights * jax.nn.relu(seen["pool1"])), seen
+
+    gradient, seen = jax.jit(jax.grad(loss, has_aux=True))(params["conv1"]["bias"])
+    conv1, pool1 = (np.asarray(seen[name], np.float64) for name in ("conv1", "pool1"))
+    if "pool activation" not in model.layer1:  # ReLU first: where it is 0 it passes nothing on
+        pool1 = np.maximum(pool1, 0)
+    g = weights * (pool1 > 0)
+    ceil = model.rounding != "torch"
+    by_rule = {
+        "all": reference.local_max_undo(conv1, g, pool1, 3, 2).sum((0, 1, 2)),
+        "first": reference.max_pool_gradient(np.maximum(conv1, 0), g, 3, 2, ceil).sum((0, 1, 2)),
+    }
+    assert relative_error(by_rule["first"], by_rule["all"]) > 0.1
+    expected = by_rule["all" if variant == "original" else "first"]
+    assert relative_error(gradient.reshape(-1), expected) < 1e-5
+
+
 def test_run_148_no_norms():
     """Without norms the order of a layer's parts no longer matters, and nothing is divided."""
     plain = create_model("original", norm=False, **SMALL)
@@ -465,6 +494,26 @@ def test_norm_within_or_across_columns_with_other_constants(across):
     both, own = norm(seen["activation1"]), by_column(norm, seen["activation1"])
     assert relative_error(own, both) > 1e-2
     assert relative_error(seen["lrn1"], both if across else own) < 1e-5
+
+
+@pytest.mark.parametrize(("variant", "first"), [("paper", "activation1"), ("original", "conv1")])
+def test_the_norm_s_window_at_the_seam_between_columns(variant, first):
+    """Section 3.3's N is all 96 or 256 kernels; Figure 2 has no connection there, nor has layers-145.cfg
+    (channels=48). Both variants follow Figure 2, `lrn_across_columns` the formula: four channels differ."""
+    assert not create_model(variant).lrn_across_columns
+    for layer, before, seam in ((1, first, 48), (2, "activation2", 128)):
+        seen = {}
+        for across in (False, True):
+            model = create_model(variant, 10, fc_widths=(24, 20), lrn_across_columns=across)
+            params = random_params(model, 67)
+            _, seen[across] = outputs_of(model, params, random_images(1, 67), (before, f"lrn{layer}"))
+        constants = {name: getattr(model, f"lrn_{name}") for name in ("k", "alpha", "beta", "size")}
+        norm = functools.partial(reference.local_response_norm, **constants)
+        own, both = by_column(norm, seen[False][before]), norm(seen[True][before])
+        assert relative_error(seen[False][f"lrn{layer}"], own) < 1e-5
+        assert relative_error(seen[True][f"lrn{layer}"], both) < 1e-5
+        differ = np.any(own != norm(seen[False][before]), axis=(0, 1, 2))
+        assert np.flatnonzero(differ).tolist() == [seam - 2, seam - 1, seam, seam + 1]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -11,7 +11,7 @@ import pytest
 from alexnet_jax import config as configs
 from alexnet_jax import optimizer
 from alexnet_jax.optimizer import PlateauState, Rates
-from configs import default, run170
+from configs import default
 
 SHAPES = {"conv1": {"kernel": (2, 3, 4), "bias": (2, 4)}, "fc8": {"kernel": (2, 5, 3), "bias": (2, 3)}}
 
@@ -41,7 +41,7 @@ def test_the_update_rule_over_ten_steps():
     rates = Rates(
         weights=optimizer.step_decay(0.01, 0.1, (3,)),
         biases=optimizer.step_decay(0.02, 0.1, (5,)),
-        events={"conv1": ((4, 0.00001), (6, 0.0))},
+        events=(("conv1", 4, 0.00001), ("conv1", 6, 0.0)),
     )
     rule = optimizer.sgd_2012(rates)
     params = jax.tree.map(jnp.asarray, draw(0))
@@ -95,56 +95,19 @@ def test_a_drop_of_the_rate_leaves_v_alone():
 
 
 def test_which_rate_holds_for_which_parameter():
-    rates = Rates(optimizer.constant(1.0), optimizer.constant(2.0), {"conv1": ((5, 3.0),)})
-    expected = {  # before and after the event
-        ("params", "fc8", "kernel"): (1.0, 1.0),
-        ("params", "fc8", "bias"): (2.0, 2.0),
-        ("params", "conv1", "kernel"): (1.0, 3.0),
-        ("conv1", "bias"): (2.0, 3.0),
+    events = (("conv1.kernel", 5, 3.0), ("*.bias", 6, 4.0), ("conv1", 7, 0.0))
+    rates = Rates(optimizer.constant(1.0), optimizer.constant(2.0), events)
+    expected = {  # at steps 4 to 7
+        ("conv1", "kernel"): (1.0, 3.0, 3.0, 0.0),
+        ("conv1", "bias"): (2.0, 2.0, 4.0, 0.0),
+        ("fc8", "kernel"): (1.0, 1.0, 1.0, 1.0),
+        ("fc8", "bias"): (2.0, 2.0, 4.0, 4.0),
+        ("*", "kernel"): (1.0, 1.0, 1.0, 1.0),  # what the log shows
+        ("*", "bias"): (2.0, 2.0, 4.0, 4.0),
     }
-    for path, both in expected.items():
-        for step, rate in zip((4, 5), both, strict=True):
-            assert rates.of(path)(jnp.int32(step), jnp.int32(0)) == rate
-
-
-# Run 145-2010, with epochs of 1000 steps: rates of the weights, then of conv1 (section 3 of its facts).
-DROPS = (23_000, 51_000, 78_000)
-RUN_145 = {
-    0: (0.01, 0.01),
-    22_999: (0.01, 0.01),
-    23_000: (0.001, 0.001),
-    50_999: (0.001, 0.001),
-    51_000: (0.0001, 0.0001),
-    67_999: (0.0001, 0.0001),
-    68_000: (0.0001, 0.00001),
-    71_999: (0.0001, 0.00001),
-    72_000: (0.0001, 0.0),
-    77_999: (0.0001, 0.0),
-    78_000: (0.00001, 0.0),
-    93_000: (0.00001, 0.0),
-}
-
-
-@pytest.mark.parametrize(("step", "rates"), RUN_145.items())
-def test_schedule_of_run_145(step, rates):
-    weights = optimizer.step_decay(0.01, 0.1, DROPS)
-    conv1 = optimizer.piecewise(weights, ((68_000, 0.00001), (72_000, 0.0)))
-    for schedule, rate in zip((weights, conv1), rates, strict=True):
-        assert schedule(jnp.int32(step), jnp.int32(0)) == pytest.approx(rate, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("epoch", "rate"), [(0, 0.01), (23.7, 0.01), (23.8, 0.00158740), (47.5, 0.000251984), (71.25, 0.00004)]
-)
-def test_schedule_of_run_170(epoch, rate):
-    """Four steps by equal factors, to a 250th."""
-    config = configs.resolve(run170.get_config()).optimizer
-    rule = optimizer.make(config, optimizer.make_rates(config, lambda epoch: round(1000 * epoch)))
-    params = {"conv2": {"kernel": jnp.zeros(())}}
-    gradients = jax.tree.map(jnp.ones_like, params)
-    step = jnp.int32(1000 * epoch)
-    updates, _ = rule.update(gradients, rule.init(params), params, step=step, drops=jnp.int32(0))
-    assert -updates["conv2"]["kernel"] == pytest.approx(rate, rel=1e-5)
+    for (layer, kind), values in expected.items():
+        found = [float(rates.of(layer, kind)(jnp.int32(step), jnp.int32(0))) for step in (4, 5, 6, 7)]
+        assert tuple(found) == values, (layer, kind)
 
 
 def test_constant_and_plateau_schedules():

@@ -1,5 +1,6 @@
 """The systems of the paper and of the released runs: each a config, with the parameters of its layer file."""
 
+import functools
 import importlib
 import math
 import pathlib
@@ -65,6 +66,9 @@ SYSTEMS = {
     "run170": PAPER,
     "cnn_star": STAR,
     "cnn_star_fall2011": [*STAR[:-1], (21841, 1, 4096)],
+    "cnn_star_2009": STAR,
+    "cnn_star_fall2009": [*STAR[:-1], (10184, 1, 4096)],
+    "fall2009": [*STAR[:-1], (10184, 1, 4096)],
 }
 
 
@@ -102,7 +106,7 @@ def narrowed(config, images):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_parameters_by_the_layer_file(name):
     config = config_of(name)
-    classes = 21841 if name == "cnn_star_fall2011" else 1000
+    classes = config.data.num_classes or 1000
     table = summary.summarise(configs.build_model(config, classes), config.data.image_size)
     counted = [layer["parameters"] for layer in table["layers"]]
     assert counted == [filters * (window**2 * seen + 1) for filters, window, seen in SYSTEMS[name]]
@@ -133,37 +137,190 @@ def test_every_config_file_is_one():
     assert files - set(SYSTEMS) == {"default", "finetune"}
 
 
-def test_cnn_star_nearly_freezes_conv1():
-    """The rates of run 146-2012-2011's notes, at the epochs that they name."""
-    config = config_of("cnn_star")
-    assert (config.optimizer.learning_rate, config.optimizer.drop_epochs) == (0.001, (22.0, 42.0))
-    by_layer = {}
-    for layer, epoch, rate in config.optimizer.layer_rates:
-        by_layer.setdefault(layer, []).append((epoch, rate))
-    assert by_layer["conv1"] == [(0.0, 1e-4), (5.0, 1e-5), (7.0, 0.0)]
-    examples = 1_281_167
-    made = optimizers.make_rates(config.optimizer, lambda epoch: configs.steps_of(epoch, examples, 128))
-    optimizer = optimizers.make(config.optimizer, made)
-    params = {name: {"kernel": jnp.ones(()), "bias": jnp.ones(())} for name in ("conv1", "conv2", "fc8")}
-    state = optimizer.init(params)
-    gradients = jax.tree.map(jnp.ones_like, params)
+# By run: rates of the weights and biases of conv2 and of conv1 from an epoch on, written out by hand from the
+# notes and final values of layer-params-N.cfg. Only conv1's weights slow down (epsW); both are frozen.
+LATE = (1e-5, 0.02, 0.0, 0.0)
+SCHEDULES = {
+    "original": {  # 145-2010
+        0: (0.01, 0.02, 0.01, 0.02),
+        22.99: (0.01, 0.02, 0.01, 0.02),
+        23: (0.001, 0.02, 0.001, 0.02),
+        51: (0.0001, 0.02, 0.0001, 0.02),
+        67.99: (0.0001, 0.02, 0.0001, 0.02),
+        68: (0.0001, 0.02, 0.00001, 0.02),
+        71.99: (0.0001, 0.02, 0.00001, 0.02),
+        72: (0.0001, 0.02, 0.0, 0.0),
+        78: LATE,
+        92.99: LATE,
+    },
+    "run145": {
+        24.99: (0.01, 0.02, 0.01, 0.02),
+        25: (0.001, 0.02, 0.001, 0.02),
+        51: (0.0001, 0.02, 0.0001, 0.02),
+        67: (0.0001, 0.02, 0.00001, 0.02),
+        72: (0.0001, 0.02, 0.0, 0.0),
+        79: LATE,
+        90.99: LATE,
+    },
+    "run145_half": {
+        19.99: (0.01, 0.02, 0.01, 0.02),
+        20: (0.001, 0.02, 0.001, 0.02),
+        48: (0.0001, 0.02, 0.0001, 0.02),
+        66: (0.0001, 0.02, 0.00001, 0.02),
+        72: (0.0001, 0.02, 0.0, 0.0),
+        95.99: (0.0001, 0.02, 0.0, 0.0),
+    },
+    "run147": {
+        22.99: (0.01, 0.02, 0.01, 0.02),
+        23: (0.001, 0.02, 0.001, 0.02),
+        51: (0.0001, 0.02, 0.0001, 0.02),
+        79: LATE,
+        89.99: LATE,
+    },
+    "run148": {
+        21.99: (0.01, 0.02, 0.01, 0.02),
+        22: (0.001, 0.02, 0.001, 0.02),
+        44: (0.0001, 0.02, 0.0001, 0.02),
+        69: (0.0001, 0.02, 0.00001, 0.02),
+        73: (0.0001, 0.02, 0.0, 0.0),
+        86: LATE,
+        96.99: LATE,
+    },
+    "run150": {
+        24.99: (0.01, 0.02, 0.01, 0.02),
+        25: (0.001, 0.02, 0.001, 0.02),
+        49: (0.0001, 0.02, 0.0001, 0.02),
+        66: (0.0001, 0.02, 0.00001, 0.02),
+        72: (0.0001, 0.02, 0.0, 0.0),
+        79: LATE,
+        91.99: LATE,
+    },
+    "run166": {  # dexp[1000,4], dexp[10,2] of 95 epochs
+        23.74: (0.01, 0.02, 0.01, 0.02),
+        23.75: (0.001, 0.02, 0.001, 0.02),
+        47.49: (0.001, 0.02, 0.001, 0.02),
+        47.5: (0.0001, 0.002, 0.0001, 0.002),
+        71.25: (0.00001, 0.002, 0.00001, 0.002),
+        73: (0.00001, 0.002, 0.0, 0.0),
+        94.99: (0.00001, 0.002, 0.0, 0.0),
+    },
+    "run170": {  # dexp with tgtFactor=250, numSteps=4: by 250 ** (1 / 3) = 6.299605
+        23.74: (0.01, 0.02, 0.01, 0.02),
+        23.75: (0.00158740, 0.02, 0.00158740, 0.02),
+        47.49: (0.00158740, 0.02, 0.00158740, 0.02),
+        47.5: (0.000251984, 0.002, 0.000251984, 0.002),
+        71.25: (0.00004, 0.002, 0.00004, 0.002),
+        74: (0.00004, 0.002, 0.0, 0.0),
+        94.99: (0.00004, 0.002, 0.0, 0.0),
+    },
+    "cnn_star": {
+        0: (0.001, 0.02, 0.0001, 0.02),
+        4.99: (0.001, 0.02, 0.0001, 0.02),
+        5: (0.001, 0.02, 0.00001, 0.02),
+        7: (0.001, 0.02, 0.0, 0.0),
+        22: (0.0001, 0.02, 0.0, 0.0),
+        42: LATE,
+        53.99: LATE,
+    },
+    "cnn_star_fall2011": {
+        5.99: (0.01, 0.02, 0.01, 0.02),
+        6: (0.001, 0.02, 0.001, 0.02),
+        7.8: (0.001, 0.02, 0.001, 0.02),
+    },
+}
+SCHEDULES["run167"] = SCHEDULES["run166"]
+SCHEDULES["cnn_star_2009"] = {
+    2.99: (0.001, 0.02, 0.0001, 0.02),
+    3: (0.001, 0.02, 0.00001, 0.02),
+    4: (0.001, 0.02, 0.0, 0.0),
+    22: (0.0001, 0.02, 0.0, 0.0),
+    42: LATE,
+    51.99: LATE,
+}
+SCHEDULES["cnn_star_fall2009"] = {  # a tenth for the old convolutions, which the later drop does not touch
+    0: (0.001, 0.02, 0.001, 0.02),
+    5.7: (0.001, 0.02, 0.001, 0.02),
+}
+SCHEDULES["fall2009"] = {  # conv1 and conv2 slow down together
+    5.58: (0.01, 0.02, 0.01, 0.02),
+    5.6: (0.001, 0.02, 0.001, 0.02),
+    12.77: (0.0001, 0.02, 0.0001, 0.02),
+    17.55: (0.00001, 0.02, 0.00001, 0.02),
+    20.45: (0.0, 0.0, 0.0, 0.0),
+    27.7: (0.0, 0.0, 0.0, 0.0),
+}
+HEAD = {0: 0.001, 0.2397: 0.001, 0.2401: 0.01, 9: 0.001, 22: 0.0001, 42: 0.00001, 53.99: 0.00001}  # of CNN*
+
+
+def rates_by_epoch(name, epochs, parameters):
+    """By epoch: how far a gradient of 1 moves each of `parameters` `(layer, kind)` from rest at 0."""
+    config = config_of(name).optimizer
+    steps_at = functools.partial(configs.steps_of, num_examples=1_281_167, batch_size=128)
+    rule = optimizers.make(config, optimizers.make_rates(config, steps_at))
+    params = {layer: {"kernel": jnp.zeros(()), "bias": jnp.zeros(())} for layer, _ in parameters}
+    ones, state = jax.tree.map(jnp.ones_like, params), rule.init(params)
 
     def rates(epoch):
-        step = jnp.int32(math.ceil(epoch * examples / 128))
-        still = jax.tree.map(jnp.zeros_like, params)  # no weight decay
-        updates, _ = optimizer.update(gradients, state, still, step=step, drops=jnp.int32(0))
-        return [-float(updates[layer]["kernel"]) for layer in params]
+        step = jnp.int32(math.ceil(epoch * 1_281_167 / 128))
+        moved, _ = rule.update(ones, state, params, step=step, drops=jnp.int32(0))
+        return [-float(moved[layer][kind]) for layer, kind in parameters]
 
-    for epoch, expected in {
-        0.01: (1e-4, 1e-3, 1e-3),
-        1: (1e-4, 1e-3, 1e-2),
-        6: (1e-5, 1e-3, 1e-2),
-        8: (0, 1e-3, 1e-2),
-        10: (0, 1e-3, 1e-3),
-        30: (0, 1e-4, 1e-4),
-        50: (0, 1e-5, 1e-5),
+    return {epoch: rates(epoch) for epoch in epochs}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_rates_by_the_notes(name):
+    parameters = [("conv2", "kernel"), ("conv2", "bias"), ("conv1", "kernel"), ("conv1", "bias")]
+    for epoch, rates in rates_by_epoch(name, SCHEDULES[name], parameters).items():
+        assert rates == pytest.approx(SCHEDULES[name][epoch], rel=1e-5), epoch
+
+
+def test_rates_of_cnn_star_s_other_layers():
+    """Where they are not conv2's: conv6's biases, by the files, and all but conv1 to conv5 on Fall 2009."""
+    for name, rate in {
+        "cnn_star_fall2011": 0.002,
+        "cnn_star_fall2009": 0.002,
+        "cnn_star_2009": 0.002,
     }.items():
-        assert rates(epoch) == pytest.approx(expected, rel=1e-5), epoch
+        for found in rates_by_epoch(name, (0, 1, 5), [("conv6", "bias"), ("fc6", "bias")]).values():
+            assert found == pytest.approx((rate, 0.02))
+    expected = {0: 0.01, 1.17: 0.01, 1.19: 0.001, 5.7: 0.001}
+    layers = [("conv6", "kernel"), ("fc6", "kernel"), ("fc8", "kernel")]
+    for epoch, found in rates_by_epoch("cnn_star_fall2009", expected, layers).items():
+        assert found == pytest.approx([expected[epoch]] * 3), epoch
+    later = {24.83: 0.0001, 24.85: 0.00001}
+    for epoch, (rate,) in rates_by_epoch("fall2009", later, [("conv3", "kernel")]).items():
+        assert rate == pytest.approx(later[epoch]), epoch
+
+
+def test_rates_of_cnn_star_s_new_fc8():
+    """300 files of 1,024 images are 0.2398 epochs; its biases have the others' rate."""
+    for epoch, rates in rates_by_epoch("cnn_star", HEAD, [("fc8", "kernel"), ("fc8", "bias")]).items():
+        assert rates == pytest.approx((HEAD[epoch], 0.02), rel=1e-5), epoch
+
+
+def test_lengths_and_the_end_of_the_colour_noise():
+    """By run, in epochs: the end of the colour noise and of the run; 8.11295 is 7 + 11295 / 13864."""
+    expected = {
+        "original": (68, 93),
+        "run145": (67, 91),
+        "run145_half": (66, 96),
+        "run147": (None, 90),
+        "run148": (69, 97),
+        "run150": (66, 92),
+        "run166": (64, 95),
+        "run167": (63, 95),
+        "run170": (68, 95),
+        "cnn_star": (38, 54),
+        "cnn_star_fall2011": (None, pytest.approx(7 + 11295 / 13864, abs=0.01)),
+        "cnn_star_2009": (38, 52),
+        "cnn_star_fall2009": (None, pytest.approx(5 + 6491 / 8800, abs=0.01)),
+        "fall2009": (pytest.approx(17 + 2396 / 4400, abs=0.01), pytest.approx(27 + 3271 / 4400, abs=0.01)),
+    }
+    found = {name: config_of(name) for name in expected}
+    assert expected == {
+        name: (config.augment.colour_until_epochs, config.run.total_epochs) for name, config in found.items()
+    }
 
 
 def test_pre_train_transfer_and_ensemble(images, tmp_path):

@@ -23,7 +23,8 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import sources
 from alexnet_jax.data.batches import on_device
 from alexnet_jax.data.preprocess import Preprocess
-from alexnet_jax.run import checkpoint, inputs, logs
+from alexnet_jax.data.statistics import ILSVRC
+from alexnet_jax.run import cached_features, checkpoint, inputs, logs
 from alexnet_jax.run import meter as meter_module
 from alexnet_jax.run.record import Record
 from configs import default
@@ -400,46 +401,6 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(tiny, tmp_pa
         training.train(tiny(**{"mesh.data": 1, "run.seed": 1, "optimizer.momentum": 0.8}), tmp_path)
 
 
-def test_the_2012_schedule_by_epoch(tiny):
-    """Run 145's rates at each epoch of its notes, through the config, for weights, biases and conv1."""
-    from configs import original
-
-    config = configs.resolve(original.get_config())
-    examples = 1_261_406  # ILSVRC-2010
-    per_epoch = examples / config.data.batch_size
-    made = optimizers.make_rates(config.optimizer, lambda epoch: configs.steps_of(epoch, examples, 128))
-    optimizer = optimizers.make(config.optimizer, made)
-    params = {name: {"kernel": jnp.zeros(()), "bias": jnp.zeros(())} for name in ("conv1", "conv2")}
-    ones = jax.tree.map(jnp.ones_like, params)
-
-    def rates(epoch):
-        step = jnp.int32(np.ceil(epoch * per_epoch))
-        updates, _ = optimizer.update(ones, optimizer.init(params), params, step=step, drops=jnp.int32(0))
-        return [
-            -float(updates[layer][kind])
-            for layer, kind in (
-                ("conv2", "kernel"),
-                ("conv2", "bias"),
-                ("conv1", "kernel"),
-                ("conv1", "bias"),
-            )
-        ]
-
-    table = {
-        0: (0.01, 0.02, 0.01, 0.02),
-        22.9: (0.01, 0.02, 0.01, 0.02),
-        23: (0.001, 0.02, 0.001, 0.02),
-        51: (0.0001, 0.02, 0.0001, 0.02),
-        67.9: (0.0001, 0.02, 0.0001, 0.02),
-        68: (0.0001, 0.02, 0.00001, 0.00001),
-        72: (0.0001, 0.02, 0.0, 0.0),
-        78: (0.00001, 0.02, 0.0, 0.0),
-        92.9: (0.00001, 0.02, 0.0, 0.0),
-    }  # fmt: skip
-    for epoch, expected in table.items():
-        np.testing.assert_allclose(rates(epoch), expected, rtol=1e-5, err_msg=f"epoch {epoch}")
-
-
 def test_colour_noise_ends_at_its_epoch(tiny):
     config = tiny(**{"augment.colour_until_epochs": 1.0, "augment.crop": False, "augment.mirror": False})
     source = sources.open_configured(config.data, "train")
@@ -451,6 +412,41 @@ def test_colour_noise_ends_at_its_epoch(tiny):
     before, after = (view(images, jax.random.key(0), jnp.arange(8), step=step) for step in (until - 1, until))
     assert np.abs(np.asarray(before) - 100).max() > 1
     np.testing.assert_array_equal(after, 100)
+
+
+@pytest.mark.parametrize("mean_crop", ["centre", "same"])
+def test_a_run_cuts_its_mean_image_by_the_config(tiny, mean_crop):
+    """From the key to the training view and to the net's own preprocessing, which a test uses."""
+    config = tiny(**{"augment.mean_crop": mean_crop, "augment.colour": "none"})
+    side, size = config.data.resize_size, config.data.image_size
+    image = np.random.default_rng(0).uniform(90, 130, (side, side, 3)).astype(np.float32)
+    config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, mean="image"))
+    statistics = dataclasses.replace(ILSVRC, mean_image=image)
+    preprocess = inputs.new_preprocess(config, statistics)
+    view = inputs.training_view(config.augment, preprocess, statistics, lambda epochs: 0)
+    black = jnp.zeros((64, side, side, 3), jnp.uint8)
+    start = (side - size) // 2
+    centre = -image[start : start + size, start : start + size]
+    for views in (
+        view(black, jax.random.key(0), jnp.arange(64), step=0),
+        preprocess.ten_views(black[:1])[:, 0],
+    ):
+        is_centre = np.all(np.asarray(views) == centre, axis=(1, 2, 3))
+        assert np.all(is_centre) if mean_crop == "centre" else np.mean(is_centre) < 0.5
+
+
+def test_a_run_reads_in_the_order_of_its_config(tiny, tmp_path):
+    """Two epochs of 60 images: the same order twice, or another."""
+    for order in ("fixed", "shuffled"):
+        run = training.Run(tiny(**{"data.order": order, "data.batch_size": 20, "mesh.data": 1}), tmp_path)
+        records = np.zeros(60, [("image", "<f4"), ("label", "<i4"), ("weight", "<f4")])
+        for batches in (
+            training.open_batches(run, None, 0),
+            cached_features.batches(records, 20, run.config.run.seed, order, 0),
+        ):
+            first, second = ([index for _ in range(3) for index in next(batches)["index"]] for _ in range(2))
+            assert sorted(first) == sorted(second) == list(range(60))
+            assert (first == second) == (order == "fixed")
 
 
 def test_state_is_donated(tiny, tmp_path):

@@ -35,6 +35,7 @@ from alexnet_jax.variants import VARIANTS
         ({"activation": "gelu"}, ["model.activation='gelu'", "relu, tanh"]),
         ({"init_scheme": "xavier"}, ["model.init_scheme='xavier'", "paper"]),
         ({"rounding": "2013"}, ["model.rounding='2013'", "2012"]),
+        ({"pool_ties": "last"}, ["model.pool_ties='last'", "first, all"]),
         ({"reads": "pool4"}, ["model.reads='pool4'", "pool5"]),
         ({"dropout": 1.0}, ["model.dropout=1.0"]),
         ({"dropout": -0.1}, ["model.dropout=-0.1"]),

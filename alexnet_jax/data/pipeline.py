@@ -51,18 +51,22 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def batch_indices(step: int, num_examples: int, batch_size: int, seed: int) -> np.ndarray:
+def batch_indices(
+    step: int, num_examples: int, batch_size: int, seed: int, order: str = "shuffled"
+) -> np.ndarray:
     """The examples in the global batch of step s: int64 `[B]`; B may exceed the number of examples.
 
-    These are positions `[s*B, (s+1)*B)` of the infinite concatenation of shuffled epochs.
+    These are positions `[s*B, (s+1)*B)` of the infinite concatenation of epochs, each `shuffled` anew, or all
+    in the order of the first (`fixed`): 2012 read files of 1,024 images in the same order each epoch
+    (cuda-convnet's data.py:86-93), but began each epoch with a full batch instead of going on in one.
     """
     epochs, within_epoch = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_examples)
     indices = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
         with _order_lock:
-            order = epoch_order(num_examples, seed, int(epoch))
-        indices[here] = order[within_epoch[here]]
+            examples = epoch_order(num_examples, seed, 0 if order == "fixed" else int(epoch))
+        indices[here] = examples[within_epoch[here]]
     return indices
 
 
@@ -72,6 +76,7 @@ def train_batches(
     batch_size: int,
     resize_size: int,
     seed: int,
+    order: str = "shuffled",
     start_step: int = 0,
     host: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
@@ -82,6 +87,7 @@ def train_batches(
       batch_size: B over all hosts.
       resize_size: S, side of the images' central squares in pixels.
       seed: determines the order.
+      order: `shuffled` or `fixed`, as in `batch_indices`.
       start_step: the step of the first batch; any step costs the same.
       host: h and H; host h of H takes the slice `[h*b, (h+1)*b)` of each batch, where b = B / H.
 
@@ -95,7 +101,7 @@ def train_batches(
     """
 
     def indices(step: int) -> np.ndarray:
-        return batch_indices(step, len(source), batch_size, seed)
+        return batch_indices(step, len(source), batch_size, seed, order)
 
     return _open(source, resize_size, indices, range(start_step, _NO_END), batch_size, host)
 

@@ -21,6 +21,7 @@ from alexnet_jax.data import decode
 from alexnet_jax.data.statistics import resize_mean
 
 RESIZES = ("central", "torchvision", "squash")
+MEAN_CROPS = ("centre", "same")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Preprocess:
         sides to S, ignoring the aspect ratio, as in Caffe's ImageNet.
       mean: RGB in grey levels, `[3]` for one colour or `[S, S, 3]` for a mean image.
       std: `[3]`, RGB in grey levels: the divisor after the mean is subtracted.
+      mean_crop: what of a mean image is subtracted from a view: `centre`, always its central patch, as in
+        2012; `same`, the patch at the view's place, mirrored with it, as in Caffe.
     """
 
     resize_size: int = 256
@@ -42,10 +45,12 @@ class Preprocess:
     resize: str = "central"
     mean: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3, np.float32))
     std: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(3, np.float32))
+    mean_crop: str = "same"
 
     def __post_init__(self) -> None:
-        if self.resize not in RESIZES:
-            raise UserError(f"preprocess.resize={self.resize!r}: choose one of {', '.join(RESIZES)}")
+        for name, choices in (("resize", RESIZES), ("mean_crop", MEAN_CROPS)):
+            if (choice := getattr(self, name)) not in choices:
+                raise UserError(f"preprocess.{name}={choice!r}: choose one of {', '.join(choices)}")
         if not 0 < self.crop_size <= self.resize_size:
             raise UserError(f"preprocess.crop_size={self.crop_size}: must be 1 to {self.resize_size}")
         mean, square = np.asarray(self.mean, np.float32), (self.resize_size, self.resize_size, 3)
@@ -114,7 +119,8 @@ class Preprocess:
 
     def ten_views(self, stored: Any) -> jax.Array:
         """The ten views of section 4.1, normalised: float32 `[10, B, crop_size, crop_size, 3]`."""
-        return augment.ten_views(jnp.asarray(stored), size=self.crop_size, **self._normalisation())
+        images, normalisation = jnp.asarray(stored), self._normalisation()
+        return augment.ten_views(images, size=self.crop_size, mean_crop=self.mean_crop, **normalisation)
 
     def _normalisation(self) -> dict[str, jax.Array]:
         return {"mean": jnp.asarray(self.mean), "std": jnp.asarray(self.std)}
@@ -122,7 +128,7 @@ class Preprocess:
     def resized(self, resize_size: int, crop_size: int) -> "Preprocess":
         """A copy with other sizes and the rule `central`, as the input pipeline uses in training."""
         mean = resize_mean(self.mean, resize_size)
-        return Preprocess(resize_size, crop_size, "central", mean, self.std)
+        return Preprocess(resize_size, crop_size, "central", mean, self.std, self.mean_crop)
 
     def to_json(self) -> dict[str, Any]:
         """Converts to JSON values; a mean image becomes base64 of its float32 bytes."""

@@ -22,7 +22,7 @@ class Statistics:
 
     mean_colour: np.ndarray  # float32 [3], mean of R, G, B over all training pixels
     # float32 [3], square roots of the eigenvalues of the 3x3 covariance of RGB over all training pixels:
-    # standard deviations along the components, smallest first as in the 2012 release
+    # standard deviations along the components, smallest first as in the authors' files
     pca_sqrt_eigenvalues: np.ndarray
     pca_eigenvectors: np.ndarray  # float32 [3, 3], one component per column, rows R, G, B
     mean_image: np.ndarray | None = None  # float32 [S, S, 3], mean of the stored training images, if known
@@ -115,7 +115,8 @@ def resize_mean(mean: np.ndarray, size: int) -> np.ndarray:
     return np.stack([np.asarray(channel) for channel in resized], axis=-1)
 
 
-# The authors' values over ILSVRC at 256 x 256, as released with the 2012 code.
+# Krizhevsky's values over ILSVRC at 256 x 256, from cuda-convnet2 of 2014 (make-data/input_meta). The 2012
+# code reads such a file (convdata.py:39-41) but was released without it.
 ILSVRC = Statistics(
     mean_colour=np.array([127.305, 119.715, 104.913], np.float32),
     pca_sqrt_eigenvalues=np.array([19.7208, 37.0939, 121.7801], np.float32),

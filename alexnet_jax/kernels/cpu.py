@@ -208,19 +208,24 @@ def shifted_maps(x: Array, window: int, stride: int, edges: Edges) -> list[Array
     ]
 
 
-def max_pool_forward(x: Array, window: int, stride: int, edges: Edges) -> tuple[Array, Array]:
-    """The maxima, and where each window's first one is."""
-    # Keep one byte per window: the position of the first maximum.
-    first, *others = shifted_maps(x, window, stride, edges)
-    y, found = first, jnp.zeros(first.shape, jnp.uint8)
+def max_pool_forward(x: Array, window: int, stride: int, edges: Edges, ties: str) -> tuple[Array, Array]:
+    """The maxima, and where each window has them, a bit per place in row-major order; `first`: only one."""
+    y, *others = shifted_maps(x, window, stride, edges)
+    found = jnp.ones(y.shape, jnp.uint16)
     for place, values in enumerate(others, 1):
-        found = jnp.where(values > y, jnp.uint8(place), found)
+        here = jnp.uint16(1 << place)
+        if ties == "all":
+            found = jnp.where(values == y, found | here, found)
+        found = jnp.where(values > y, here, found)
         y = jnp.maximum(values, y)
     return y, found
 
 
-def max_pool_gradient(window: int, stride: int, edges: Edges, found: Array, g: Array) -> tuple[Any]:
-    """Sends the gradient `g` of each window to its first maximum."""
+def max_pool_gradient(
+    window: int, stride: int, edges: Edges, ties: str, found: Array, g: Array
+) -> tuple[Any]:
+    """Sends the gradient `g` of each window to the places `found` in it."""
+    del ties
     # `lax.pad` with `stride - 1` interior zeros moves each part back to its position; negative padding
     # crops what lay beyond the edge.
     zero = jnp.zeros((), g.dtype)
@@ -229,6 +234,6 @@ def max_pool_gradient(window: int, stride: int, edges: Edges, found: Array, g: A
         ends = []
         for offset, (_, beyond) in zip(divmod(place, window), edges, strict=True):
             ends.append((offset, window - 1 - offset - beyond, stride - 1))
-        part = lax.pad(jnp.where(found == place, g, zero), zero, [(0, 0, 0), *ends, (0, 0, 0)])
+        part = lax.pad(jnp.where((found >> place) & 1 == 1, g, zero), zero, [(0, 0, 0), *ends, (0, 0, 0)])
         total = part if total is None else total + part
     return (total,)

@@ -27,10 +27,8 @@ def is_frozen(config: configs.Config) -> bool:
     if jax.process_count() > 1:
         return False
     rates, augment = config.optimizer.layer_rates, config.augment
-    frozen = all(
-        (name, 0.0, 0.0) in rates and not any(rate for layer, _, rate in rates if layer == name)
-        for name in CONVOLUTIONS
-    )
+    own = [configs.events_of(rates, name, kind) for name in CONVOLUTIONS for kind in ("kernel", "bias")]
+    frozen = all((0.0, 0.0) in events and not any(rate for _, rate in events) for events in own)
     return frozen and not augment.crop and not augment.mirror and augment.colour == "none"
 
 
@@ -94,9 +92,11 @@ def _compute(path: pathlib.Path, model: AlexNet, params: Any, preprocess: Prepro
     records.flush()
 
 
-def batches(records: np.ndarray, batch_size: int, seed: int, start_step: int) -> Iterator[pipeline.Batch]:
+def batches(
+    records: np.ndarray, batch_size: int, seed: int, order: str, start_step: int
+) -> Iterator[pipeline.Batch]:
     """The batches of `pipeline.train_batches`, with pool5 instead of images."""
     for step in itertools.count(start_step):
-        index = pipeline.batch_indices(step, len(records), batch_size, seed)
+        index = pipeline.batch_indices(step, len(records), batch_size, seed, order)
         own = records[index]
         yield {"image": own["image"], "label": own["label"], "weight": own["weight"], "index": index}

@@ -41,7 +41,8 @@ def new_preprocess(config: configs.Config, statistics: Statistics) -> Preprocess
     mean = statistics.mean(config.augment.mean, data.resize_size)
     # torchvision's net expects inputs of about unit variance, all others grey levels.
     std = TORCHVISION.std if config.model["variant"] == "torchvision" else np.ones(3, np.float32)
-    return Preprocess(data.resize_size, data.image_size, mean=mean, std=std)
+    mean_crop = config.augment.mean_crop
+    return Preprocess(data.resize_size, data.image_size, mean=mean, std=std, mean_crop=mean_crop)
 
 
 def training_view(
@@ -61,6 +62,7 @@ def training_view(
         size=preprocess.crop_size,
         mean=jnp.asarray(preprocess.mean),
         std=jnp.asarray(preprocess.std),
+        mean_crop=preprocess.mean_crop,
         sqrt_eigenvalues=jnp.asarray(statistics.pca_sqrt_eigenvalues),
         eigenvectors=jnp.asarray(statistics.pca_eigenvectors),
         colour_until_step=None if until is None else steps_at(until),

@@ -42,10 +42,10 @@ class Record:
             self.best_top1_error, self.best_step = evaluation["top1_error"], step
 
     def learning_rates(self, rates: Rates, step: int) -> tuple[float, float]:
-        """The rates of weights and biases in the step that led to `step`.
+        """The rates of weights and biases in the step that led to `step`, of layers without their own.
 
         Computed on the CPU: on an accelerator it would wait for the steps in flight.
         """
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             at = jnp.int32(step - 1), jnp.int32(self.plateau.drops)
-            return float(rates.weights(*at)), float(rates.biases(*at))
+            return float(rates.of("*", "kernel")(*at)), float(rates.of("*", "bias")(*at))

@@ -78,6 +78,19 @@ def test_batches_are_the_concatenation_of_epochs(batch_size):
     np.testing.assert_array_equal(np.concatenate(got), row[: 3 * batch_size])
 
 
+def test_the_order_of_2012_is_that_of_the_first_epoch():
+    """Ten images in files of four, read in turn forever; every second epoch begins within a batch."""
+    written = pipeline.epoch_order(10, 5, 0).tolist()
+    files = [written[:4], written[4:8], written[8:]]
+    read = itertools.chain.from_iterable(itertools.chain.from_iterable(itertools.repeat(files)))
+    batches = take(
+        pipeline.train_batches(Numbered(10), batch_size=4, resize_size=2, seed=5, order="fixed"), 6
+    )
+    for batch in batches:
+        assert batch["index"].tolist() == list(itertools.islice(read, 4))
+    assert batches[5]["index"].tolist() == batches[0]["index"].tolist()  # 20 images later
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_train_batches_depend_neither_on_the_number_of_hosts_nor_on_the_start(hosts):
     source, steps, start = Numbered(50), 19, 8  # three epochs of 50; the second start is within epoch 1

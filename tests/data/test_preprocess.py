@@ -79,11 +79,27 @@ def test_ten_views_are_normalised_alike():
 
 @pytest.mark.parametrize("mean", [np.arange(3.0), np.random.default_rng(0).uniform(0, 255, (64, 64, 3))])
 def test_json_keeps_every_bit(mean):
-    before = Preprocess(64, 56, "central", mean.astype(np.float32), np.array([1, 2, 3], np.float32) / 3)
+    std = np.array([1, 2, 3], np.float32) / 3
+    before = Preprocess(64, 56, "central", mean.astype(np.float32), std, "centre")
     after = Preprocess.from_json(json.loads(json.dumps(before.to_json())))
     np.testing.assert_array_equal(after.mean, before.mean)
     np.testing.assert_array_equal(after.std, before.std)
     assert (after.resize_size, after.crop_size, after.resize) == (64, 56, "central")
+    assert after.mean_crop == "centre"
+
+
+@pytest.mark.parametrize("mean_crop", ["centre", "same"])
+def test_a_mean_image_is_cut_as_its_net_wants(mean_crop):
+    """Corner view and its mirror; resized for training, the rule stays."""
+    mean = np.random.default_rng(0).uniform(0, 255, (64, 64, 3)).astype(np.float32)
+    preprocess = Preprocess(64, 56, mean=mean, mean_crop=mean_crop).resized(64, 56)
+    image = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    views = preprocess.ten_views(image)
+    corner = mean[4:60, 4:60] if mean_crop == "centre" else mean[8:, 8:]
+    mirrored = corner if mean_crop == "centre" else corner[:, ::-1]
+    np.testing.assert_allclose(views[3, 0], image[0, 8:, 8:] - corner, atol=1e-4)
+    np.testing.assert_allclose(views[8, 0], image[0, 8:, 8:][:, ::-1] - mirrored, atol=1e-4)
+    np.testing.assert_allclose(preprocess.view(image)[0], image[0, 4:60, 4:60] - mean[4:60, 4:60], atol=1e-4)
 
 
 def test_a_mean_image_follows_the_size():
@@ -97,6 +113,7 @@ def test_a_mean_image_follows_the_size():
     "arguments, match",
     [
         ({"resize": "stretch"}, "resize='stretch'"),
+        ({"mean_crop": "center"}, "mean_crop='center': choose one of centre, same"),
         ({"crop_size": 257}, "crop_size=257: must be 1 to 256"),
         ({"mean": np.zeros((10, 10, 3))}, r"shape is \[10, 10, 3\]"),
     ],

@@ -85,12 +85,16 @@ def test_a_mistake_in_a_sweep_s_file_is_one_line_that_names_it(images, tmp_path,
 
 
 def test_the_sweeps_of_the_repository_are_sound(tmp_path):
-    for name in ("ablations", "ensembles", "table2"):
+    for name in ("ablations", "ensembles", "imagenet_ablations", "table2"):
         planned = sweep_plan.plan(sweep_plan.read(ROOT / "experiments" / f"{name}.py"), tmp_path)
         assert len({run.workdir for run in planned}) == len(planned)
     ablations = sweep_plan.read(ROOT / "experiments" / "ablations.py")
     assert len(ablations.seeds) >= 3
     assert set(ablations.paper) <= set(ablations.rows)
+    full = sweep_plan.read(ROOT / "experiments" / "imagenet_ablations.py")
+    claims = ("no weight decay", "no mirror", "no colour noise", "until it stops, no dropout")
+    middle = (f"without {name}" for name in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7"))
+    assert {*claims, *middle} <= set(full.rows)
 
 
 # --- Statistics -------------------------------------------------------------------------------------------
@@ -120,6 +124,23 @@ def test_a_difference_is_student_s_paired_by_seed():
     assert some.mean == 1.5
     assert sweep_statistics.difference({0: 1.0}, {1: 1.0}, None) is None
     assert sweep_statistics.difference({0: 1.0}, {0: 3.0}, None).own is None
+
+
+def test_steps_and_training_errors_are_beside_the_errors():
+    runs = [{"steps": 900, "train_top1_error": 4.0}, {"steps": 1101, "train_top1_error": 5.0}]
+    rows = [row_of("parent", [20.0, 21.0]), row_of("no dropout", [25.0, 26.0])]
+    for run, more in zip(rows[1]["runs"], runs, strict=True):
+        run.update(more, curve=[])
+    about = {"device": "cpu", "versions": {}}
+    results = {"title": "t", "config": "c", "parent": {}, "seeds": [0, 1], "rows": rows, "ensembles": []}
+    table = sweep_table.markdown({**results, "about": about}, sweep_statistics.lines(results))
+    start = table.index("| row | steps to the end")
+    assert table[start:].splitlines()[:4] == [
+        "| row | steps to the end | last top-1 error in training |",
+        "|---|---|---|",
+        "| no dropout | 1,000 | 4.50 |",
+        "",
+    ]
 
 
 def test_the_spread_that_rows_share_is_what_row_and_seed_do_not_explain():

@@ -76,6 +76,9 @@ def test_training_on_cached_features_gives_the_same_losses(finetune, tmp_path, m
         assert not cached_features.is_frozen(finetune(**{key: True}))
     assert not cached_features.is_frozen(finetune(**{"augment.colour": "paper"}))
     assert not cached_features.is_frozen(finetune(**{"optimizer.layer_rates": FROZEN[1:]}))
+    kernel, bias = ("conv1.kernel", 0.0, 0.0), ("*.bias", 0.0, 0.0)
+    assert not cached_features.is_frozen(finetune(**{"optimizer.layer_rates": (*FROZEN[1:], kernel)}))
+    assert cached_features.is_frozen(finetune(**{"optimizer.layer_rates": (*FROZEN[1:], kernel, bias)}))
     assert not cached_features.is_frozen(
         finetune(**{"optimizer.layer_rates": (*FROZEN, ("conv1", 3.0, 0.1))})
     )
