@@ -56,15 +56,18 @@ def convolution(
     Raises:
       TooSmall: no window fits; the message begins with `name`.
     """
-    edges = _edges(x.shape[1:3], kernel.shape[0], stride, padding, ceil, name)
-    return cpu.xla_convolution(x, kernel, (stride, stride), edges)
+    return _convolve(x, kernel, stride, padding, ceil, name, in_step=False)
 
 
-def _convolution_forward(x, kernel, stride, *others):
+def _convolve(x, kernel, stride, *others, in_step):
     edges = _edges(x.shape[1:3], kernel.shape[0], stride, *others)
     plain = functools.partial(cpu.xla_convolution, window_strides=(stride, stride), padding=edges)
-    on_cpu = functools.partial(cpu.convolution, stride=stride, edges=edges)
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain), (x, kernel)
+    on_cpu = functools.partial(cpu.convolution, stride=stride, edges=edges, in_step=in_step)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+
+
+def _convolution_forward(x, kernel, *others):
+    return _convolve(x, kernel, *others, in_step=True), (x, kernel)
 
 
 def _convolution_backward(stride, padding, ceil, name, inputs, g):
@@ -177,8 +180,21 @@ class Parameters(nn.Module):
         return self.param("kernel", init[0], kernel), self.param("bias", init[1], bias)
 
 
-def initialisers(scheme: str, hidden_bias: float | None, name: str, fan_in: int) -> tuple[Callable, Callable]:
-    """Initialisers of the kernel and bias of layer `name`, by fan-in."""
+# Inputs of a unit in the paper's net, whose weights the schemes with a fixed std were made for.
+FULL_FAN_IN = {
+    **{"conv1": 11 * 11 * 3, "conv2": 5 * 5 * 48, "conv3": 3 * 3 * 256, "conv4": 3 * 3 * 192},
+    **{"conv5": 3 * 3 * 192, "conv6": 3 * 3 * 256, "fc6": 6 * 6 * 256, "fc7": 4096, "fc8": 4096},
+}
+
+
+def initialisers(
+    scheme: str, scale: str, hidden_bias: float | None, name: str, fan_in: int
+) -> tuple[Callable, Callable]:
+    """Initialisers of the kernel and bias of layer `name`, by fan-in.
+
+    Args:
+      scale: `fan_in` multiplies the scheme's std by sqrt(`FULL_FAN_IN` / `fan_in`), 1 for the paper's net.
+    """
     bound = 1.0 / math.sqrt(fan_in)
 
     def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -191,6 +207,8 @@ def initialisers(scheme: str, hidden_bias: float | None, name: str, fan_in: int)
         "he": (math.sqrt(2.0 / fan_in), 0.0),
         "torch": (None, None),  # PyTorch's default for its convolutions and linear layers: uniform
     }[scheme]
+    if std is not None and scale == "fan_in":
+        std *= math.sqrt(FULL_FAN_IN[name] / fan_in)
     if name in BIASED and hidden_bias is not None:
         bias = hidden_bias
     elif name not in BIASED and bias is not None:

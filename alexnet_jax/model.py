@@ -81,6 +81,8 @@ class AlexNet(nn.Module):
     dropout_scaled: bool = False  # divides by the kept fraction in training; False halves at test time (4.2)
     # Std 0.01 everywhere in `paper`, 0.03 for conv3 to conv5 in `original`.
     init_scheme: Annotated[str, one_of("paper", "original", "caffe", "he", "torch")] = "paper"
+    # fan_in: std times sqrt(the paper's fan-in / own), for nets of other widths or image sizes.
+    init_scale: Annotated[str, one_of("none", "fan_in")] = "none"
     hidden_bias: float | None = None  # initial bias of `layers.BIASED`; None for that of init_scheme
     # bfloat16: activations and products; all else stays float32.
     compute_dtype: Annotated[str, one_of("float32", "bfloat16")] = "float32"
@@ -221,7 +223,8 @@ class AlexNet(nn.Module):
 
     def _parameters(self, name: str, shape: tuple[int, ...], biases: int | None = None) -> Any:
         """`kernel` of this shape, `[columns, ..., outputs]`, and `bias` `[columns, biases or outputs]`."""
-        init = layers.initialisers(self.init_scheme, self.hidden_bias, name, math.prod(shape[1:-1]))
+        scheme = self.init_scheme, self.init_scale, self.hidden_bias
+        init = layers.initialisers(*scheme, name, math.prod(shape[1:-1]))
         return layers.Parameters(name=name)(init, shape, (shape[0], biases or shape[-1]))
 
     def _post_ops(self, number: int, order: str, xs: list[Array]) -> list[Array]:

@@ -79,6 +79,10 @@ def _check_together(model: AlexNet) -> None:
     for key in ("widths", "fc_widths"):
         if any(width < 1 or width % model.columns for width in getattr(model, key)):
             raise mistake(key, f"each must be a positive multiple of the {model.columns} columns")
+    if model.init_scale == "fan_in" and model.init_scheme in ("he", "torch"):
+        raise mistake(
+            "init_scale", f"model.init_scheme={model.init_scheme!r} scales by the fan-in; set 'none'"
+        )
     own_paddings = (AlexNet.padding[1::3], tuple(PLAIN_POOLING_PADDING.values()))
     if not model.overlapping_pooling and model.padding[1::3] not in own_paddings:
         advice = "overlapping_pooling=False sets the paddings of conv2 and conv5 to 1 and 0; set one of them"

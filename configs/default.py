@@ -33,7 +33,8 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.model = {
         "variant": "original",  # run 145; or paper (as written), caffe, caffenet, torchvision
-        # All other switches, such as norm or columns, are fields of `AlexNet` (alexnet_jax/model.py).
+        # All other switches, such as norm or columns, are fields of `AlexNet` (alexnet_jax/model.py). Nets of
+        # other widths need init_scale="fan_in": run 145's std is made for the full widths kept here.
         **model_placeholders(),
     }
     config.augment = {

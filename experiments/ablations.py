@@ -7,6 +7,7 @@ PARENT = {
     "data.batch_size": 16,
     "model.widths": (16, 64, 96, 96, 64, 64),  # a quarter of the paper's, conv1 a sixth
     "model.fc_widths": (1024, 1024),
+    "model.init_scale": "fan_in",  # with run 145's own std, made for full widths, narrow nets stay at chance
     "optimizer.learning_rate": 0.005,  # at 0.01 the net without dropout stays at chance
     "run.total_epochs": 1.25,
     "optimizer.drop_epochs": (1.0,),
@@ -45,7 +46,7 @@ ROWS = {
     # Initial weights and biases: section 5.
     "init paper": {"model.init_scheme": "paper"},
     "init caffe": {"model.init_scheme": "caffe"},
-    "init he": {"model.init_scheme": "he"},
+    "init he": {"model.init_scheme": "he", "model.init_scale": "none"},  # follows the fan-in by itself
     "biases 0.1": {"model.hidden_bias": 0.1},
     # Depth: section 7.
     "without conv2": {"model.removed_layers": ("conv2",)},

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import UserError, create_model
+from alexnet_jax import UserError, create_model, layers
 from alexnet_jax.variants import VARIANTS
 from alexnet_jax.weights import layouts
 from tests import reference
@@ -700,6 +700,58 @@ def test_initial_weights(scheme):
             assert np.abs(kernel).max() <= 1 / math.sqrt(FAN_IN[layer])
         else:  # normal: about 0.27 % beyond 3 standard deviations
             assert np.mean(np.abs(kernel) > 3 * std) == pytest.approx(0.0027, abs=0.001), layer
+
+
+@pytest.mark.parametrize(("variant", "side"), [("paper", 224), ("original", 224), ("caffe", 227)])
+def test_init_scale_is_one_for_the_full_net(variant, side, monkeypatch):
+    seen = {}
+    original = layers.initialisers
+
+    def spy(scheme, scale, hidden_bias, name, fan_in):
+        with jax.ensure_compile_time_eval():
+            drawn = [
+                np.asarray(original(scheme, how, hidden_bias, name, fan_in)[0](jax.random.key(0), (99,)))
+                for how in ("none", scale)
+            ]
+        seen[name] = np.array_equal(*drawn), scale, fan_in
+        return original(scheme, scale, hidden_bias, name, fan_in)
+
+    monkeypatch.setattr(layers, "initialisers", spy)
+    model = create_model(variant, init_scale="fan_in", conv6=True)
+    jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
+    full = {**FAN_IN, "fc6": 9216, "fc7": 4096, "fc8": 4096}
+    assert seen == {layer: (True, "fan_in", fan_in) for layer, fan_in in full.items()}
+
+
+# Of a net with a quarter of the paper's widths and 56 x 56 images, by hand: 0.01 or 0.03 (original), times
+# sqrt(1200 / 300) for conv2, sqrt(2304 / 576) for conv3, sqrt(1728 / 432) for conv4 and conv5, and so on.
+NARROW_STDS = {
+    **{"conv1": 0.01, "conv2": 0.02, "conv3": 0.06, "conv4": 0.06, "conv5": 0.06, "conv6": 0.06},
+    **{"fc6": 0.12, "fc7": 0.0282843, "fc8": 0.0282843},
+}
+
+
+def test_init_scale_of_a_narrow_net():
+    model = create_model(
+        "original",
+        num_classes=60,
+        init_scale="fan_in",
+        widths=(24, 64, 96, 96, 64, 64),
+        fc_widths=(512, 512),
+        conv6=True,
+    )
+    params = jax.jit(model.init)(jax.random.key(2), jnp.zeros((1, 56, 56, 3)))["params"]
+    assert params.keys() == NARROW_STDS.keys()
+    for layer, std in NARROW_STDS.items():
+        kernel = np.asarray(params[layer]["kernel"], np.float64)
+        assert kernel.std() == pytest.approx(std, rel=5 / math.sqrt(2 * kernel.size)), layer
+        assert np.all(params[layer]["bias"] == (1.0 if layer in ONES else 0.0)), layer
+
+
+@pytest.mark.parametrize("scheme", ["he", "torch"])
+def test_init_scale_is_not_for_schemes_that_follow_the_fan_in(scheme):
+    with pytest.raises(UserError, match=f"model.init_scale='fan_in': model.init_scheme='{scheme}'"):
+        create_model("paper", init_scheme=scheme, init_scale="fan_in")
 
 
 @pytest.mark.parametrize("scheme", BIASES)

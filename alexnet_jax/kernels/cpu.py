@@ -6,6 +6,7 @@ norms, pooling and dense products are used on every device; the convolutions her
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,9 @@ from jax import lax
 Array = jax.Array
 Edges = tuple[tuple[int, int], ...]  # padding before and after the maps' rows and columns
 
-FEW_OUTPUTS = 128  # below this, YNNPACK's convolutions are slower than Eigen's (two cores, batch 128)
+# Numbers of outputs (filters), measured on two cores with batches of 64 and 128 (`benchmarks.convolutions`).
+FEW_OUTPUTS = 128  # below this, YNNPACK's convolutions are slower than Eigen's
+NARROW = 48  # below this and above 16, conv1 on YNNPACK has 0.05 to 0.25 of the rate of a large product
 CACHED_BYTES = 4 * 2**20  # bytes of maps that stay in cache between products
 
 
@@ -23,26 +26,58 @@ CACHED_BYTES = 4 * 2**20  # bytes of maps that stay in cache between products
 xla_convolution = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def convolution(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
-    """A convolution with few outputs, computed by Eigen instead of YNNPACK.
+def formulation(inputs: int, outputs: int, *, stride: int, rows: int, extra_rows: int, in_step: bool) -> str:
+    """How a CPU computes a convolution, by its number of outputs: `xla`, `eigen` or `products`.
 
     XLA prefers YNNPACK, which is faster alongside other work but leaves much of the second core idle for few
-    outputs (conv1, and the gradient of conv2's inputs). YNNPACK rejects convolutions with more output than
-    input rows, or with at most 16 channels (`IsConvolutionOpSupportedByYnn` in XLA's `ynn_support.cc`), so
-    this computes a few extra rows and drops them. At stride s, s rows first become channels (space-to-depth);
-    otherwise there would be s times as many input rows as output rows. Without YNNPACK in XLA, the extra rows
-    cost 2 to 5 % of these two convolutions. Forward-only programs set an XLA option instead
-    (`host.forward_options`).
+    outputs (conv1, and the gradient of conv2's inputs). In a training step these run on Eigen instead.
+    Forward-only programs set an XLA option with the same effect (`host.forward_options`).
+
+    With 17 to 47 filters, a conv1 on YNNPACK is 2 to 8 times slower than the alternatives, so it avoids
+    YNNPACK in every program. On small images, where Eigen needs too many extra rows, it becomes products.
+
+    Args:
+      rows: of the outputs; extra_rows: those that Eigen needs (see `_convolution_on_eigen`).
+      in_step: whether gradients are computed as well.
     """
-    (batch, _, width, inputs), (window_height, window_width, _, outputs) = x.shape, kernel.shape
-    (above, below), sides = edges
+    narrow = stride > 1 and 16 < outputs < NARROW
+    if max(inputs, outputs) <= 16 or outputs >= FEW_OUTPUTS or not (in_step or narrow):
+        return "xla"
+    if extra_rows <= rows // 8:
+        return "eigen"
+    return "products" if narrow else "xla"
+
+
+def convolution(x: Array, kernel: Array, *, stride: int, edges: Edges, in_step: bool = True) -> Array:
+    """A convolution on a CPU, computed as `formulation` says."""
+    (window_height, _, inputs, outputs), (above, below) = kernel.shape, edges[0]
     rows = (x.shape[1] + above + below - window_height) // stride + 1
     blocks = -(-window_height // stride)  # the window's height in blocks of `stride` rows
     height = x.shape[1] if stride == 1 else rows - 1 + blocks
     extra = max(height + 1 - rows, 0)
-    if outputs >= FEW_OUTPUTS or max(inputs, outputs) <= 16 or extra > rows // 8:
-        return xla_convolution(x, kernel, (stride, stride), edges)
+    sizes = {"stride": stride, "rows": rows, "extra_rows": extra}
+    match formulation(inputs, outputs, **sizes, in_step=in_step):
+        case "eigen":
+            return _convolution_on_eigen(x, kernel, height, extra, stride=stride, edges=edges)[:, :rows]
+        case "products":
+            return _convolution_by_products(x, kernel, stride=stride, edges=edges)
+    return xla_convolution(x, kernel, (stride, stride), edges)
+
+
+def _convolution_on_eigen(
+    x: Array, kernel: Array, height: int, extra: int, *, stride: int, edges: Edges
+) -> Array:
+    """A convolution that XLA leaves to Eigen, with `extra` rows below that the caller drops.
+
+    YNNPACK rejects convolutions with more output than input rows, or with at most 16 channels
+    (`IsConvolutionOpSupportedByYnn` in XLA's `ynn_support.cc`). At stride s, s rows first become channels
+    (space-to-depth) in `height` rows; otherwise there would be s times as many input rows as output rows.
+    Without YNNPACK in XLA, the extra rows cost 2 to 5 % of conv1 and of the gradient of conv2's inputs.
+    """
+    (batch, _, width, inputs), (window_height, window_width, _, outputs) = x.shape, kernel.shape
+    (above, below), sides = edges
     if stride > 1:
+        blocks = -(-window_height // stride)
         x = _pad(x, (0, 0), (above, height * stride - above - x.shape[1]))
         x = x.reshape(batch, height, stride, width, inputs).transpose(0, 1, 3, 2, 4)
         x = x.reshape(batch, height, width, stride * inputs)
@@ -50,8 +85,61 @@ def convolution(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
         kernel = kernel.reshape(blocks, stride, window_width, inputs, outputs).transpose(0, 2, 1, 3, 4)
         kernel = kernel.reshape(blocks, window_width, stride * inputs, outputs)
         above = below = 0
-    edges = (above, below + extra), sides
-    return xla_convolution(x, kernel, (1, stride), edges)[:, :rows]
+    return xla_convolution(x, kernel, (1, stride), ((above, below + extra), sides))
+
+
+def _convolution_by_products(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
+    """A convolution as the sum of one matrix product per block in the window (conv1: 9).
+
+    Returns `[B, H', W', O]` of the inputs' dtype.
+    """
+    (batch, _, _, inputs), outputs, window = x.shape, kernel.shape[3], kernel.shape[:2]
+    wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # accumulate bfloat16 in float32
+    blocks = [-(-size // stride) for size in window]
+    rows, columns = (
+        (side + sum(edge) - size) // stride + 1
+        for side, edge, size in zip(x.shape[1:3], edges, window, strict=True)
+    )
+    kernel = _pad(kernel, *((0, block * stride - size) for block, size in zip(blocks, window, strict=True)))
+    kernel = kernel.reshape(blocks[0], stride, blocks[1], stride, inputs, outputs)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(*blocks, -1, outputs)
+    x = _blocks_as_channels(
+        _pad(x, (0, 0), *_block_padding(x, (rows, columns), blocks, stride, edges)), stride
+    )
+    products = [
+        jnp.matmul(
+            x[:, i : i + rows, j : j + columns].reshape(-1, x.shape[3]),
+            kernel[i, j],
+            preferred_element_type=wide,
+        )
+        for i in range(blocks[0])
+        for j in range(blocks[1])
+    ]
+    return functools.reduce(jnp.add, products).reshape(batch, rows, columns, outputs).astype(x.dtype)
+
+
+def _block_padding(
+    x: Array, outputs: Sequence[int], blocks: Sequence[int], stride: int, edges: Edges
+) -> list[tuple[int, int]]:
+    """Padding of the rows and columns of `x` `[B, H, W, I]` to full blocks of `stride`; negative: crop.
+
+    Args:
+      outputs: rows and columns of the outputs; blocks: height and width of the window in blocks.
+    """
+    return [
+        (before, (count - 1 + block) * stride - size - before)
+        for count, block, size, (before, _) in zip(outputs, blocks, x.shape[1:3], edges, strict=True)
+    ]
+
+
+def _blocks_as_channels(x: Array, stride: int) -> Array:
+    """Space-to-depth, `[B, H, W, I]` to `[B, H / s, W / s, s * s * I]`.
+
+    A stride-s window is then a stride-1 window over s x s blocks (conv1: 9 blocks instead of 121 places).
+    """
+    batch, height, width, inputs = x.shape
+    x = x.reshape(batch, height // stride, stride, width // stride, stride, inputs)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // stride, width // stride, -1)
 
 
 def convolution_gradients(
@@ -93,10 +181,9 @@ def images_at_once(batch: int, image_bytes: int) -> int:
 def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int, edges: Edges) -> Array:
     """The gradient of a convolution's kernel: one matrix product per position in the window.
 
-    XLA computes a convolution with windows as large as the maps. Space-to-depth: a stride-s window is a
-    stride-1 window over s x s blocks (conv1: 9 products instead of 121 thin ones). A few images at a time
-    stay in cache between products. `g`, shared by all products, is the left operand, because that is the one
-    that has to be transposed.
+    XLA computes a convolution with windows as large as the maps. The places in the window are blocks
+    (`_blocks_as_channels`). A few images at a time stay in cache between products. `g`, shared by all
+    products, is the left operand, because that is the one that has to be transposed.
 
     Args:
       x: the inputs `[B, H, W, I]`; g: the gradient of the outputs `[B, H', W', O]`.
@@ -113,17 +200,11 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
     images = images_at_once(batch, (x.nbytes + g.nbytes) // batch)
     groups = -(-batch // images)
     padding = [(0, groups * images - batch)]
-    x_padding = [
-        (before, (count - 1 + block) * stride - size - before)
-        for count, block, size, (before, _) in zip((rows, columns), blocks, x.shape[1:3], edges, strict=True)
-    ]
-    x, g = _pad(x, *padding, *x_padding), _pad(g, *padding)
+    x = _pad(x, *padding, *_block_padding(x, (rows, columns), blocks, stride, edges))
+    g = _pad(g, *padding)
 
     def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
-        x, g = group
-        images, height, width, _ = x.shape
-        x = x.reshape(images, height // stride, stride, width // stride, stride, inputs)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(images, height // stride, width // stride, depth)
+        x, g = _blocks_as_channels(group[0], stride), group[1]
         g = lax.optimization_barrier(g.reshape(-1, outputs).T)  # else XLA transposes each x instead
         products = [
             jnp.matmul(g, x[:, i : i + rows, j : j + columns].reshape(-1, depth), preferred_element_type=wide)

@@ -200,7 +200,7 @@ def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
 
 
 # Fields in which a net may differ from the one that provides its initial weights.
-_MAY_DIFFER = {"num_classes", "dropout", "init_scheme", "hidden_bias", "compute_dtype"}
+_MAY_DIFFER = {"num_classes", "dropout", "init_scheme", "init_scale", "hidden_bias", "compute_dtype"}
 
 
 def start_from(

@@ -80,6 +80,99 @@ def compiled_text(function, *shapes: tuple[int, ...]) -> str:
     return jax.jit(function).lower(*(np.ones(shape, np.float32) for shape in shapes)).compile().as_text()
 
 
+@pytest.mark.parametrize(
+    ("filters", "side", "window", "stride", "padding", "in_step", "expected"),
+    [
+        (8, 56, 11, 4, 0, True, "xla"),  # YNNPACK rejects it by itself
+        (16, 224, 11, 4, 0, True, "xla"),
+        (17, 56, 11, 4, 0, True, "products"),
+        (24, 56, 11, 4, 0, False, "products"),
+        (24, 224, 11, 4, 0, True, "eigen"),
+        (32, 224, 11, 4, 0, False, "eigen"),
+        (47, 64, 11, 4, 0, True, "products"),
+        (48, 64, 11, 4, 0, True, "xla"),
+        (96, 64, 11, 4, 0, True, "xla"),  # the default net
+        (96, 224, 11, 4, 0, True, "eigen"),  # the paper's net
+        (96, 224, 11, 4, 0, False, "xla"),
+        (64, 224, 11, 4, 2, True, "eigen"),  # torchvision's
+        (24, 27, 5, 1, 2, False, "xla"),
+        (48, 27, 5, 1, 2, True, "eigen"),  # the gradient of conv2's inputs
+        (128, 27, 5, 1, 2, True, "xla"),
+    ],
+)
+def test_the_formulation_by_the_number_of_filters(
+    filters, side, window, stride, padding, in_step, expected, monkeypatch
+):
+    chosen = []
+    original = cpu.formulation
+    monkeypatch.setattr(cpu, "formulation", lambda *a, **k: chosen.append(original(*a, **k)) or chosen[-1])
+    inputs = 3 if stride == 4 else 128
+    x, kernel = jnp.zeros((1, side, side, inputs)), jnp.zeros((window, window, inputs, filters))
+    convolve = functools.partial(layers.convolution, stride=stride, padding=padding)
+    jax.eval_shape((lambda x, kernel: jax.vjp(convolve, x, kernel)[0]) if in_step else convolve, x, kernel)
+    assert chosen == [expected]
+
+
+@pytest.mark.parametrize("filters", [17, 24, 32, 47])
+@pytest.mark.parametrize(("side", "padding", "ceil"), [(56, 0, True), (50, 2, False), (112, 0, True)])
+def test_narrow_conv1_is_xla_s_convolution(filters, side, padding, ceil):
+    """Products up to about 100 x 100, Eigen above; in a forward-only program and in a training step."""
+    rng = np.random.default_rng(filters)
+    x = rng.standard_normal((2, side, side, 3)).astype(np.float32)
+    kernel = rng.standard_normal((11, 11, 3, filters)).astype(np.float32)
+    convolve = functools.partial(layers.convolution, stride=4, padding=padding, ceil=ceil)
+    size = layers.output_size(side, window=11, stride=4, padding=padding, ceil=ceil)
+    edge = (padding, (size - 1) * 4 + 11 - side - padding)
+
+    def plain(x, kernel):
+        return cpu.xla_convolution(x, kernel, (4, 4), (edge, edge))
+
+    y = jax.jit(convolve)(x, kernel)
+    assert y.shape == (2, size, size, filters)
+    wide = [a.astype(np.float64) for a in (x, kernel)]
+    expected = reference.convolution(*wide, np.zeros(filters), stride=4, padding=padding, ceil=ceil)
+    assert relative_error(y, expected) < 1e-5
+    g = rng.standard_normal(y.shape).astype(np.float32)
+
+    def with_gradients(function):
+        return jax.jit(lambda x, k, g: (jax.vjp(function, x, k)[0], *jax.vjp(function, x, k)[1](g)))(
+            x, kernel, g
+        )
+
+    for own, other in zip(with_gradients(convolve), with_gradients(plain), strict=True):
+        assert relative_error(own, other) < 1e-5
+    with jax.enable_x64(True):
+        doubles = [jnp.asarray(a, jnp.float64) for a in (x, kernel)]
+        assert relative_error(jax.jit(convolve)(*doubles), expected) < 1e-13
+
+
+def test_narrow_conv1_in_half_precision_accumulates_in_float32():
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((2, 56, 56, 3), (11, 11, 3, 24))
+    )
+    convolve = functools.partial(layers.convolution, stride=4)
+    y = jax.jit(convolve)(x, kernel)
+    assert y.dtype == jnp.bfloat16
+    full = jax.jit(convolve)(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    assert relative_error(np.asarray(y, np.float32), full) < 2**-8
+
+
+@pytest.mark.parametrize("filters", [24, 32])
+def test_narrow_conv1_runs_on_eigen_or_as_products(filters):
+    def texts(side):
+        shapes = (2, side, side, 3), (11, 11, 3, filters)
+        convolve = functools.partial(layers.convolution, stride=4)
+        plain = functools.partial(cpu.xla_convolution, window_strides=(4, 4), padding="VALID")
+        if "ynn" not in compiled_text(plain, *shapes):
+            pytest.skip(f"jax {jax.__version__} has no YNNPACK to choose instead")
+        in_step = compiled_text(lambda x, kernel: jax.vjp(convolve, x, kernel)[0], *shapes)
+        return compiled_text(convolve, *shapes), in_step
+
+    assert all(" convolution(" not in text for text in texts(56))
+    assert all(" convolution(" in text and "ynn" not in text for text in texts(112))
+
+
 @pytest.mark.parametrize(("stride", "padding"), [(4, 0), (4, 2)], ids=["paper", "torchvision"])
 def test_conv1_runs_on_eigen_in_a_training_step(stride, padding):
     shapes = (2, 224, 224, 3), (11, 11, 3, 64)
