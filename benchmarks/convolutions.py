@@ -52,7 +52,9 @@ def maps_side(layer: str, image_size: int) -> int:
     return side
 
 
-def cases(layer: str, image_size: int, width: int, batch: int) -> Iterator[tuple[str, Any, Any, int]]:
+def cases(
+    layer: str, image_size: int, width: int, batch: int, only: str
+) -> Iterator[tuple[str, Any, Any, int]]:
     """Yields each program with ours and XLA's compiled, ready to call, and its operations."""
     window, stride, padding, inputs_of = LAYERS[layer]
     inputs, side = inputs_of(width), maps_side(layer, image_size)
@@ -80,7 +82,8 @@ def cases(layer: str, image_size: int, width: int, batch: int) -> Iterator[tuple
     }
     operations = 2 * batch * size**2 * window**2 * inputs * width
     for name, compile_ in programs.items():
-        if layer == "conv1" and name == "input gradient":  # training does not need it
+        needed = layer != "conv1" or name != "input gradient"
+        if not needed or not re.search(only, f"{layer} {name}"):
             continue
         arguments = (x, kernel, g) if "gradient" in name else (x, kernel)
         calls = (functools.partial(compile_(f), *arguments) for f in (ours, plain))
@@ -145,11 +148,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for layer in LAYERS:
         for size in given.sizes:
             for width in given.widths:
-                for program, ours, xla, operations in cases(layer, size, width, given.batch):
-                    if re.search(given.only, f"{layer} {program}"):
-                        calls = {"ours": ours, "xla": xla, "product": product}
-                        names = {"layer": layer, "images": size, "filters": width, "program": program}
-                        rows.append(row_of(names, in_turns(calls, given.rounds), operations))
+                for program, ours, xla, operations in cases(layer, size, width, given.batch, given.only):
+                    calls = {"ours": ours, "xla": xla, "product": product}
+                    names = {"layer": layer, "images": size, "filters": width, "program": program}
+                    rows.append(row_of(names, in_turns(calls, given.rounds), operations))
     label = {
         **tables.machine(),
         "device": jax.devices()[0].device_kind,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import layers
+from alexnet_jax.kernels import cpu
 from tests import reference
 from tests.reference import relative_error
 
@@ -68,8 +69,10 @@ CONVOLUTIONS = [
 ]
 
 
+@pytest.mark.parametrize("narrow", [0, cpu.NARROW], ids=["as wide", "as narrow"])
 @pytest.mark.parametrize(("shape", "window", "outputs", "stride", "padding", "ceil"), CONVOLUTIONS)
-def test_convolution_and_its_gradients(shape, window, outputs, stride, padding, ceil):
+def test_convolution_and_its_gradients(shape, window, outputs, stride, padding, ceil, narrow, monkeypatch):
+    monkeypatch.setattr(cpu, "NARROW", narrow)
     rng = np.random.default_rng(0)
     x = (100 * rng.standard_normal(shape)).astype(np.float32)
     kernel = rng.standard_normal((window, window, shape[-1], outputs)).astype(np.float32)

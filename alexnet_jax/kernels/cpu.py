@@ -18,7 +18,7 @@ Edges = tuple[tuple[int, int], ...]  # padding before and after the maps' rows a
 
 # Numbers of outputs (filters), measured on two cores with batches of 64 and 128 (`benchmarks.convolutions`).
 FEW_OUTPUTS = 128  # below this, YNNPACK's convolutions are slower than Eigen's
-NARROW = 48  # below this and above 16, conv1 on YNNPACK has 0.05 to 0.25 of the rate of a large product
+NARROW = 48  # below this, XLA's gradients are faster than ours, and above 16 its conv1 is far slower
 CACHED_BYTES = 4 * 2**20  # bytes of maps that stay in cache between products
 
 
@@ -55,8 +55,7 @@ def convolution(x: Array, kernel: Array, *, stride: int, edges: Edges, in_step: 
     blocks = -(-window_height // stride)  # the window's height in blocks of `stride` rows
     height = x.shape[1] if stride == 1 else rows - 1 + blocks
     extra = max(height + 1 - rows, 0)
-    sizes = {"stride": stride, "rows": rows, "extra_rows": extra}
-    match formulation(inputs, outputs, **sizes, in_step=in_step):
+    match formulation(inputs, outputs, stride=stride, rows=rows, extra_rows=extra, in_step=in_step):
         case "eigen":
             return _convolution_on_eigen(x, kernel, height, extra, stride=stride, edges=edges)[:, :rows]
         case "products":
@@ -102,18 +101,14 @@ def _convolution_by_products(x: Array, kernel: Array, *, stride: int, edges: Edg
     )
     kernel = _pad(kernel, *((0, block * stride - size) for block, size in zip(blocks, window, strict=True)))
     kernel = kernel.reshape(blocks[0], stride, blocks[1], stride, inputs, outputs)
-    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(*blocks, -1, outputs)
     x = _blocks_as_channels(
         _pad(x, (0, 0), *_block_padding(x, (rows, columns), blocks, stride, edges)), stride
     )
+    seen = [x[:, i : i + rows, j : j + columns] for i in range(blocks[0]) for j in range(blocks[1])]
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(len(seen), -1, outputs)
     products = [
-        jnp.matmul(
-            x[:, i : i + rows, j : j + columns].reshape(-1, x.shape[3]),
-            kernel[i, j],
-            preferred_element_type=wide,
-        )
-        for i in range(blocks[0])
-        for j in range(blocks[1])
+        jnp.matmul(x.reshape(-1, x.shape[3]), own, preferred_element_type=wide)
+        for x, own in zip(seen, kernel, strict=True)
     ]
     return functools.reduce(jnp.add, products).reshape(batch, rows, columns, outputs).astype(x.dtype)
 
@@ -145,12 +140,20 @@ def _blocks_as_channels(x: Array, stride: int) -> Array:
 def convolution_gradients(
     x: Array, kernel: Array, g: Array, *, stride: int, edges: Edges
 ) -> tuple[Array, Array]:
-    """The gradients of `(x, kernel)`, from the gradient `g` of the outputs."""
+    """The gradients of `(x, kernel)`, from the gradient `g` of the outputs.
+
+    XLA's own, except on CPUs for layers with `NARROW` filters and more: with fewer, the products of
+    `_gradients_on_cpu` are too thin, and XLA's gradients take 0.3 to 0.8 of their time.
+    """
     plain = functools.partial(xla_convolution, window_strides=(stride, stride), padding=edges)
+
+    def by_xla(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+        return jax.vjp(plain, x, kernel)[1](g)
+
+    if kernel.shape[3] < NARROW:
+        return by_xla(x, kernel, g)
     on_cpu = functools.partial(_gradients_on_cpu, stride=stride, edges=edges)
-    return lax.platform_dependent(
-        *(x, kernel, g), cpu=on_cpu, default=lambda x, kernel, g: jax.vjp(plain, x, kernel)[1](g)
-    )
+    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=by_xla)
 
 
 def _gradients_on_cpu(x: Array, kernel: Array, g: Array, *, stride: int, edges: Edges) -> tuple[Array, Array]:

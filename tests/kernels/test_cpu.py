@@ -25,6 +25,7 @@ def test_kernel_gradients_by_groups_of_images(images, monkeypatch):
     y = reference.convolution(x, kernel, np.zeros(3), **size, ceil=True)
     g = rng.standard_normal(y.shape)
     monkeypatch.setattr(cpu, "CACHED_BYTES", images * 4 * (x[0].size + g[0].size))
+    monkeypatch.setattr(cpu, "NARROW", 0)  # else XLA's own gradient
     convolve = functools.partial(layers.convolution, **size)
     x, g = x.astype(np.float32), g.astype(np.float32)
     gradient = jax.jit(lambda kernel: jax.vjp(convolve, x, kernel)[1](g)[1])(kernel.astype(np.float32))
@@ -48,7 +49,9 @@ def test_groups_of_images_fit_the_cache_and_are_full(batch, image_bytes, images)
     assert cpu.images_at_once(batch, image_bytes) == images
 
 
-def test_gradients_in_a_loop_are_those_outside():
+@pytest.mark.parametrize("narrow", [0, 48])
+def test_gradients_in_a_loop_are_those_outside(narrow, monkeypatch):
+    monkeypatch.setattr(cpu, "NARROW", narrow)
     rng = np.random.default_rng(0)
     x, g = (rng.standard_normal((6, 9, 8, n)).astype(np.float32) for n in (3, 4))
     kernel = rng.standard_normal((5, 5, 3, 4)).astype(np.float32)
@@ -197,7 +200,9 @@ def test_the_gradient_of_few_inputs_runs_on_eigen():
     assert "convolution(" in text(48) and "ynn" not in text(48)
 
 
-def test_gradients_in_half_precision_are_those_in_float32_rounded():
+@pytest.mark.parametrize("narrow", [0, 48])
+def test_gradients_in_half_precision_are_those_in_float32_rounded(narrow, monkeypatch):
+    monkeypatch.setattr(cpu, "NARROW", narrow)
     rng = np.random.default_rng(0)
     half = [
         jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
