@@ -152,10 +152,28 @@ def ten_views(
     """
     margin = images.shape[1] - size
     corners = [(0, 0), (0, margin), (margin, 0), (margin, margin), (margin // 2, margin // 2)]
+    views = functools.partial(_patches, corners=corners, size=size)
 
     def cut(images: Array) -> Array:
-        views = jnp.stack([images[:, top : top + size, left : left + size, :] for top, left in corners])
-        return jnp.concatenate([views, views[:, :, :, ::-1, :]])
+        return jnp.concatenate([views(images), views(images)[:, :, :, ::-1, :]])
 
     own_mean = _mean_of_views(mean, size, mean_crop, lambda mean: cut(mean[None]))
     return (cut(images).astype(jnp.float32) - own_mean) / std
+
+
+def nine_views(
+    images: Array, *, mean: Array, std: Array | float = 1.0, size: int, mean_crop: str = "same"
+) -> Array:
+    """A 3 x 3 grid of patches, not mirrored, as in cuda-convnet's test on CIFAR-10 (`convdata.py`).
+
+    `[B, S, S, 3]` uint8 to `[9, B, size, size, 3]` float32; `mean_crop` as in `_mean_of_views`.
+    """
+    margin = images.shape[1] - size
+    places = (0, margin // 2, margin)
+    corners = [(top, left) for top in places for left in places]
+    own_mean = _mean_of_views(mean, size, mean_crop, lambda mean: _patches(mean[None], corners, size))
+    return (_patches(images, corners, size).astype(jnp.float32) - own_mean) / std
+
+
+def _patches(images: Array, corners: list[tuple[int, int]], size: int) -> Array:
+    return jnp.stack([images[:, top : top + size, left : left + size, :] for top, left in corners])

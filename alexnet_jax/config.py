@@ -30,6 +30,7 @@ RATE_CHANGES = Bound(
     lambda changes: all(0 <= epoch <= MAX_EPOCHS and rate >= 0 for _, epoch, rate in changes),
     "each must be (name, first epoch, rate), such as ('conv1', 68.0, 1e-5)",
 )
+DECAYS = Bound(lambda decays: all(d >= 0 for _, d in decays), "each must be (layer, decay of 0 or more)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ class OptimizerConfig:
     learning_rate: Annotated[float, at_least(0)]  # initial, of the weights
     momentum: Annotated[float, at_least(0), below(1)]
     weight_decay: Annotated[float, at_least(0)]
+    layer_weight_decays: Annotated[tuple[tuple[str, float], ...], DECAYS]  # of single layers, instead
     bias_rate_factor: Annotated[float, at_least(0)]  # biases' rate, in multiples of the weights'
     bias_rate_drops: bool  # whether the biases' rate follows the schedule
     schedule: Annotated[str, one_of("plateau", "epochs", "constant")]
@@ -107,7 +109,7 @@ class RunConfig:
     wandb_project: Annotated[str | None, FREE]  # mirrors the metrics to Weights & Biases; None: no mirror
     eval_every_steps: Annotated[int | None, above(0)]
     eval_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS)]
-    eval_views: Annotated[int, one_of(1, 10)]  # 1: the central crop; 10: the paper's ten views
+    eval_views: Annotated[int, one_of(1, 9, 10)]  # the centre; a 3 x 3 grid of crops; the paper's ten views
     save_every_steps: Annotated[int | None, above(0), FREE]
     save_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS), FREE]
     save_every_minutes: Annotated[float | None, above(0), FREE]  # also save at this interval; None for never
@@ -272,18 +274,19 @@ def _section(kind: type, values: dict[str, Any], name: str) -> Any:
 
 def _check_together(config: Config) -> None:
     """Raises `UserError` for inconsistent values."""
-    data, run, rates = config.data, config.run, config.optimizer.layer_rates
+    data, run = config.data, config.run
     if data.batch_size % (parts := data.micro_batches):
         raise UserError(f"data.micro_batches={parts}: must divide data.batch_size={data.batch_size}")
     if (stored := data.resize_size) < data.image_size:
         raise UserError(f"data.resize_size={stored}: must be at least data.image_size={data.image_size}")
-    net = build_model(config, num_classes=2)
-    left_out = {*net.removed_layers, *(() if net.conv6 else ("conv6",))}
-    layers = [layer for layer in model.LAYERS if layer not in left_out]
+    layers = build_model(config, num_classes=2).layer_names()
+    rates, decays = config.optimizer.layer_rates, config.optimizer.layer_weight_decays
     for event in rates:
         if not any(events_of([event], *own) for own in itertools.product(layers, ("kernel", "bias"))):
             remedy = f"the layers are {', '.join(layers)}, each with a kernel and a bias, as in conv1.bias"
             raise UserError(f"optimizer.layer_rates={rates!r}: no parameter is named {event[0]!r}; {remedy}")
+    if any(layer not in layers for layer, _ in decays):
+        raise UserError(f"optimizer.layer_weight_decays={decays!r}: the layers are {', '.join(layers)}")
     for name in ("total", "eval_every", "save_every"):
         units = [unit for unit in _OTHER_UNIT if getattr(run, f"{name}_{unit}") is not None]
         if len(units) != 1:

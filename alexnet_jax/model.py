@@ -105,7 +105,7 @@ class AlexNet(nn.Module):
           UserError: the images have another shape or type.
         """
         if self.reads == "images":
-            _check_images(images)
+            check_images(images)
         ids = jnp.arange(images.shape[0]) if example_ids is None else example_ids
         drop = functools.partial(self._dropout, train=train, example_ids=ids)
 
@@ -285,6 +285,11 @@ class AlexNet(nn.Module):
         self.sow("intermediates", "activations", {name: xs}, init_fn=dict, reduce_fn=operator.or_)
         return xs
 
+    def layer_names(self) -> tuple[str, ...]:
+        """The layers with parameters that this net has, in order."""
+        left_out = {*self.removed_layers, *(() if self.conv6 else ("conv6",))}
+        return tuple(layer for layer in LAYERS if layer not in left_out)
+
     def is_cross_column(self, name: str) -> bool:
         """Whether a layer sees all columns, by itself or because of a layer removed just before it."""
         names = [layer for layer in LAYERS if layer != "conv6" or self.conv6]
@@ -311,7 +316,8 @@ class AlexNet(nn.Module):
         return jax.lax.axis_index(self.column_axis) * (self.columns // self.column_shards) + index
 
 
-def _check_images(images: Any) -> None:
+def check_images(images: Any) -> None:
+    """Raises `UserError` unless `images` is a batch `[B, S, S, 3]` of floats."""
     shape, dtype = getattr(images, "shape", ()), getattr(images, "dtype", jnp.dtype(bool))
     if len(shape) != 4 or shape[0] == 0 or shape[3] != 3 or not jnp.issubdtype(dtype, jnp.floating):
         what = f"{dtype}{list(shape)}" if hasattr(images, "shape") else type(images).__name__

@@ -8,6 +8,7 @@ the rate of the weights.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -71,10 +72,6 @@ class Rates:
         return piecewise(group, configs.events_of(self.events, layer, kind))
 
 
-def _is_weight(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "bias", params)
-
-
 def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransformationExtraArgs:
     """`v = momentum * v - rate * gradient`, with a rate per parameter; the update is v.
 
@@ -104,12 +101,32 @@ def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransforma
 
 
 def sgd_2012(
-    rates: Rates, *, momentum: float = 0.9, weight_decay: float = 0.0005
+    rates: Rates,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0005,
+    layer_weight_decays: tuple[tuple[str, float], ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """The update rule above. Its `update` takes `step=` and `drops=`; its state is the momentum v."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=_is_weight), momentum_by_rates(rates, momentum)
-    )
+    """The update rule above. Its `update` takes `step=` and `drops=`; its state is the momentum v.
+
+    Args:
+      layer_weight_decays: `(layer, weight decay)` of layers with another decay than the rest.
+    """
+    own = dict(layer_weight_decays)
+
+    def weights_with(decay: float) -> Callable[[Any], Any]:
+        """A mask of the weights that have this decay."""
+
+        def is_decayed(path: Any, _: Any) -> bool:
+            *layers, leaf = (part.key for part in path)
+            its_decay = next((own[name] for name in layers if name in own), weight_decay)
+            return leaf != "bias" and its_decay == decay
+
+        return functools.partial(jax.tree_util.tree_map_with_path, is_decayed)
+
+    decays = dict.fromkeys((weight_decay, *own.values()))
+    terms = [optax.add_decayed_weights(decay, mask=weights_with(decay)) for decay in decays]
+    return optax.chain(*terms, momentum_by_rates(rates, momentum))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,4 +186,5 @@ def make_rates(config: configs.OptimizerConfig, steps_at: Callable[[float], int]
 
 def make(config: configs.OptimizerConfig, rates: Rates) -> optax.GradientTransformationExtraArgs:
     """The config's update rule, with the rates of `make_rates`."""
-    return sgd_2012(rates, momentum=config.momentum, weight_decay=config.weight_decay)
+    decays = {"weight_decay": config.weight_decay, "layer_weight_decays": config.layer_weight_decays}
+    return sgd_2012(rates, momentum=config.momentum, **decays)

@@ -4,6 +4,7 @@ from typing import Any
 
 from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.common.typed import as_type
+from alexnet_jax.conv_local import ConvLocal
 from alexnet_jax.model import PLAIN_POOLING_PADDING, AlexNet
 
 # BVLC's bvlc_alexnet: groups instead of columns, norms across groups, 227 x 227 images.
@@ -47,6 +48,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
+# The four-layer nets of section 3.3, for CIFAR-10.
+CIFAR_VARIANTS: dict[str, dict[str, Any]] = {
+    "conv-local-13pct": {"norm": False, "local_widths": (32, 32)},
+    "conv-local-11pct": {},  # the defaults of `ConvLocal`
+}
+
 
 def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: Any) -> AlexNet:
     """Builds a variant's net, with any fields of `AlexNet` overridden; dtypes may be objects or names.
@@ -55,15 +62,20 @@ def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: A
       UserError: the variant or a switch does not exist, a value has the wrong type, or a value or
         combination is impossible.
     """
-    if as_type(variant, str, "model.variant") not in VARIANTS:
-        raise UserError(f"model.variant={variant!r}: {did_you_mean(variant, VARIANTS)}")
+    variants = {**VARIANTS, **CIFAR_VARIANTS}
+    if as_type(variant, str, "model.variant") not in variants:
+        raise UserError(f"model.variant={variant!r}: {did_you_mean(variant, variants)}")
     hints = {key: hint for key, hint in AlexNet.__annotations__.items() if key not in ("parent", "name")}
-    switches = dict(VARIANTS[variant])
+    net: type[AlexNet] = AlexNet
+    if variant in CIFAR_VARIANTS:
+        hints |= ConvLocal.__annotations__
+        net, hints = ConvLocal, {key: hints[key] for key in ConvLocal.SWITCHES}
+    switches = dict(variants[variant])
     for key, value in {"num_classes": num_classes, **overrides}.items():
         if key not in hints:
             raise UserError(f"model.{key}: no such switch; {did_you_mean(key, sorted(hints))}")
         switches[key] = as_type(getattr(value, "__name__", value), hints[key], f"model.{key}")
-    model = AlexNet(**switches)
+    model = net(**switches)
     _check_together(model)
     return model
 

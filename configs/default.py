@@ -50,6 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
         "learning_rate": 0.01,  # section 5
         "momentum": 0.9,  # section 5
         "weight_decay": 0.0005,  # section 5
+        "layer_weight_decays": (),  # as (("conv1", 0.0),): no weight decay in conv1
         "bias_rate_factor": 2.0,  # layer-params-145.cfg
         "bias_rate_drops": True,  # False for most of run 145
         "schedule": "epochs",  # plateau automates section 5

@@ -145,9 +145,20 @@ def logits(params: Any, x: Array, activation: str, norm: bool) -> Array:
 
 
 def _mean_pool(x: Array) -> Array:
-    """Means over 3 x 3 places at stride 2; a window over the edge still divides by nine."""
+    """Means over 3 x 3 places at stride 2; a window over the edge divides by the places that it sees.
+
+    As in cuda-convnet (`include/cudaconv2/conv_util.cuh`, `regionSize`).
+    """
     edges = ((0, 0), (0, 1), (0, 1), (0, 0))
-    return lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 2, 2, 1), edges) / 9.0
+    pool = functools.partial(
+        lax.reduce_window,
+        init_value=0.0,
+        computation=lax.add,
+        window_dimensions=(1, 3, 3, 1),
+        window_strides=(1, 2, 2, 1),
+        padding=edges,
+    )
+    return pool(x) / pool(jnp.ones((1, *x.shape[1:3], 1)))
 
 
 def train(settings: Settings, images: Images, runs: pathlib.Path) -> list[dict[str, float]]:

@@ -39,20 +39,22 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
     capture = functools.partial(model.apply, capture=tuple(params))
     _, outputs = jax.eval_shape(capture, {"params": params}, images)
     layers = []
-    for name, layer in params.items():
-        kernel, shape = layer["kernel"].shape, outputs[name].shape[1:]
-        inputs = math.prod(kernel[1:-1])  # per unit
+    for name in model.layer_names():
+        kernel, shape = params[name]["kernel"].shape, outputs[name].shape[1:]
+        places = math.prod(shape[:-1])
+        local = len(kernel) == 7  # filters and biases for each place
+        inputs = math.prod(kernel[-4 if local else 1 : -1])  # per unit
         if name == "fc8" and not model.is_cross_column("fc8"):
             inputs *= kernel[0]  # independent columns: each has weights for every class
-        weights = inputs * shape[-1]
+        weights, sets = inputs * shape[-1], places if local else 1
         layers.append(
             {
                 "name": name,
-                "window": list(kernel[1:3]) if len(kernel) == 5 else None,
+                "window": list(kernel[-4:-2]) if len(kernel) >= 5 else None,
                 "input": _input(model, name, kernel),
                 "output": list(shape),
-                "parameters": weights + shape[-1],
-                "multiply_accumulates": weights * math.prod(shape[:-1]),
+                "parameters": sets * (weights + shape[-1]),
+                "multiply_accumulates": weights * places,
                 "neurons": math.prod(shape),
             }
         )

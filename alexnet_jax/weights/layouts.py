@@ -38,6 +38,12 @@ def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, 
     Raises:
       UserError: the net cannot be expressed in that layout.
     """
+    if "fc8" not in model.layer_names():
+        layers = ", ".join(model.layer_names())
+        raise UserError(
+            f"a net of {layers}: other programs' AlexNets have other layers, so it can be neither imported "
+            "nor exported"
+        )
     independent = model.columns > 1 and not set(DENSE) <= set(model.cross_column_layers)
     for key, differs, theirs in (
         ("conv6", model.conv6, "no sixth convolution"),

@@ -12,6 +12,7 @@ import numpy as np
 
 from alexnet_jax.common.errors import UserError, named
 from alexnet_jax.common.files import write_text
+from alexnet_jax.conv_local import ConvLocal
 from alexnet_jax.data.classes import imagenet_classes
 from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
 from alexnet_jax.model import AlexNet
@@ -169,9 +170,11 @@ def _description(model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...
     skipped = {"parent", "name", "reads", "column_axis", "column_shards"}
     fields = {
         key: value
-        for key, field in AlexNet.__dataclass_fields__.items()
+        for key, field in type(model).__dataclass_fields__.items()
         if key not in skipped and (value := getattr(model, key)) != field.default
     }
+    if isinstance(model, ConvLocal):
+        fields["variant"] = "conv-local-11pct"  # has its defaults
     return json.dumps({"model": fields, "preprocess": preprocess.to_json(), "classes": classes})
 
 
@@ -206,22 +209,25 @@ _MAY_DIFFER = {"num_classes", "dropout", "init_scheme", "init_scale", "hidden_bi
 def start_from(
     loaded: Pretrained, model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The layers with which a net for `classes` starts from `loaded`; fc8 only if the classes are the same.
+    """The layers with which a net for `classes` starts from `loaded`.
+
+    The last layer is among them only if the classes are the same.
 
     Raises:
       UserError: the weights belong to another net.
     """
     theirs = loaded.model
     may_differ = _MAY_DIFFER | ({"fc_widths"} if "fc6" in loaded.missing else set())
-    for key in AlexNet.__dataclass_fields__:
-        if key not in {"parent", "name", *may_differ} and getattr(theirs, key) != getattr(model, key):
+    for key in {**AlexNet.__dataclass_fields__, **ConvLocal.__dataclass_fields__}:
+        own, other = (getattr(net, key, None) for net in (model, theirs))
+        if key not in {"parent", "name", *may_differ} and own != other:
             raise UserError(
-                f"init.path={loaded.path}: its net has {key}={getattr(theirs, key)!r}, this config "
-                f"{getattr(model, key)!r}; set model.variant or model.{key} to match"
+                f"init.path={loaded.path}: its net has {key}={other!r}, this config "
+                f"{own!r}; set model.variant or model.{key} to match"
             )
     params = dict(loaded.variables["params"])
     if theirs.num_classes != model.num_classes or (loaded.classes or classes) != classes:
-        params.pop("fc8", None)
+        params.pop(model.layer_names()[-1], None)
     shapes = param_shapes(model, preprocess.crop_size)
     for name, layer in params.items():
         found, wanted = layer["kernel"].shape, shapes[name]["kernel"].shape
