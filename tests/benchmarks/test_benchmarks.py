@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import growth, kernels, speed_results, tables
+from benchmarks import convolutions, growth, kernels, speed_results, tables
 from benchmarks.contestants import AS_IT_COMES, Contestant
 from tests import tiny, xla
 
@@ -136,6 +136,41 @@ def test_kernels_agree_with_their_references(tmp_path):
     assert len(rows) == 6
     for row in rows:
         assert float(row["difference"]) <= 1e-5 * float(row["largest"]), row["kernel"]
+
+
+def test_convolutions_by_width_and_image_size(tmp_path):
+    arguments = ["--sizes=32,56", "--widths=8,24", "--batch=2", "--rounds=1", "--only=conv1|conv4 input"]
+    convolutions.main([*arguments, f"--out={tmp_path}"])
+    rows = rows_of(tmp_path / "convolutions.csv")
+    assert [(row["layer"], row["images"], row["filters"], row["program"]) for row in rows] == [
+        (layer, size, width, program)
+        for layer, programs in (
+            ("conv1", ("forward", "kernel gradient", "forward only")),
+            ("conv4", ("input gradient",)),
+        )
+        for size in ("32", "56")
+        for width in ("8", "24")
+        for program in programs
+    ]
+    assert all(float(row["GFLOP/s"]) > 0 and float(row["times XLA"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize(("size", "sides"), [(224, (224, 27, 13)), (64, (64, 7, 3)), (32, (32, 3, 1))])
+def test_maps_that_the_layers_see(size, sides):
+    assert tuple(convolutions.maps_side(layer, size) for layer in ("conv1", "conv2", "conv3")) == sides
+
+
+def test_a_row_of_rates_by_hand():
+    large = 2 * 2048**3  # operations of the product
+    seconds = {  # wall and processor, two rounds; the second on a busy machine
+        "ours": [(1.0, 2.0), (4.0, 2.0)],
+        "xla": [(2.0, 3.0), (12.0, 3.0)],
+        "product": [(1.0, 1.0), (8.0, 1.0)],
+    }
+    row = convolutions.row_of({"layer": "conv1"}, seconds, large // 2)
+    assert row["times XLA"] == 2.5 and row["times XLA, processor time"] == 1.5
+    assert row["of the product"] == 0.25 and row["<"] == "<"  # half the operations in twice the time
+    assert row["GFLOP/s"] == pytest.approx(large / 2 / 2.5 / 1e9)
 
 
 def test_a_whole_run_is_measured(tmp_path):
