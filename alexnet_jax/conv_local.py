@@ -4,7 +4,7 @@ Two convolutions, two locally connected layers (like convolutions, but with filt
 place) and one fully connected layer: `example-layers/layers-conv-local-13pct.cfg` and `-11pct.cfg`.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -77,7 +77,7 @@ class ConvLocal(AlexNet):
     def _convolution(self, name: str, x: Array) -> Array:
         """64 filters of 5 x 5, which keep the maps' size."""
         kernel, bias = self._weights(name, (5, 5, x.shape[3], 64), (64,))
-        y = layers.convolution(x, kernel.astype(x.dtype), padding=2, name=name)
+        y: Any = layers.convolution(x, kernel.astype(x.dtype), padding=2, name=name)
         return self._record(name, [y + bias.astype(y.dtype)])[0]
 
     def _local(self, name: str, x: Array, filters: int) -> Array:

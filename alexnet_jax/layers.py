@@ -56,18 +56,20 @@ def convolution(
     Raises:
       TooSmall: no window fits; the message begins with `name`.
     """
-    return _convolve(x, kernel, stride, padding, ceil, name, in_step=False)
+    by_device = _by_device(x, kernel, stride, padding, ceil, name, in_step=False)
+    return lax.platform_dependent(x, kernel, **by_device)
 
 
-def _convolve(x, kernel, stride, *others, in_step):
+def _by_device(x, kernel, stride, *others, in_step):
     edges = _edges(x.shape[1:3], kernel.shape[0], stride, *others)
     plain = functools.partial(cpu.xla_convolution, window_strides=(stride, stride), padding=edges)
     on_cpu = functools.partial(cpu.convolution, stride=stride, edges=edges, in_step=in_step)
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+    return {"cpu": on_cpu, "default": plain}
 
 
 def _convolution_forward(x, kernel, *others):
-    return _convolve(x, kernel, *others, in_step=True), (x, kernel)
+    by_device = _by_device(x, kernel, *others, in_step=True)
+    return lax.platform_dependent(x, kernel, **by_device), (x, kernel)
 
 
 def _convolution_backward(stride, padding, ceil, name, inputs, g):

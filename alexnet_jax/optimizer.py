@@ -119,8 +119,8 @@ def sgd_2012(
 
         def is_decayed(path: Any, _: Any) -> bool:
             *layers, leaf = (part.key for part in path)
-            its_decay = next((own[name] for name in layers if name in own), weight_decay)
-            return leaf != "bias" and its_decay == decay
+            own_decay = next((own[name] for name in layers if name in own), weight_decay)
+            return leaf != "bias" and own_decay == decay
 
         return functools.partial(jax.tree_util.tree_map_with_path, is_decayed)
 

@@ -136,6 +136,8 @@ def test_the_paper_s_numbers_are_in_the_config_of_the_paper():
         ({"run.total_steps": None, "run.total_epochs": None}, "neither is set"),
         ({"run.total_steps": 5, "run.total_epochs": 1.0}, "both are set"),
         ({"run.eval_views": 5}, "run.eval_views=5"),
+        ({"optimizer.layer_weight_decays": (("conv1", -0.1),)}, "each must be (layer, decay of 0 or more)"),
+        ({"optimizer.layer_weight_decays": (("local3", 0.1),)}, "the layers are conv1, conv2"),
         ({"run.seed": -1}, "run.seed=-1"),
         ({"model.columns": 0}, "model.columns=0"),
         ({"model.cross_column_layers": ("conv9",)}, "model.cross_column_layers"),
