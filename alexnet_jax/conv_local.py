@@ -27,7 +27,7 @@ class ConvLocal(AlexNet):
     """
 
     SWITCHES: ClassVar[tuple[str, ...]] = (
-        *("num_classes", "norm", "lrn_k", "lrn_alpha", "lrn_beta", "lrn_size"),
+        *("num_classes", "norm", "lrn_k", "lrn_alpha", "lrn_beta", "lrn_size", "pool_ties"),
         *("local_widths", "activation", "compute_dtype"),
     )
 
@@ -35,6 +35,7 @@ class ConvLocal(AlexNet):
     lrn_k: float = 1.0
     lrn_alpha: float = 0.001 / 9  # the file's scale of 0.001, which the code divides by the size
     lrn_size: int = 9
+    pool_ties: str = "all"  # kLocalMaxUndo (conv_util.cu)
     local_widths: tuple[int, int] = (64, 32)  # filters at each place of local3 and local4
 
     @nn.compact
@@ -51,7 +52,7 @@ class ConvLocal(AlexNet):
         def then(name: str, x: Array) -> Array:
             """The operation `name`, and the norm that follows it."""
             if name.startswith("pool"):
-                x = layers.max_pool(x, 3, 2, name=name)
+                x = layers.max_pool(x, 3, 2, name=name, ties=self.pool_ties)
             else:
                 x = ACTIVATIONS[self.activation](x)
             self._record(name, [x])

@@ -124,7 +124,8 @@ class Preprocess:
 
     def nine_views(self, stored: Any) -> jax.Array:
         """A 3 x 3 grid of patches, normalised: float32 `[9, B, crop_size, crop_size, 3]`."""
-        return augment.nine_views(jnp.asarray(stored), size=self.crop_size, **self._normalisation())
+        images, normalisation = jnp.asarray(stored), self._normalisation()
+        return augment.nine_views(images, size=self.crop_size, mean_crop=self.mean_crop, **normalisation)
 
     def _normalisation(self) -> dict[str, jax.Array]:
         return {"mean": jnp.asarray(self.mean), "std": jnp.asarray(self.std)}
