@@ -279,7 +279,7 @@ def _check_together(config: Config) -> None:
         raise UserError(f"data.micro_batches={parts}: must divide data.batch_size={data.batch_size}")
     if (stored := data.resize_size) < data.image_size:
         raise UserError(f"data.resize_size={stored}: must be at least data.image_size={data.image_size}")
-    layers = build_model(config, num_classes=2).layer_names()
+    layers = variants.layer_names(build_model(config, num_classes=2))
     rates, decays = config.optimizer.layer_rates, config.optimizer.layer_weight_decays
     for event in rates:
         if not any(events_of([event], *own) for own in itertools.product(layers, ("kernel", "bias"))):

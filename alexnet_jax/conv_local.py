@@ -71,10 +71,6 @@ class ConvLocal(AlexNet):
         kernel, bias = self._weights("fc10", (x[0].size, self.num_classes), (self.num_classes,))
         return self._record("fc10", layers.dense([x], kernel[None], [bias], jnp.float32))[0]
 
-    def layer_names(self) -> tuple[str, ...]:
-        """As in `AlexNet`."""
-        return tuple(STDS)
-
     def _convolution(self, name: str, x: Array) -> Array:
         """64 filters of 5 x 5, which keep the maps' size."""
         kernel, bias = self._weights(name, (5, 5, x.shape[3], 64), (64,))

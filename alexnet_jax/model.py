@@ -285,11 +285,6 @@ class AlexNet(nn.Module):
         self.sow("intermediates", "activations", {name: xs}, init_fn=dict, reduce_fn=operator.or_)
         return xs
 
-    def layer_names(self) -> tuple[str, ...]:
-        """The layers with parameters that this net has, in order."""
-        left_out = {*self.removed_layers, *(() if self.conv6 else ("conv6",))}
-        return tuple(layer for layer in LAYERS if layer not in left_out)
-
     def is_cross_column(self, name: str) -> bool:
         """Whether a layer sees all columns, by itself or because of a layer removed just before it."""
         names = [layer for layer in LAYERS if layer != "conv6" or self.conv6]

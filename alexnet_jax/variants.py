@@ -4,8 +4,8 @@ from typing import Any
 
 from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.common.typed import as_type
-from alexnet_jax.conv_local import ConvLocal
-from alexnet_jax.model import PLAIN_POOLING_PADDING, AlexNet
+from alexnet_jax.conv_local import STDS, ConvLocal
+from alexnet_jax.model import LAYERS, PLAIN_POOLING_PADDING, AlexNet
 
 # BVLC's bvlc_alexnet: groups instead of columns, norms across groups, 227 x 227 images.
 _CAFFE: dict[str, Any] = {
@@ -53,6 +53,12 @@ CIFAR_VARIANTS: dict[str, dict[str, Any]] = {
     "conv-local-13pct": {"norm": False, "local_widths": (32, 32)},
     "conv-local-11pct": {},  # the defaults of `ConvLocal`
 }
+
+
+def layer_names(model: AlexNet) -> tuple[str, ...]:
+    """The layers with parameters that a net has, in order."""
+    left_out = {*model.removed_layers, *(() if model.conv6 else ("conv6",))}
+    return tuple(STDS) if isinstance(model, ConvLocal) else tuple(n for n in LAYERS if n not in left_out)
 
 
 def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: Any) -> AlexNet:

@@ -88,10 +88,7 @@ def _convolution_on_eigen(
 
 
 def _convolution_by_products(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
-    """A convolution as the sum of one matrix product per block in the window (conv1: 9).
-
-    Returns `[B, H', W', O]` of the inputs' dtype.
-    """
+    """A convolution as the sum of one matrix product per block in the window (conv1: 9)."""
     (batch, _, _, inputs), outputs, window = x.shape, kernel.shape[3], kernel.shape[:2]
     wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # accumulate bfloat16 in float32
     blocks = [-(-size // stride) for size in window]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax.model import AlexNet
+from alexnet_jax.variants import layer_names
 
 COUNTS = ("parameters", "multiply_accumulates", "neurons")
 
@@ -39,7 +40,7 @@ def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:
     capture = functools.partial(model.apply, capture=tuple(params))
     _, outputs = jax.eval_shape(capture, {"params": params}, images)
     layers = []
-    for name in model.layer_names():
+    for name in layer_names(model):
         kernel, shape = params[name]["kernel"].shape, outputs[name].shape[1:]
         places = math.prod(shape[:-1])
         local = len(kernel) == 7  # filters and biases for each place

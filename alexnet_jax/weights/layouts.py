@@ -14,6 +14,7 @@ import numpy as np
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.model import AlexNet
 from alexnet_jax.run.summary import param_shapes
+from alexnet_jax.variants import layer_names
 
 # torchvision's names are positions in two `Sequential`s.
 TORCH_NAMES = {
@@ -38,8 +39,8 @@ def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, 
     Raises:
       UserError: the net cannot be expressed in that layout.
     """
-    if "fc8" not in model.layer_names():
-        layers = ", ".join(model.layer_names())
+    if "fc8" not in layer_names(model):
+        layers = ", ".join(layer_names(model))
         raise UserError(
             f"a net of {layers}: other programs' AlexNets have other layers, so it can be neither imported "
             "nor exported"

@@ -18,7 +18,7 @@ from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
 from alexnet_jax.model import AlexNet
 from alexnet_jax.run import checkpoint
 from alexnet_jax.run.summary import param_shapes
-from alexnet_jax.variants import VARIANTS, create_model
+from alexnet_jax.variants import VARIANTS, create_model, layer_names
 from alexnet_jax.weights import caffe_files, formats, published
 from alexnet_jax.weights.layouts import LAYERS, layer_shapes, to_layers, to_params
 
@@ -227,7 +227,7 @@ def start_from(
             )
     params = dict(loaded.variables["params"])
     if theirs.num_classes != model.num_classes or (loaded.classes or classes) != classes:
-        params.pop(model.layer_names()[-1], None)
+        params.pop(layer_names(model)[-1], None)
     shapes = param_shapes(model, preprocess.crop_size)
     for name, layer in params.items():
         found, wanted = layer["kernel"].shape, shapes[name]["kernel"].shape
