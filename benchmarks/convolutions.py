@@ -86,8 +86,8 @@ def cases(
         if not needed or not re.search(only, f"{layer} {name}"):
             continue
         arguments = (x, kernel, g) if "gradient" in name else (x, kernel)
-        calls = (functools.partial(compile_(f), *arguments) for f in (ours, plain))
-        yield name, *calls, operations
+        own, xla = (functools.partial(compile_(f), *arguments) for f in (ours, plain))
+        yield name, own, xla, operations
 
 
 def _compiled(function: Callable, *arguments: Array) -> Any:
@@ -95,12 +95,17 @@ def _compiled(function: Callable, *arguments: Array) -> Any:
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Wall and processor seconds of each call, by round."""
+    """Wall and processor seconds of each call, by round; each begins with another call.
+
+    Otherwise the call after the product, which empties the caches, would always be the same.
+    """
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
+    order = list(calls.items())
     for _ in range(rounds):
-        for name, call in calls.items():
+        order = [*order[1:], order[0]]
+        for name, call in order:
             wall, processor = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())
             seconds[name].append((time.perf_counter() - wall, time.process_time() - processor))

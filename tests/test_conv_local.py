@@ -1,6 +1,7 @@
 """The CIFAR-10 nets of section 3.3 against float64 loops, their files' numbers, and a run."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,11 +159,12 @@ def test_the_schedule_and_decay_of_the_files(module, fc_decay, drops, end):
         assert rates.weights(jnp.int32(epoch), jnp.int32(0)) == pytest.approx(weights, rel=1e-5)
         assert rates.biases(jnp.int32(epoch), jnp.int32(0)) == pytest.approx(0.002)
     update = optimizer.make(config.optimizer, rates)
-    params = {
+    params: Any = {
         name: {"kernel": jnp.full((2,), 3.0), "bias": jnp.full((2,), 3.0)}
         for name in ("conv1", "conv2", "local3", "local4", "fc10")
     }
     zeros = jax.tree.map(jnp.zeros_like, params)
+    change: Any
     change, _ = update.update(zeros, update.init(params), params, step=jnp.int32(0), drops=jnp.int32(0))
     decays = {"conv1": 0.0, "conv2": 0.0, "local3": 0.004, "local4": 0.004, "fc10": fc_decay}
     for name, decay in decays.items():

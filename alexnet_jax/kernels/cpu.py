@@ -140,7 +140,7 @@ def convolution_gradients(
     """The gradients of `(x, kernel)`, from the gradient `g` of the outputs.
 
     XLA's own, except on CPUs for layers with `NARROW` filters and more (at stride 1, twice as many): with
-    fewer, the products of `_gradients_on_cpu` are too thin, and XLA takes 0.3 to 0.8 of their time.
+    fewer, the products of `_gradients_on_cpu` are too thin, and XLA takes 0.4 to 0.8 of their time.
     """
     plain = functools.partial(xla_convolution, window_strides=(stride, stride), padding=edges)
 
