@@ -19,8 +19,18 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from alexnet_jax import model, variants
-from alexnet_jax.common.errors import UserError, did_you_mean
-from alexnet_jax.common.typed import Bound, above, as_type, at_least, at_most, below, one_of
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.typed import (
+    Bound,
+    above,
+    as_type,
+    at_least,
+    at_most,
+    below,
+    check_keys,
+    one_of,
+    plain_type,
+)
 
 FILE_NAME = "config.json"  # in a workdir
 FREE = "may change"  # on resume: duration, place and frequency, not the result (up to rounding)
@@ -151,13 +161,7 @@ def _hints(section: str) -> dict[str, Any]:
 
 def model_placeholders() -> dict[str, Any]:
     """A placeholder for every switch of the net: None until a config or the command line sets it."""
-    return {key: placeholder(_plain(hint)) for key, hint in _hints("model").items() if key != "variant"}
-
-
-def _plain(hint: Any) -> type:
-    """The type in a hint such as `Annotated[tuple[int, ...], bound] | None`."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    return _plain(args[0]) if args and origin is not tuple else origin or hint
+    return {key: placeholder(plain_type(hint)) for key, hint in _hints("model").items() if key != "variant"}
 
 
 def resolve(
@@ -176,7 +180,7 @@ def resolve(
     if not isinstance(values, dict):
         raise UserError(f"{values!r}: not a config, which has sections of keys, as in configs/default.py")
     sections: dict[str, Any] = {**typing.get_type_hints(Config), "model": dict}
-    _check_keys(values, sections, "")
+    check_keys(values, sections, "")
     for name in sections:
         if not isinstance(values[name], dict):
             raise UserError(f"{name}={values[name]!r}: must be a section of keys")
@@ -244,16 +248,6 @@ def in_steps(run: RunConfig, name: str, num_examples: int, batch_size: int) -> i
     return max(steps, 1)
 
 
-def _check_keys(values: dict[str, Any], known: Any, prefix: str) -> None:
-    for key in values:
-        if key not in known:
-            remedy = did_you_mean(f"{prefix}{key}", [f"{prefix}{name}" for name in known])
-            raise UserError(f"{prefix}{key}: no such key in a config; {remedy}")
-    for key in known:
-        if key not in values:
-            raise UserError(f"{prefix}{key}: missing in the config; configs/default.py sets every key")
-
-
 def _override(values: dict[str, Any], overrides: dict[str, Any]) -> None:
     for key, value in overrides.items():
         section, _, name = key.rpartition(".")
@@ -268,7 +262,7 @@ def _override(values: dict[str, Any], overrides: dict[str, Any]) -> None:
 
 def _section(kind: type, values: dict[str, Any], name: str) -> Any:
     hints = _hints(name)
-    _check_keys(values, hints, f"{name}.")
+    check_keys(values, hints, f"{name}.")
     return kind(**{key: as_type(values[key], hint, f"{name}.{key}") for key, hint in hints.items()})
 
 

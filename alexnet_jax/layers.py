@@ -2,7 +2,7 @@
 
 Maps are `[B, H, W, C]`. Their sizes follow the 2012 code, where a window that hangs over the lower or right
 edge still counts ("ceil"): 224 x 224 images give 55 x 55 maps after 11 x 11 windows at stride 4.
-Their gradients are written out in `kernels/cpu.py`, with what is only for speed; skip it at a first reading.
+The gradients of these operations are in `kernels/`.
 """
 
 import functools
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.kernels import cpu
+from alexnet_jax.kernels import cpu, gradients
 
 Array = jax.Array
 
@@ -102,12 +102,12 @@ def within_map_norm(x: Array, *, k: float, alpha: float, beta: float, size: int)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def _normalise(a: Array, k: float, alpha: float, beta: float, size: int, axes: tuple[int, ...]) -> Array:
-    squares = cpu.sum_of_neighbours(jnp.square(a), size, axes)
-    return a * cpu.inverse_power(k + alpha * squares, beta)  # a / (k + alpha * squares) ** beta
+    squares = gradients.sum_of_neighbours(jnp.square(a), size, axes)
+    return a * gradients.inverse_power(k + alpha * squares, beta)  # a / (k + alpha * squares) ** beta
 
 
 # Keeps only the inputs: the denominator is cheaper to compute again than to keep in memory.
-_normalise.defvjp(lambda a, *constants: (_normalise(a, *constants), a), cpu.norm_gradient)
+_normalise.defvjp(lambda a, *constants: (_normalise(a, *constants), a), gradients.norm_gradient)
 
 
 def _in_float32(x: Array, *constants: Any) -> Array:
@@ -130,10 +130,10 @@ def max_pool(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def _maximum(x: Array, window: int, stride: int, edges: cpu.Edges, ties: str) -> Array:
     del ties
-    return functools.reduce(jnp.maximum, cpu.shifted_maps(x, window, stride, edges))
+    return functools.reduce(jnp.maximum, gradients.shifted_maps(x, window, stride, edges))
 
 
-_maximum.defvjp(cpu.max_pool_forward, cpu.max_pool_gradient)
+_maximum.defvjp(gradients.max_pool_forward, gradients.max_pool_gradient)
 
 
 def dense(xs: Sequence[Array], kernel: Array, biases: Iterable[Array], dtype: Any = None) -> list[Array]:
@@ -157,7 +157,9 @@ def products(x: Array, kernel: Array, dtype: Any) -> Array:
     return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
 
 
-products.defvjp(lambda x, kernel, dtype: (products(x, kernel, dtype), (x, kernel)), cpu.products_gradients)
+products.defvjp(
+    lambda x, kernel, dtype: (products(x, kernel, dtype), (x, kernel)), gradients.products_gradients
+)
 
 
 def dropout(x: Array, key: Array, example_ids: Array, *, rate: float, scaled: bool) -> Array:

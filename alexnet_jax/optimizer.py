@@ -129,37 +129,6 @@ def sgd_2012(
     return optax.chain(*terms, momentum_by_rates(rates, momentum))
 
 
-@dataclasses.dataclass(frozen=True)
-class PlateauState:
-    """ "Divide the learning rate by 10 when the validation error rate stopped improving" (section 5).
-
-    The authors did this by hand, three times, and then stopped training; this is a rule for it.
-
-    Attributes:
-      best_error: lowest top-1 error so far, in %.
-      evals_since_best: evaluations since then.
-      drops: drops of the rate so far.
-      finished: whether training is over.
-    """
-
-    best_error: float = float("inf")
-    evals_since_best: int = 0
-    drops: int = 0
-    finished: bool = False
-
-
-def after_evaluation(config: configs.OptimizerConfig, state: PlateauState, error: float) -> PlateauState:
-    """The state after an evaluation with top-1 error `error` in %."""
-    if error < state.best_error:
-        return dataclasses.replace(state, best_error=error, evals_since_best=0)
-    waited = state.evals_since_best + 1
-    if waited < config.patience_evals:
-        return dataclasses.replace(state, evals_since_best=waited)
-    if state.drops >= config.max_drops:
-        return dataclasses.replace(state, evals_since_best=waited, finished=True)
-    return dataclasses.replace(state, evals_since_best=0, drops=state.drops + 1)
-
-
 def make_rates(config: configs.OptimizerConfig, steps_at: Callable[[float], int]) -> Rates:
     """The config's schedules for weights, biases and single layers.
 

@@ -253,7 +253,7 @@ def evaluate_and_log(session: Session, step: int) -> None:
     if run.config.optimizer.schedule != "plateau":
         return
     before = record.plateau
-    record.plateau = optimizers.after_evaluation(run.config.optimizer, before, result.top1_error)
+    record.plateau = before.after_evaluation(run.config.optimizer, result.top1_error)
     if record.plateau.drops > before.drops:
         log.say(f"step {step}: the validation error stopped improving; the learning rate drops")
     if record.plateau.finished:

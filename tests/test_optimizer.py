@@ -10,7 +10,8 @@ import pytest
 
 from alexnet_jax import config as configs
 from alexnet_jax import optimizer
-from alexnet_jax.optimizer import PlateauState, Rates
+from alexnet_jax.optimizer import Rates
+from alexnet_jax.run.plateau import PlateauState
 from configs import default
 
 SHAPES = {"conv1": {"kernel": (2, 3, 4), "bias": (2, 4)}, "fc8": {"kernel": (2, 5, 3), "bias": (2, 3)}}
@@ -127,7 +128,7 @@ def follow(rule, errors):
     """(drops, finished) after each evaluation."""
     state, seen = PlateauState(), []
     for error in errors:
-        state = optimizer.after_evaluation(rule, state, error)
+        state = state.after_evaluation(rule, error)
         seen.append((state.drops, state.finished))
     return seen
 

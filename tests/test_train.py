@@ -26,6 +26,7 @@ from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.statistics import ILSVRC
 from alexnet_jax.run import cached_features, checkpoint, inputs, logs
 from alexnet_jax.run import meter as meter_module
+from alexnet_jax.run.plateau import PlateauState
 from alexnet_jax.run.record import Record
 from configs import default
 from tests import tiny as narrow
@@ -137,7 +138,7 @@ def test_the_logged_rates_are_those_of_the_step_just_done():
     rates = optimizers.make_rates(section, lambda epoch: round(10 * epoch))
     at = [Record().learning_rates(rates, step)[0] for step in (1, 20, 21)]
     np.testing.assert_allclose(at, [0.5, 0.5, 0.5 * section.drop_factor])
-    dropped = Record(plateau=optimizers.PlateauState(drops=2))
+    dropped = Record(plateau=PlateauState(drops=2))
     rates = optimizers.make_rates(dataclasses.replace(section, schedule="plateau"), round)
     np.testing.assert_allclose(dropped.learning_rates(rates, 5)[0], 0.5 * section.drop_factor**2, rtol=1e-6)
 

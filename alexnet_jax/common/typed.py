@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, did_you_mean
 
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string", tuple: "a tuple"}
 _ABSTRACT = {int: numbers.Integral, float: numbers.Real}  # also accepts NumPy's numbers
@@ -40,6 +40,23 @@ def at_most(high: float) -> Bound:
 
 def one_of(*choices: Any) -> Bound:
     return Bound(lambda value: value in choices, f"choose one of {', '.join(map(str, choices))}")
+
+
+def plain_type(hint: Any) -> type:
+    """The type in a hint such as `Annotated[tuple[int, ...], bound] | None`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    return plain_type(args[0]) if args and origin is not tuple else origin or hint
+
+
+def check_keys(values: dict[str, Any], known: Any, prefix: str) -> None:
+    """Raises `UserError` unless `values` has exactly the keys `known`; `prefix` precedes them in messages."""
+    for key in values:
+        if key not in known:
+            remedy = did_you_mean(f"{prefix}{key}", [f"{prefix}{name}" for name in known])
+            raise UserError(f"{prefix}{key}: no such key in a config; {remedy}")
+    for key in known:
+        if key not in values:
+            raise UserError(f"{prefix}{key}: missing in the config; configs/default.py sets every key")
 
 
 def as_type(value: Any, hint: Any, key: str) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax.optimizer import PlateauState, Rates
+from alexnet_jax.optimizer import Rates
+from alexnet_jax.run.plateau import PlateauState
 
 
 @dataclasses.dataclass

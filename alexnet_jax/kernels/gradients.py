@@ -1,0 +1,107 @@
+"""The operations inside norms, pooling and dense products, and their gradients, for all devices.
+
+XLA's own gradients are slower on CPUs, in places several times (`python -m benchmarks.kernels`). Maps are
+`[B, H, W, C]`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Edges = tuple[tuple[int, int], ...]  # padding before and after the maps' rows and columns
+
+
+def products_gradients(dtype: Any, inputs: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    """The gradients of `layers.products`; the kernel's has the kernel's axis order.
+
+    JAX's own does not, and with one column XLA then updates fc6's 38 million weights against their memory
+    order: 0.5 s of a 2 s step on two cores.
+    """
+    del dtype
+    x, kernel = inputs
+    x_gradient = lax.dot_general(g, kernel, (((2,), (2,)), ((0,), (0,))), preferred_element_type=x.dtype)
+    kernel_gradient = lax.dot_general(x, g, (((1,), (1,)), ((0,), (0,))), preferred_element_type=kernel.dtype)
+    return x_gradient, kernel_gradient
+
+
+def sum_of_neighbours(x: Array, size: int, axes: tuple[int, ...]) -> Array:
+    """Sum over the `size` neighbours along each of `axes`, centred on each position; 0 beyond the ends."""
+    before, after = size // 2, size - 1 - size // 2
+    for axis in axes:
+        ends = [(before, after, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)]
+        padded = lax.pad(x, jnp.zeros((), x.dtype), ends)
+        slices = [lax.slice_in_dim(padded, i, i + x.shape[axis], axis=axis) for i in range(size)]
+        x = functools.reduce(jnp.add, slices)
+    return x
+
+
+def inverse_power(d: Array, beta: float) -> Array:
+    """`d ** -beta` for positive `d`; for the paper's 0.75 without a power function."""
+    if beta == 0.75:
+        r = lax.rsqrt(d)
+        return r * lax.sqrt(r)
+    return d**-beta
+
+
+def norm_gradient(
+    k: float, alpha: float, beta: float, size: int, axes: tuple[int, ...], x: Array, g: Array
+) -> tuple[Array]:
+    """The gradient of the norms' inputs `x`, from the gradient `g` of their outputs."""
+    # y_i = x_i d_i^-b,  d_i = k + a sum_{j near i} x_j^2, and "near" is symmetric (size is odd), so
+    # dL/dx_i = g_i d_i^-b - 2 a b x_i sum_{j near i} g_j x_j d_j^-b / d_j.
+    d = k + alpha * sum_of_neighbours(jnp.square(x), size, axes)
+    scaled = g * inverse_power(d, beta)
+    shared = sum_of_neighbours(scaled * x / d, size, axes)
+    return (scaled - (2 * alpha * beta) * x * shared,)
+
+
+def shifted_maps(x: Array, window: int, stride: int, edges: Edges) -> list[Array]:
+    """For each position in the window, row-major: the inputs there of all windows, `[B, H', W', C]`.
+
+    Slices, because XLA's window operations are several times slower on a CPU and their gradient
+    (`select_and_scatter`) even more so.
+    """
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    x = lax.pad(x, lowest, [(0, 0, 0), *((*edge, 0) for edge in edges), (0, 0, 0)])
+    batch, height, width, channels = x.shape
+    reach = height - window + 1, width - window + 1
+    return [
+        lax.slice(x, (0, i, j, 0), (batch, i + reach[0], j + reach[1], channels), (1, stride, stride, 1))
+        for i in range(window)
+        for j in range(window)
+    ]
+
+
+def max_pool_forward(x: Array, window: int, stride: int, edges: Edges, ties: str) -> tuple[Array, Array]:
+    """The maxima, and where each window has them, a bit per place in row-major order; `first`: only one."""
+    y, *others = shifted_maps(x, window, stride, edges)
+    found = jnp.ones(y.shape, jnp.uint16)
+    for place, values in enumerate(others, 1):
+        here = jnp.uint16(1 << place)
+        if ties == "all":
+            found = jnp.where(values == y, found | here, found)
+        found = jnp.where(values > y, here, found)
+        y = jnp.maximum(values, y)
+    return y, found
+
+
+def max_pool_gradient(
+    window: int, stride: int, edges: Edges, ties: str, found: Array, g: Array
+) -> tuple[Any]:
+    """Sends the gradient `g` of each window to the places `found` in it."""
+    del ties
+    # `lax.pad` with `stride - 1` interior zeros moves each part back to its position; negative padding
+    # crops what lay beyond the edge.
+    zero = jnp.zeros((), g.dtype)
+    total = None
+    for place in range(window * window):
+        ends = []
+        for offset, (_, beyond) in zip(divmod(place, window), edges, strict=True):
+            ends.append((offset, window - 1 - offset - beyond, stride - 1))
+        part = lax.pad(jnp.where((found >> place) & 1 == 1, g, zero), zero, [(0, 0, 0), *ends, (0, 0, 0)])
+        total = part if total is None else total + part
+    return (total,)
