@@ -114,6 +114,7 @@ def test_parameters_by_the_layer_file(name):
         assert sum(counted) == 60_965_224
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_each_trains(name, images, tmp_path):
     """Two steps, by which each layer moves whose rate is not 0."""
@@ -323,6 +324,7 @@ def test_lengths_and_the_end_of_the_colour_noise():
     }
 
 
+@pytest.mark.slow
 def test_pre_train_transfer_and_ensemble(images, tmp_path):
     """CNN*'s chain in small: 10 classes; 4 others from its layers but the last; two such nets averaged."""
     import shutil

@@ -250,6 +250,7 @@ def test_a_finished_run_is_left_as_it_is(tiny, tmp_path):
     assert_same_bits(final_params(tmp_path), before[1])
 
 
+@pytest.mark.slow
 def test_any_mesh_trains_alike_and_reads_the_others_checkpoints(tiny, tmp_path):
     losses = {}
     for data, column in ((1, 1), (2, 1), (1, 2), (4, 2)):

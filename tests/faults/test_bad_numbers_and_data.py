@@ -12,6 +12,8 @@ from alexnet_jax.common.errors import Fault, UserError
 from alexnet_jax.run import faults, logs, meter
 from tests.faults.conftest import status
 
+pytestmark = pytest.mark.slow
+
 
 def test_numbers_that_are_not_finite_end_a_run(config, outcome, tmp_path, monkeypatch, capsys):
     blow_up_from(monkeypatch, 7)

@@ -19,6 +19,8 @@ from alexnet_jax.run import checkpoint, logs
 from tests.faults import runs
 from tests.faults.conftest import status
 
+pytestmark = pytest.mark.slow
+
 ROOM_FOR_LOGS = 72 * 1024  # bytes: enough for lines and events, not for a checkpoint
 
 

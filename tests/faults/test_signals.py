@@ -14,6 +14,8 @@ from alexnet_jax.data import pipeline
 from alexnet_jax.run import checkpoint, intact, signals
 from tests.faults.conftest import status
 
+pytestmark = pytest.mark.slow
+
 
 def during(monkeypatch, module, name, send, calls=1):
     """Calls `send` at the start of the `calls`-th call of a function."""
