@@ -1,4 +1,7 @@
-"""Atomic file writes: readers see the old file or the new one, never a partial one, even after a crash."""
+"""Paths that users give; atomic file writes.
+
+Readers see the old file or the new one, never a partial one, even after a crash.
+"""
 
 import contextlib
 import os
@@ -10,6 +13,20 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.common.errors import UserError
+
+
+def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path that a user gave, with a leading `~` or `~user` replaced by the home directory.
+
+    Raises:
+      UserError: there is no such home directory.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: the home directory is unknown; write the path in full, or set HOME"
+        ) from error
 
 
 @contextlib.contextmanager
