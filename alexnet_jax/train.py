@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from alexnet_jax import columns, evaluate, steps
 from alexnet_jax import config as configs
 from alexnet_jax import optimizer as optimizers
+from alexnet_jax.common import paths
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.batches import check_batch_size, process_slice
@@ -211,7 +212,7 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
     """Builds a run, claims its directory, restores its state; turns known failures into one-line errors."""
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.Stop(config.run.max_seconds, processes.DelayedMax()))
-        run = build(config, pathlib.Path(processes.from_first(str(workdir))))
+        run = build(config, paths.expanded(processes.from_first(str(workdir))))
         processes.barrier()  # all read the directory before any changes it
         stack.enter_context(status.explained_faults(run.workdir))
         stack.enter_context(workdirs.opened(run.workdir, config))

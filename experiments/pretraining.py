@@ -103,14 +103,16 @@ def plot(path: pathlib.Path, curves: dict[str, list[list[dict[str, Any]]]], prob
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.pretraining", __doc__)
-    parser.add_argument("--data", required=True, type=pathlib.Path, help="directory of the photographs")
+    parser.add_argument(
+        "--data", required=True, type=command_line.user_path, help="directory of the photographs"
+    )
     parser.add_argument(
         "--weights", default="torchvision", help="a file of weights, a workdir or a name of published weights"
     )
     parser.add_argument(
         "--runs",
         default=pathlib.Path("runs/pretraining"),
-        type=pathlib.Path,
+        type=command_line.new_folder,
         help="directory of the workdirs",
     )
     out = "directory of the table and the plot"

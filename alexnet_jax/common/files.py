@@ -1,39 +1,22 @@
-"""Paths that users give; atomic file writes.
-
-Readers see the old file or the new one, never a partial one, even after a crash.
-"""
+"""Atomic file writes: readers see the old file or the new one, never a partial one, even after a crash."""
 
 import contextlib
 import os
 import pathlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from alexnet_jax.common import paths
 from alexnet_jax.common.errors import UserError
-
-
-def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path that a user gave, with a leading `~` or `~user` replaced by the home directory.
-
-    Raises:
-      UserError: there is no such home directory.
-    """
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(
-            f"{path}: the home directory is unknown; write the path in full, or set HOME"
-        ) from error
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a temporary path next to `path`; then flushes that file to disk and renames it to `path`."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = paths.temporary(path)
     try:
         yield temporary
         sync(temporary)

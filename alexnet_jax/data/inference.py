@@ -12,8 +12,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from alexnet_jax.common import files
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.paths import expanded
 from alexnet_jax.data import folders, pipeline
 from alexnet_jax.data.decode import set_up
 from alexnet_jax.data.preprocess import Preprocess
@@ -48,7 +48,7 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
 def find_with_classes(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str]]:
     """As `find`, each image with the name of its class: `folders.classes_of`, or the folder of a file."""
     found: list[tuple[str, str]] = []
-    for path in map(files.expanded, paths):
+    for path in map(expanded, paths):
         if path.is_dir():
             listing = folders.list_images(path)
             folders.note_choices(path, {folders.NO_IMAGES: listing.others, folders.HIDDEN: listing.hidden})

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from alexnet_jax.common import paths
 from alexnet_jax.common.errors import UserError, named
 from alexnet_jax.common.files import write_text
 from alexnet_jax.data.classes import imagenet_classes
@@ -110,7 +111,7 @@ def read(
 
 def _locate(path: str | os.PathLike[str]) -> pathlib.Path:
     """The file or directory at `path`, or else the published weights of that name, downloaded if needed."""
-    found = pathlib.Path(path).expanduser()
+    found = paths.expanded(path)
     if found.exists():
         return found
     if str(path) in published.PUBLISHED:
