@@ -8,15 +8,15 @@ from alexnet_jax.common.errors import UserError
 
 
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The path, with a leading `~` or `~user` replaced by the home directory.
+    """The path, with a leading `~` or `~user` replaced by the home directory; `./~` stays as it is.
 
     Raises:
-      UserError: there is no such home directory.
+      UserError: there is no such home directory, nor a file of that name.
     """
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: there is no such home directory; write the path in full") from error
+    text = os.path.expanduser(os.fspath(path))  # pathlib's would expand ./~
+    if text.startswith("~") and not os.path.lexists(text):
+        raise UserError(f"{path}: there is no such home directory; write the path in full")
+    return pathlib.Path(text)
 
 
 def temporary(path: pathlib.Path) -> pathlib.Path:

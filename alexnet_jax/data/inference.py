@@ -3,7 +3,9 @@
 import collections
 import contextlib
 import os
+import pathlib
 import queue
+import stat
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,18 +51,25 @@ def find_with_classes(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str
     """As `find`, each image with the name of its class: `folders.classes_of`, or the folder of a file."""
     found: list[tuple[str, str]] = []
     for path in map(expanded, paths):
-        if path.is_dir():
+        if _is_folder(path):
             listing = folders.list_images(path)
             folders.note_choices(path, {folders.NO_IMAGES: listing.others, folders.HIDDEN: listing.hidden})
             names = [str(path / image) for image in listing.images]
             found += zip(names, folders.classes_of(path, listing.images), strict=True)
-        elif path.exists():
-            found.append((str(path), path.parent.name))
         else:
-            raise UserError(f"{path}: no such file or folder")
+            found.append((str(path), path.parent.name))
     if not found:
         raise UserError(f"{', '.join(map(str, paths)) or 'no paths'}: no images there")
     return found
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file or folder") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 class SourceDecoder:

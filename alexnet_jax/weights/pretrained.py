@@ -81,6 +81,7 @@ def read(
 ) -> Pretrained:
     """As `load_pretrained`, but also returns the names of the classes and of missing layers."""
     path = _locate(path)
+    jax.devices()  # raises if there are none: not to be taken for damage of the file
     if path.is_dir():
         net = read_description(path)
         params, _ = checkpoint.restore_params(path, jax.sharding.SingleDeviceSharding(jax.devices()[0]))

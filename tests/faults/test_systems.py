@@ -3,15 +3,18 @@
 import ctypes
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from alexnet_jax import __main__
 from alexnet_jax.common import host, paths
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import inference, sources
 from alexnet_jax.run import processes
 from tests import imagenet_forms, starts, tiny
 from tests.faults import runs
@@ -34,61 +37,85 @@ def a_line(done, *words: str) -> None:
         assert word in lines[0]
 
 
-def command(*arguments: object, preexec_fn=None, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: object, obedient: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`python -m alexnet_jax ...`; an empty variable is removed."""
     env = {**runs.environment(), "PYTHONPATH": str(starts.ROOT), **environment}
+    start = [sys.executable, *(["-c", OBEDIENT] if obedient else []), "-m", "alexnet_jax"]
     return subprocess.run(
-        [sys.executable, "-m", "alexnet_jax", *map(str, arguments)],
+        [*start, *map(str, arguments)],
         env={key: value for key, value in env.items() if value},
         capture_output=True,
         text=True,
         timeout=400,
-        preexec_fn=preexec_fn,
     )
 
 
 # --- Folders that may not be read -------------------------------------------------------------------------
 
 
-def without_rights() -> None:
-    """Makes root obey the permissions of files, which it may otherwise ignore."""
-    if os.geteuid() == 0:
-        prctl = ctypes.CDLL(None).prctl
-        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-            prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP, for what exec starts
+# Makes root obey the permissions of files: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH are dropped by prctl for
+# the program that is then started.
+OBEDIENT = """
+import ctypes, os, sys
+if os.geteuid() == 0:
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities are Linux's")
-@pytest.mark.parametrize(
-    "closed", ["", "train", "test", "train/class3", "test/class3", "train/class3/deeper"]
-)
+OPEN = """
+import sys
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import inference, sources
+for split in ("train", "test"):
+    for read in (sources.open_source, lambda *_: inference.find([f"{sys.argv[1]}/{split}"])):
+        try:
+            read(f"folder:{sys.argv[1]}", split)
+            print("opened")
+        except UserError as error:
+            print(error)
+"""
+needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities are Linux's")
+
+
+@needs_linux
+@pytest.mark.parametrize("closed", ["", "train", "test", "train/class3", "test/class3", "test/class3/deeper"])
 def test_a_folder_without_the_right_to_read(closed, images, tmp_path):
-    """mmpretrain#507 and others: a traceback of os.scandir, for a class or the validation folder."""
+    """datasets#3353: a class or the validation folder of another user ended in a traceback of os.scandir."""
     root = shutil.copytree(images, tmp_path / "images")
     folder = root / closed
     folder.mkdir(exist_ok=True)
     folder.chmod(0)
     try:
-        for split in ("train", "test"):
-            code = f"from alexnet_jax.data import sources; sources.open_source('folder:{root}', '{split}')"
-            code = f"from alexnet_jax.common import command_line\ndef main():\n {code}\ncommand_line.command(main)"
-            done = subprocess.run(
-                [sys.executable, "-c", code],
-                env=runs.environment(),
-                cwd=starts.ROOT,
-                capture_output=True,
-                text=True,
-                preexec_fn=without_rights,
-            )
-            if closed.startswith(split) or not closed or (split, closed) == ("test", "train"):
-                a_line(done, f"data.source=folder:{root}: ", f"{folder}", "Permission denied")
-            else:
-                assert done.returncode == 0, done.stderr
-        if closed.startswith("train"):
-            done = command("predict", root / "train", "--weights=none", preexec_fn=without_rights)
-            a_line(done, f"{folder}: cannot be read (Permission denied)")
+        done = subprocess.run(
+            [sys.executable, "-c", OBEDIENT, "-c", OPEN, str(root)],
+            env=runs.environment(),
+            cwd=starts.ROOT,
+            capture_output=True,
+            text=True,
+        )
     finally:
         folder.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    train, train_found, test, test_found = done.stdout.splitlines()
+    refused = "Permission denied"
+    for said, split in ((train_found, "train"), (test_found, "test"), (train, "train"), (test, "test")):
+        # The classes of the test set are those of the training set, which is therefore listed, too.
+        needed = not closed or closed.startswith(split) or (said is test and closed == "train")
+        assert (refused in said) == needed and (said == "opened") == (not needed), said
+        assert not needed or str(folder) in said
+
+
+@needs_linux
+def test_a_closed_class_is_one_line_of_the_command(images, net, tmp_path):  # noqa: F811
+    root = shutil.copytree(images, tmp_path / "images")
+    (root / "test/class3").chmod(0)
+    done = command("predict", root / "test", f"--weights={net}", obedient=True)
+    (root / "test/class3").chmod(0o755)
+    a_line(done, f"{root / 'test/class3'}: cannot be read (Permission denied); allow it or remove the folder")
 
 
 # --- Kaggle's validation images ---------------------------------------------------------------------------
@@ -119,7 +146,7 @@ def test_kaggle_s_validation_images_sorted_into_folders(kaggle, tmp_path):
 
 @pytest.mark.parametrize(("kept", "words"), [
     (0, "has none of the 20 images; unpack the archive again"),
-    (15, "5 of 20 test images are missing, more than data.max_bad_fraction=0.01, such as ILSVRC2012_val_000000"),
+    (15, "5 of 20 test images are missing, more than data.max_bad_fraction=0.01, such as ILSVRC2012"),
 ])  # fmt: skip
 def test_kaggle_s_validation_images_are_looked_at_when_a_run_is_opened(kept, words, kaggle, tmp_path):
     """pycls#52: an empty or half unpacked `val`."""
@@ -137,7 +164,7 @@ def test_kaggle_s_validation_images_are_looked_at_when_a_run_is_opened(kept, wor
 # --- Devices ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("platform", ["cuda", "gpu", "rocm", "tpu", "no_such"])
+@pytest.mark.parametrize("platform", ["cuda", "gpu", "no_such"])
 def test_jax_platforms_of_a_machine_without(platform, images, net, tmp_path):  # noqa: F811
     """jax#5537: an AssertionError, or a traceback of 30 lines."""
     done = command("predict", images / "test", f"--weights={net}", JAX_PLATFORMS=platform)
@@ -158,11 +185,6 @@ def test_another_assertion_is_no_missing_device(monkeypatch):
 
 # --- Launchers --------------------------------------------------------------------------------------------
 
-LAUNCHERS = {
-    "SLURM_STEP_NUM_TASKS": ("2", "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"),
-    "OMPI_COMM_WORLD_SIZE": ("2", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
-}
-
 
 @pytest.mark.parametrize("value", ["two", "-1", "2.0", "2(x2)"])
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
@@ -174,17 +196,21 @@ def test_a_launcher_s_number_that_is_none(name, value):
     assert processes.find(environment={name: ""}) is None
 
 
-@pytest.mark.parametrize("rank", [None, "", "one", "2"])
-def test_half_of_open_mpi_s_variables(rank, tmp_path):
-    """`OMPI_COMM_WORLD_SIZE` that a container inherits, without the rank: the process was number -1."""
-    half = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": rank or "", "JAX_COORDINATOR_ADDRESS": "a:1"}
-    words = {
-        None: "variables are incomplete",
-        "": "variables are incomplete",
-        "one": "OMPI_COMM_WORLD_RANK=one",
-    }
+@pytest.mark.parametrize(("rank", "words"), [
+    ("one", "OMPI_COMM_WORLD_RANK=one: a launcher sets a number"),
+    ("2", "--process_id=2: must be at least 0 and below --num_processes=2"),
+])  # fmt: skip
+def test_a_wrong_rank_of_open_mpi(rank, words):
+    half = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": rank, "JAX_COORDINATOR_ADDRESS": "a:1"}
+    with pytest.raises(UserError, match=words):
+        processes.find(environment=half)
+
+
+def test_half_of_open_mpi_s_variables(tmp_path):
+    """A size that a container inherits, without the rank: the process was number -1."""
+    half = {"OMPI_COMM_WORLD_SIZE": "2", "JAX_COORDINATOR_ADDRESS": "a:1"}
     done = command("train", f"--workdir={tmp_path / 'run'}", **half)
-    a_line(done, words.get(rank, "--process_id=2: must be at least 0 and below --num_processes=2"))
+    a_line(done, "the launcher's variables are incomplete or wrong", "--num_processes=1 runs alone")
 
 
 # --- Users ------------------------------------------------------------------------------------------------
@@ -225,7 +251,7 @@ def test_a_home_that_is_needed_and_unknown(images):
 # --- Terminals --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "ascii:strict", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1"])
 def test_an_output_that_cannot_print_a_class_name(encoding, images, net, tmp_path):  # noqa: F811
     """tqdm#777, pytorch/vision#3012: UnicodeEncodeError under PYTHONIOENCODING=ascii or LANG=C."""
     from alexnet_jax.weights import pretrained
@@ -263,7 +289,7 @@ def test_an_output_that_cannot_print_a_class_name(encoding, images, net, tmp_pat
     (["nearest", "~/none.npz"], "{home}/none.npz: not a file of features"),
     (["nearest", "~/f.npz", "--queries=~/none.npz"], "{home}/none.npz: not a file of features"),
     (["nearest", "~/f.npz", "--figure=~/none/x.png"], "no folder {home}/none"),
-    (["ensemble", "~/none.npz"], "{home}/none.npz"),
+    (["ensemble", "~/none.npz", "--source=embedded"], "{home}/none.npz: no such file"),
     (["ensemble", "{net}", "--images=~/none"], "{home}/none: no such file"),
     (["ensemble", "{net}", "--source=folder:~/none"], "{home}/none does not exist"),
     (["ensemble", "{net}", "--submission=~/none/x"], "no folder {home}/none"),
@@ -273,37 +299,43 @@ def test_an_output_that_cannot_print_a_class_name(encoding, images, net, tmp_pat
     (["prepare", "--source=folder:~/none", "--out=x"], "{home}/none does not exist"),
     (["prepare", "--source=embedded", "--out=~/pictures"], "{home}/pictures exists already"),
     (["demo", "--weights={net}", "--gallery=~/none"], "{home}/none: no such file"),
-    (["train", "--config=~/none.py"], "--config={home}/none.py: no such file"),
-    (["train", "--mode=eval", "--workdir=~/none"], "{home}/none/config.json"),
-    (["train", "--workdir=~/f.npz"], "--workdir={home}/f.npz: cannot be written"),
-    (["train", "--workdir=~/run", "--config.data.source=folder:~/none"], "{home}/none does not exist"),
-    (["train", "--workdir=~/run", "--config.init.path=~/none.npz"], "{home}/none.npz: no such file"),
-    (["train", "--workdir=~/run", "--config.data.source=tfds:imagenet2012", "--config.data.data_dir=~/t"],
-     "Manual directory {home}/t/downloads/manual"),
 ])  # fmt: skip
-def test_a_tilde_is_the_home_directory_in_every_flag_and_key(arguments, words, net, images, tmp_path):  # noqa: F811
+def test_a_tilde_is_the_home_directory(arguments, words, net, images, tmp_path, monkeypatch):  # noqa: F811
     """lightning#19058: taken literally by some flags, refused by others, expanded by the rest."""
     home = tmp_path / "home"
     shutil.copytree(images / "test", home / "pictures")
-    import numpy as np
-
     np.savez(home / "f.npz", files=["a.png", "b.png"], features=np.eye(2, dtype=np.float32))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
     arguments = [word.replace("{net}", str(net)) for word in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "alexnet_jax", *arguments],
-        env=runs.environment(HOME=str(home), PYTHONPATH=str(starts.ROOT)),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 2, done.stderr
-    assert words.replace("{home}", str(home)) in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "~").exists() and {path.name for path in home.iterdir()} <= {
-        "pictures",
-        "f.npz",
-        "t",
-    }
+    with pytest.raises(UserError, match=re.escape(words.replace("{home}", str(home)))):
+        __main__.main(arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert sorted(path.name for path in home.iterdir()) == ["f.npz", "pictures"]
+
+
+FLAGS = [
+    (["--config=~/none.py"], "--config={home}/none.py: no such file"),
+    (["--mode=eval", "--workdir=~/none"], "{home}/none/config.json"),
+    (["--workdir=~/file"], "--workdir={home}/file: cannot be written"),
+    (["--workdir=~/run", "--config.data.source=folder:~/none"], "{home}/none does not exist"),
+    (["--workdir=~/run", "--config.init.path=~/none.npz"], "{home}/none.npz: no such file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), FLAGS)
+def test_a_tilde_in_the_flags_of_a_run(arguments, words, tmp_path):
+    """lightning#19058: `--workdir=~/run` made a folder called `~`."""
+    (tmp_path / "file").write_text("")
+    done = starts.run(arguments, env=runs.environment(HOME=str(tmp_path)), cwd=tmp_path)
+    a_line(done, words.replace("{home}", str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_tilde_in_data_dir(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"Manual directory {tmp_path}/t/downloads/manual .* to get the link"):
+        sources.open_source("tfds:imagenet2012", "train", data_dir="~/t")
 
 
 OUTS = [
@@ -331,14 +363,14 @@ def test_every_output_is_checked_before_the_work(before, flag, ending, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["file", f"folder{ending}"])
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="capabilities are Linux's")
+@needs_linux
 @pytest.mark.parametrize(
     ("before", "flag", "ending"), [*OUTS, (["prepare", "--source=embedded"], "--out={}", "")]
 )
 def test_an_output_without_the_right_to_write(before, flag, ending, tmp_path):
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o555)
-    done = command(*before, flag.format(folder / f"x{ending}"), preexec_fn=without_rights)
+    done = command(*before, flag.format(folder / f"x{ending}"), obedient=True)
     a_line(done, f"{folder}", "written")
 
 
@@ -350,4 +382,10 @@ def test_a_directory_s_name_too_long(name, tmp_path):
 
 def test_paths_without_a_tilde_stay_as_they_are():
     for name in ("a/~/b", "a~", "./~", "", ".", "/x//y"):
-        assert str(paths.expanded(name)) == str(pathlib.Path(name))
+        assert paths.expanded(name) == pathlib.Path(name)
+
+
+def test_a_file_whose_name_begins_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~$photo.jpg").write_bytes(b"")
+    assert inference.find(["~$photo.jpg"]) == ["~$photo.jpg"]
