@@ -1,6 +1,6 @@
 """Users, folders, devices, launchers and terminals that are not as expected: one line, or it works."""
 
-import ctypes
+import json
 import os
 import pathlib
 import re
@@ -84,7 +84,7 @@ needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="c
 @needs_linux
 @pytest.mark.parametrize("closed", ["", "train", "test", "train/class3", "test/class3", "test/class3/deeper"])
 def test_a_folder_without_the_right_to_read(closed, images, tmp_path):
-    """datasets#3353: a class or the validation folder of another user ended in a traceback of os.scandir."""
+    """rescuezilla#667, picard#1666: a folder of another user, such as lost+found, ended in a traceback."""
     root = shutil.copytree(images, tmp_path / "images")
     folder = root / closed
     folder.mkdir(exist_ok=True)
@@ -166,7 +166,7 @@ def test_kaggle_s_validation_images_are_looked_at_when_a_run_is_opened(kept, wor
 
 @pytest.mark.parametrize("platform", ["cuda", "gpu", "no_such"])
 def test_jax_platforms_of_a_machine_without(platform, images, net, tmp_path):  # noqa: F811
-    """jax#5537: an AssertionError, or a traceback of 30 lines."""
+    """jax#25315: a traceback that ends with AssertionError, or with a backend that nobody named."""
     done = command("predict", images / "test", f"--weights={net}", JAX_PLATFORMS=platform)
     if done.returncode == 0:
         pytest.skip(f"this machine has a {platform}")
@@ -213,6 +213,48 @@ def test_half_of_open_mpi_s_variables(tmp_path):
     a_line(done, "the launcher's variables are incomplete or wrong", "--num_processes=1 runs alone")
 
 
+# Each proper subset of what srun sets besides the number of tasks, also with nonsense in one of them.
+SUBSETS = """
+import itertools, json, os, sys
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.run import processes
+slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "host-[1-2]", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+said = []
+for count in range(len(slurm) + 1):
+    for names in itertools.combinations(slurm, count):
+        for wrong in (None, *names):
+            env = {name: "x" if name == wrong else slurm[name] for name in names}
+            if "x" not in env.values() and count == len(slurm):
+                continue  # all is well: it would wait for process 0
+            for name in slurm:
+                os.environ.pop(name, None)
+            os.environ |= {"SLURM_STEP_NUM_TASKS": "2", **env}
+            try:
+                processes._start(processes.find(), 1)
+                said.append("started")
+            except UserError as error:
+                said.append(str(error))
+print(json.dumps(said), flush=True)
+os._exit(0)  # threads of JAX may wait
+"""
+
+
+def test_every_part_of_slurm_s_variables():
+    """A shell in an allocation, a container that inherits some of them, a script that sets one."""
+    done = subprocess.run(
+        [sys.executable, "-c", SUBSETS],
+        env=runs.environment(),
+        cwd=starts.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert len(said) == 16 + 32 - 1  # subsets, and each with each of its names wrong, but all of them right
+    wrong_node_list = [line for line in said if "incomplete or wrong" not in line]
+    assert wrong_node_list == [], wrong_node_list
+
+
 # --- Users ------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +273,7 @@ NOBODY = {"HOME": "", "XDG_CACHE_HOME": "", "JAX_COMPILATION_CACHE_DIR": "", "US
 
 @pytest.mark.parametrize("home", ["", "/proc/nonexistent"])
 def test_a_user_without_home_and_passwd_entry(home, images, tmp_path):
-    """ray#9540, docker run --user: `Could not determine home directory` at the start of each command."""
+    """cactus#1803, `docker run --user`: each command ended with `Could not determine home directory`."""
     where = {**NOBODY, "HOME": home}
     flags = [word for word in runs.command(images, tmp_path / "run") if "total_steps" not in word]
     done = unknown_user("train", *flags, "--config.run.total_steps=2", **where)
@@ -253,7 +295,7 @@ def test_a_home_that_is_needed_and_unknown(images):
 
 @pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1"])
 def test_an_output_that_cannot_print_a_class_name(encoding, images, net, tmp_path):  # noqa: F811
-    """tqdm#777, pytorch/vision#3012: UnicodeEncodeError under PYTHONIOENCODING=ascii or LANG=C."""
+    """acd_cli#168, maxdevtools#20: UnicodeEncodeError under PYTHONIOENCODING=ascii or LANG=C."""
     from alexnet_jax.weights import pretrained
 
     loaded = pretrained.read(net)
