@@ -85,7 +85,7 @@ def _as_argument(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise argparse.ArgumentTypeError(str(error) if name in str(error) else f"{name}: {error}") from error
+        raise argparse.ArgumentTypeError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{name}: cannot be written ({error.strerror})") from error
 

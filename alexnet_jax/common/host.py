@@ -79,7 +79,7 @@ def keep_memory() -> bool:
 
 
 def keep_compiled() -> pathlib.Path | None:
-    """Makes JAX cache compiled programs on disk; returns the directory, or None if turned off or homeless.
+    """Makes JAX cache compiled programs on disk; returns the directory, or None if it is off or has no home.
 
     Each kind of processor has its own directory: machines that share a home directory may not be able to run
     each other's code.
