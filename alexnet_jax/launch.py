@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax.common import flag_parsing
+from alexnet_jax.common import flag_parsing, paths
 from alexnet_jax.common.command_line import EXIT_CODES
 from alexnet_jax.common.errors import UserError
 
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_importable(directory)
     if not flag_parsing.parse(define_flags, directory):
         return 0
+    FLAGS.workdir = FLAGS.workdir and str(paths.expanded(FLAGS.workdir))
     from alexnet_jax import config as configs  # imported late, as they import JAX, which takes seconds
     from alexnet_jax.run import processes
 

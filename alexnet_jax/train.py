@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from alexnet_jax import columns, evaluate, steps
 from alexnet_jax import config as configs
 from alexnet_jax import optimizer as optimizers
+from alexnet_jax.common import paths
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.batches import check_batch_size, process_slice
@@ -186,7 +187,7 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
     """Builds a run, locks its directory, restores its state; turns known failures into one-line errors."""
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.Stop(config.run.max_seconds, processes.DelayedMax()))
-        run = Run(config, pathlib.Path(processes.from_first(str(workdir))))
+        run = Run(config, paths.expanded(processes.from_first(str(workdir))))
         processes.barrier()  # all read the directory before any changes it
         stack.enter_context(workdirs.opened(run.workdir, config))
         if first := processes.is_first():

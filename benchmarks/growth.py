@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from alexnet_jax.common import command_line
 from benchmarks import tables
 
 COLUMNS = ("what grows", "batch", "image size", "devices", "seconds a step", "images/s", "peak GB", "note")
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--net", default="{}", help="arguments of create_model, a JSON object")
-    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--out", type=command_line.new_folder)
     given = parser.parse_args()
     size, batch = given.at
     points = [("batch", b, size, 1) for b in sorted(given.batches)]

@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
+from alexnet_jax.common import command_line
 from benchmarks import tables
 
 BATCH = 128
@@ -88,11 +89,11 @@ def serve(batches: Iterator[int], images: int) -> None:
 
 def main() -> None:
     parser = tables.Parser("input_pipeline", __doc__)
-    parser.add_argument("--photos", required=True, type=pathlib.Path)
+    parser.add_argument("--photos", required=True, type=command_line.user_path)
     parser.add_argument("--torch_python")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=3840, help="images in a round (3840)")
-    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--out", type=command_line.new_file(".json"))
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--prepared", help=argparse.SUPPRESS)
     given = parser.parse_args()

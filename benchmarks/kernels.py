@@ -9,7 +9,6 @@ difference between their results next to the largest value.
 """
 
 import functools
-import pathlib
 import re
 import statistics
 import time
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax import layers
-from alexnet_jax.common import host
+from alexnet_jax.common import command_line, host
 from benchmarks import tables
 
 Array = jax.Array
@@ -170,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="")
-    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--out", type=command_line.new_folder)
     given = parser.parse_args(argv)
     chosen = (case for case in cases(given.batch) if re.search(given.only, case[0]))
     rows = [measure(case, given.batch, given.rounds) for case in chosen]

@@ -25,6 +25,7 @@ import re
 import tempfile
 from typing import Any
 
+from alexnet_jax.common import command_line
 from benchmarks import contestants, speed_results, tables
 from benchmarks.contestants import AS_IT_COMES, Contestant
 
@@ -54,7 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--search_steps", type=int, default=2, help="timed steps of each setting tried")
     parser.add_argument("--only", default="", help="regular expression: the contestants to run now")
-    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--out", type=command_line.new_folder)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--widths", help="filters of conv1 to conv6, for a quick try")
     parser.add_argument("--fc_widths", help="units of fc6 and fc7, for a quick try")

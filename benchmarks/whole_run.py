@@ -26,6 +26,7 @@ import tempfile
 import time
 from typing import Any
 
+from alexnet_jax.common import command_line
 from benchmarks import tables
 
 GOALS = {
@@ -37,14 +38,14 @@ GOALS = {
 
 def main() -> None:
     parser = tables.Parser("whole_run", __doc__)
-    parser.add_argument("--photos", type=pathlib.Path)
+    parser.add_argument("--photos", type=command_line.user_path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--starts", type=int, default=3, help="cold and warm starts to time; 0 for none")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--prepared", action="store_true", help="prepare records and train from them")
     parser.add_argument("--log_every", type=int, default=4)
-    parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--bare", type=pathlib.Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=command_line.new_folder)
+    parser.add_argument("--bare", type=command_line.user_path, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
     if given.bare:

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.index", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     parser.add_argument(
-        "--directory", type=pathlib.Path, default=record.DIRECTORY, help="directory of the records"
+        "--directory", type=command_line.user_path, default=record.DIRECTORY, help="directory of the records"
     )
     args: argparse.Namespace = parser.parse_args(argv)
     made = pages(args.directory)

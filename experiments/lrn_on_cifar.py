@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.lrn_on_cifar", __doc__)
     parser.add_argument("--source", required=True, help="CIFAR-10, a value of data.source")
     parser.add_argument(
-        "--runs", type=pathlib.Path, default=pathlib.Path("runs/lrn"), help="directory of histories"
+        "--runs",
+        type=command_line.new_folder,
+        default=pathlib.Path("runs/lrn"),
+        help="directory of histories",
     )
     parser.add_argument("--out", type=command_line.new_folder, required=True, help="directory of the record")
     parser.add_argument("--start", choices=tuple(cifar.STARTS), default="unit", help="first weights")

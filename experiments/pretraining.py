@@ -62,9 +62,10 @@ def linear_probe(data: pathlib.Path, weights: str) -> float:
     loaded = pretrained.read(weights, partial=True)
     points, classes = {}, {}
     for split in ("train", "val"):
-        pairs = features.extract(loaded, inference.find([data / split]), "pool5")
+        class_of = dict(inference.find_with_classes([data / split]))
+        pairs = features.extract(loaded, list(class_of), "pool5")
         files, rows = zip(*((file, row.ravel()) for file, row in pairs if row is not None), strict=True)
-        points[split], classes[split] = np.stack(rows), probe.classes_of(files)
+        points[split], classes[split] = np.stack(rows), [class_of[file] for file in files]
     known = sorted(set(classes["train"]))
     labels = {split: np.array([known.index(name) for name in names]) for split, names in classes.items()}
     fitted = probe.fit(points["train"], labels["train"], len(known))
@@ -102,14 +103,16 @@ def plot(path: pathlib.Path, curves: dict[str, list[list[dict[str, Any]]]], prob
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.pretraining", __doc__)
-    parser.add_argument("--data", required=True, type=pathlib.Path, help="directory of the photographs")
+    parser.add_argument(
+        "--data", required=True, type=command_line.user_path, help="directory of the photographs"
+    )
     parser.add_argument(
         "--weights", default="torchvision", help="a file of weights, a workdir or a name of published weights"
     )
     parser.add_argument(
         "--runs",
         default=pathlib.Path("runs/pretraining"),
-        type=pathlib.Path,
+        type=command_line.new_folder,
         help="directory of the workdirs",
     )
     out = "directory of the table and the plot"

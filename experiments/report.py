@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "what",
         nargs="+",
-        type=pathlib.Path,
+        type=command_line.user_path,
         metavar="WHAT",
         help="workdirs of runs, output directories of sweeps",
     )

@@ -50,7 +50,9 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.run_picture", __doc__)
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="workdir of a run that has ended")
+    parser.add_argument(
+        "--workdir", required=True, type=command_line.user_path, help="workdir of a run that has ended"
+    )
     parser.add_argument("--out", required=True, type=command_line.new_file(".png"), help="the .png to write")
     args = parser.parse_args(argv)
     draw(args.workdir, args.out)

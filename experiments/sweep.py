@@ -196,9 +196,11 @@ def _outcome(run: Run) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.sweep", __doc__)
-    parser.add_argument("sweep", type=pathlib.Path, help="the sweep's file")
+    parser.add_argument("sweep", type=command_line.user_path, help="the sweep's file")
     parser.add_argument(
-        "--runs", type=pathlib.Path, help="directory of the workdirs; by default runs/ and the file's name"
+        "--runs",
+        type=command_line.new_folder,
+        help="directory of the workdirs; by default runs/ and the file's name",
     )
     out = "directory of tables and plots; by default --runs"
     parser.add_argument("--out", type=command_line.new_folder, help=out)

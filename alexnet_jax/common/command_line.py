@@ -1,6 +1,7 @@
 """Shared by all commands: arguments, exit codes, and one-line errors instead of tracebacks."""
 
 import argparse
+import codecs
 import contextlib
 import inspect
 import io
@@ -13,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from alexnet_jax.common import host
+from alexnet_jax.common import host, paths
 from alexnet_jax.common.errors import Fault, UserError
 
 EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75}
@@ -36,33 +37,59 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help shows the arguments")
 
 
+def user_path(name: str) -> pathlib.Path:
+    """The `type` of an argument for a path to read; `~` is expanded."""
+    with _as_argument(name):
+        return paths.expanded(name)
+
+
 def new_file(*endings: str) -> Callable[[str], pathlib.Path]:
     """The `type` of an argument for a file to write, with one of these `endings` (if any), such as `.npz`."""
 
     def checked(name: str) -> pathlib.Path:
-        path = pathlib.Path(name).expanduser()
-        if endings and path.suffix.lower() not in endings:
-            reason = f"must end in {' or '.join(endings)}"
-        elif path.is_dir():
-            reason = "is a folder; give a file name"
-        elif not path.parent.is_dir():
-            reason = f"there is no folder {path.parent}"
-        elif not os.access(path.parent, os.W_OK):
-            reason = f"the folder {path.parent} cannot be written"
-        else:
-            return path
-        raise argparse.ArgumentTypeError(f"{name}: {reason}")
+        with _as_argument(name):
+            path = paths.expanded(name)
+            if endings and path.suffix.lower() not in endings:
+                raise UserError(f"must end in {' or '.join(endings)}")
+            if path.is_dir():
+                raise UserError("is a folder; give a file name")
+            if not path.parent.is_dir():
+                raise UserError(f"there is no folder {path.parent}")
+            temporary = paths.temporary(path)  # whatever would prevent it later does so now
+            temporary.touch()
+            temporary.unlink()
+        return path
 
     return checked
 
 
 def new_folder(name: str) -> pathlib.Path:
     """The `type` of an argument for a folder to write to, which exists or can be created."""
-    path = pathlib.Path(name).expanduser()
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{name}: {existing} is not a folder that can be written")
+    with _as_argument(name):
+        path = paths.expanded(name)
+        existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise UserError(f"{existing} is not a folder that can be written")
     return path
+
+
+@contextlib.contextmanager
+def _as_argument(name: str) -> Iterator[None]:
+    """Turns errors about the path `name` into those that argparse reports with the argument."""
+    try:
+        yield
+    except UserError as error:
+        raise argparse.ArgumentTypeError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{name}: cannot be written ({error.strerror})") from error
+
+
+def _encode(error: UnicodeError) -> tuple[bytes, int]:
+    """Bytes for what standard output cannot encode: those of a file name that is not UTF-8, else escapes."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    handlers = ("surrogateescape" if "\udc80" <= c <= "\udcff" else "backslashreplace" for c in text)
+    return b"".join(c.encode("ascii", how) for c, how in zip(text, handlers, strict=True)), error.end
 
 
 def command(main: Callable[[], int]) -> NoReturn:
@@ -74,8 +101,9 @@ def command(main: Callable[[], int]) -> NoReturn:
         host.skip_keras()
         host.keep_memory()
         host.keep_compiled()
-        if isinstance(sys.stdout, io.TextIOWrapper):  # prints non-UTF-8 file names unchanged
-            sys.stdout.reconfigure(errors="surrogateescape")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            codecs.register_error("alexnet_jax", _encode)
+            sys.stdout.reconfigure(errors="alexnet_jax")
         _leave(main())
     except (UserError, Fault) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -85,7 +113,10 @@ def command(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception:
+    except Exception as error:
+        if (mistake := host.missing_device(error)) is not None:
+            print(f"error: {mistake}", file=sys.stderr)
+            _leave(WRONG_USE)
         traceback.print_exc()
         _leave(FAULT)
 

@@ -4,12 +4,12 @@ import contextlib
 import io
 import os
 import pathlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from alexnet_jax.common import paths
 from alexnet_jax.common.errors import UserError
 
 
@@ -17,7 +17,7 @@ from alexnet_jax.common.errors import UserError
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a temporary path next to `path`; then flushes that file to disk and renames it to `path`."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary = paths.temporary(path)
     try:
         yield temporary
         sync(temporary)

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags, logging
 
+from alexnet_jax.common import paths
 from alexnet_jax.common.errors import UserError, did_you_mean, one_line
 
 _CONFIG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
@@ -66,6 +67,7 @@ def _with_config(argv: list[str], directory: pathlib.Path) -> tuple[list[str], s
             path = next(words, "") if match[1] is None else match[1]
         else:
             others.append(word)
+    path = str(paths.expanded(path)) if path.startswith("~") else path
     file = pathlib.Path(path.split(":", 1)[0])
     shipped = directory / f"{file.stem}.py"
     if not file.is_file() and str(file.parent) in (".", "configs") and file.suffix in ("", ".py"):

@@ -13,8 +13,10 @@ import os
 import pathlib
 import platform
 import sys
+import traceback
 from typing import Any
 
+from alexnet_jax.common import paths
 from alexnet_jax.common.errors import UserError
 
 ALL_SWITCH = "ALEXNET_JAX_SETTINGS"
@@ -38,10 +40,17 @@ def is_off(switch: str) -> bool:
 
 
 def cache_directory() -> pathlib.Path:
-    """The directory for downloads and compiled code: `$ALEXNET_JAX_CACHE`, else in the user's cache."""
+    """The directory for downloads and compiled code: `$ALEXNET_JAX_CACHE`, else in the user's cache.
+
+    Raises:
+      UserError: the user has no home directory, and no variable names another.
+    """
     if own := os.environ.get("ALEXNET_JAX_CACHE"):
-        return pathlib.Path(own).expanduser()
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alexnet_jax"
+        return paths.expanded(own)
+    try:
+        return paths.expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "alexnet_jax"
+    except UserError as error:
+        raise UserError("no home directory to keep files in; set ALEXNET_JAX_CACHE to a directory") from error
 
 
 def keep_memory() -> bool:
@@ -68,17 +77,35 @@ def keep_memory() -> bool:
 
 
 def keep_compiled() -> pathlib.Path | None:
-    """Makes JAX cache compiled programs on disk; returns the directory, or None if turned off.
+    """Makes JAX cache compiled programs on disk; returns the directory, or None if it is off or has no home.
 
     Each kind of processor has its own: machines that share a home may not run each other's code.
     """
     if is_off(COMPILED_SWITCH) or JAX_CACHE in os.environ:
         return None
-    directory = cache_directory() / "compiled" / processor()
+    try:
+        directory = cache_directory() / "compiled" / processor()
+    except UserError:
+        return None
     os.environ[JAX_CACHE] = str(directory)  # in case JAX is imported later
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_compilation_cache_dir", str(directory))
     return directory
+
+
+def missing_device(error: BaseException) -> UserError | None:
+    """The mistake behind `error`, if JAX found no device of the kind that `JAX_PLATFORMS` names."""
+    platforms = os.environ.get("JAX_PLATFORMS")
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if not platforms or os.path.basename(frame.f_code.co_filename) != "xla_bridge.py":
+        return None
+    if not isinstance(error, AssertionError | RuntimeError):
+        return None
+    reason = f" ({error})" if str(error) else ""
+    return UserError(
+        f"JAX_PLATFORMS={platforms}: JAX finds no such device{reason}; install JAX for it "
+        "(docs/devices.md), or unset the variable"
+    )
 
 
 @functools.cache

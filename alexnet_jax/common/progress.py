@@ -1,4 +1,4 @@
-"""Progress bars; plain lines if stderr is not a terminal.
+"""Progress bars, plain lines if stderr is not a terminal; notes.
 
 A bar redraws itself with carriage returns, which in a pipe, notebook or log add up to a line of megabytes.
 """
@@ -41,3 +41,10 @@ def bar(total: int | None, unit: str, what: str = "", **options: object) -> tqdm
         text = "{desc}" + counted + " {unit}, {rate_fmt}" + left
         kind = {"file": _Lines(sys.stderr), "bar_format": text, **seconds}
     return tqdm.tqdm(desc=f"{what}: " if what else None, total=total, unit=unit, **{**kind, **options})  # type: ignore[arg-type]
+
+
+def note(line: str) -> None:
+    """Prints `note: <line>` to standard error; of the processes of a job, only the first does."""
+    jax = sys.modules.get("jax")  # without it there is no job
+    if jax is None or not jax.distributed.is_initialized() or jax.process_index() == 0:
+        print(f"note: {line}", file=sys.stderr, flush=True)

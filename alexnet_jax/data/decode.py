@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from alexnet_jax.common.errors import UserError
+
 
 def _optional(name: str) -> Any:
     """A compiled module; None, and Pillow is used instead, if it is missing or built for another NumPy."""
@@ -33,6 +35,7 @@ simplejpeg = _optional("simplejpeg")
 # The largest photograph of ILSVRC has 61 million pixels; decoding a larger image would take gigabytes.
 MAX_PIXELS = 100_000_000
 
+_BITS_PER_SAMPLE = 258  # TIFF's tag
 _resizers = threading.local()  # one per thread, as a resizer holds buffers
 
 # What Pillow raises on damaged data, as found by cutting and changing files (`NotImplementedError` for kinds
@@ -61,8 +64,9 @@ def set_up() -> None:
 def decode_square(data: bytes, size: int) -> np.ndarray | None:
     """Decodes an image of any common format to its central square.
 
-    Every mode becomes RGB: grey is repeated, transparency dropped, 16 bits reduced to 8, CMYK converted. Only
-    the first frame of an animation is read. EXIF's orientation tag is not applied, as in 2012.
+    Every mode becomes RGB: grey is repeated, transparency dropped, numbers of more than 8 bits reduced to 8,
+    CMYK converted. Only the first frame of an animation is read. EXIF's orientation tag is not applied, as in
+    2012.
 
     Args:
       data: the encoded image.
@@ -105,6 +109,8 @@ def decode(data: bytes, square: Callable[[Image.Image], np.ndarray]) -> np.ndarr
     try:
         with Image.open(io.BytesIO(data)) as image:
             return square(image) if image.width * image.height <= MAX_PIXELS else None
+    except UserError:  # from `as_rgb`
+        return None
     except _DAMAGED as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals.get("__name__", "").partition(".")[0] not in _DECODERS:
@@ -122,11 +128,38 @@ def central_square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode to 8-bit RGB."""
+    """Converts any mode to 8-bit RGB; transparency is dropped.
+
+    Raises:
+      UserError: the numbers of a mode of more than 8 bits have no known scale.
+    """
     image.load()
-    if image.mode.startswith("I"):  # 16 bits; convert() would clip them to 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode[0] in "IF":
+        image = Image.fromarray(_grey_levels(image))
+    elif image.mode.endswith("a"):  # colours multiplied by the opacity
+        image = image.convert(image.mode.upper())
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey_levels(image: Image.Image) -> np.ndarray:
+    """Grey integers or floats, `[H, W]`, as uint8.
+
+    The upper 8 bits if the format gives the number of bits. TIFF's 32-bit numbers and floats may have any
+    scale, so their largest decides: floats up to 1 are fractions of white, numbers up to 255 grey levels, and
+    those up to 65,535 16 bits.
+    """
+    values = np.asarray(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+        return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high < 2**16:  # nor NaN
+        raise UserError(f"pixels of {low:g} to {high:g}; the scales known are 0 to 1, 255 and 65535")
+    if high > 255:
+        values = values // 256
+    elif image.mode == "F":
+        values = np.round(values * (255 if high <= 1 else 1))
+    return values.astype(np.uint8)
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import pathlib
 import queue
+import stat
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,12 +15,12 @@ import jax
 import numpy as np
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import pipeline
+from alexnet_jax.common.paths import expanded
+from alexnet_jax.data import folders, pipeline
 from alexnet_jax.data.decode import set_up
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 BATCH_SIZES = (1, 32)  # for a single image, for many
 _BATCHES_AHEAD = 4  # batches being decoded or queued
 
@@ -38,21 +39,37 @@ class Answer(NamedTuple, Generic[Item]):
 def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Expands paths: files as given, and folders to the images in them, recursively, sorted by name.
 
+    A note says what is left out of a folder (`folders.list_images`).
+
     Raises:
-      UserError: a path does not exist, or there are no images.
+      UserError: a path does not exist or cannot be read, or there are no images.
     """
-    found: list[str] = []
-    for path in map(pathlib.Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            found += [str(p) for p in inside if not p.name.startswith(".")]
-        elif path.exists():
-            found.append(str(path))
+    return [file for file, _ in find_with_classes(paths)]
+
+
+def find_with_classes(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str]]:
+    """As `find`, each image with the name of its class: `folders.classes_of`, or the folder of a file."""
+    found: list[tuple[str, str]] = []
+    for path in map(expanded, paths):
+        if _is_folder(path):
+            listing = folders.list_images(path)
+            folders.note_choices(path, {folders.NO_IMAGES: listing.others, folders.HIDDEN: listing.hidden})
+            names = [str(path / image) for image in listing.images]
+            found += zip(names, folders.classes_of(path, listing.images), strict=True)
         else:
-            raise UserError(f"{path}: no such file or folder")
+            found.append((str(path), path.parent.name))
     if not found:
         raise UserError(f"{', '.join(map(str, paths)) or 'no paths'}: no images there")
     return found
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file or folder") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 class SourceDecoder:

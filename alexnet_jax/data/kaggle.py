@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data.folders import FileSource, files_by_class
+from alexnet_jax.data import folders
+from alexnet_jax.data.folders import FileSource
 
 
 def open_kaggle(path: pathlib.Path, split: str) -> FileSource:
@@ -28,14 +29,22 @@ def open_kaggle(path: pathlib.Path, split: str) -> FileSource:
     if split == "train":
         if missing := [class_id for class_id in ids if not (images / class_id).is_dir()]:
             raise UserError(f"{images} has no folder {missing[0]}; unpack the archive again")
-        (paths, labels), absent = files_by_class(images, ids), frozenset[int]()
+        (paths, labels), absent = folders.files_by_class(images, ids), frozenset[int]()
     else:
         solution = root / "LOC_val_solution.csv"
         paths, labels = _read_solution(solution, ids)
-        existing = set(os.listdir(images))
-        if unlabelled := sorted(name for name in existing.difference(paths) if name.endswith(".JPEG")):
+        # By name: `valprep.sh` sorts them into folders, one per class.
+        listing = folders.list_images(images)
+        path_of = {os.path.basename(path): path for path in listing.images}
+        if unlabelled := sorted(name for name in path_of.keys() - set(paths) if name.endswith(".JPEG")):
             raise UserError(f"{solution} was cut short: no label for {unlabelled[0]}; fetch it again")
-        absent = frozenset(i for i, path in enumerate(paths) if path not in existing)
+        missing = [name for name in paths if name not in path_of]
+        if len(missing) == len(paths):
+            raise UserError(f"{images} has none of the {len(paths):,} images; unpack the archive again")
+        left_out = {folders.NO_IMAGES: listing.others, folders.HIDDEN: listing.hidden}
+        folders.note_choices(images, {**left_out, "missing": missing})
+        absent = frozenset(i for i, name in enumerate(paths) if name not in path_of)
+        paths = [path_of.get(name, name) for name in paths]
     return FileSource(
         root=str(images),
         paths=paths,
@@ -57,7 +66,7 @@ def _read_solution(solution: pathlib.Path, ids: tuple[str, ...]) -> tuple[list[s
             rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)]
         rows.sort()
         labels = np.array([label_of[class_id] for _, class_id in rows], np.int32)
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
+    except (KeyError, IndexError, AttributeError, TypeError, UnicodeError, csv.Error) as error:
         raise UserError(f"{solution} is not Kaggle's file ({error}); fetch it again") from error
     if not rows:
         raise UserError(f"{solution} was cut short: it names no images; fetch it again")

@@ -224,7 +224,7 @@ def _dataset_name(out: pathlib.Path) -> str:
 def main(args: argparse.Namespace) -> int:
     """Runs `prepare` from the command line and returns its exit code."""
     given = vars(args)
-    out = given["out"] = given["out"].expanduser()
+    out = given["out"]
     try:
         bad = prepare(**given)
     except KeyboardInterrupt:

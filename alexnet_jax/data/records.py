@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.common import host
-from alexnet_jax.common.errors import UserError, did_you_mean
+from alexnet_jax.common.errors import UserError, did_you_mean, one_line
 from alexnet_jax.data.record_files import READERS, Shard, parse_example
 from alexnet_jax.data.statistics import Statistics
-from alexnet_jax.data.tfds_metadata import first_line, read_class_names, read_info
+from alexnet_jax.data.tfds_metadata import read_class_names, read_info
 
 # The splits to use as "test", in order of preference: a labelled test set first.
 _TEST_SPLITS = ("test", "validation", "val", "valid", "dev")
@@ -98,14 +98,14 @@ def open_tfds(name: str, split: str, data_dir: str | None) -> RecordSource:
         known = tfds.list_builders(with_community_datasets=False)  # the community list needs a download
         raise UserError(f"TFDS has no such data set; {did_you_mean(short, known, most=8)}") from error
     except (ValueError, AssertionError) as error:
-        raise UserError(first_line(error)) from error
+        raise UserError(one_line(error)) from error
     if not builder.info.splits:
         host.tensorflow()
         try:
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare()
         except Exception as error:  # network, disk, missing tar: TFDS raises many types
-            raise UserError(f"TFDS could not prepare it ({first_line(error)})") from error
+            raise UserError(f"TFDS could not prepare it: {one_line(error)}") from error
     return RecordSource(pathlib.Path(builder.data_dir), split)
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from alexnet_jax.common.errors import UserError, closest, did_you_mean
-from alexnet_jax.data.folders import open_folder
+from alexnet_jax.common import paths
+from alexnet_jax.common.errors import UserError, closest, did_you_mean, one_line
+from alexnet_jax.data.folders import FileSource, open_folder
 from alexnet_jax.data.kaggle import open_kaggle
 from alexnet_jax.data.records import RecordSource, open_tfds
 from alexnet_jax.data.statistics import ILSVRC, Statistics
@@ -71,6 +72,8 @@ def open_source(spec: str, split: str, *, data_dir: str | None = None) -> Source
         return _open(spec, split, data_dir)
     except UserError as error:
         raise UserError(f"data.source={spec}: {error}") from error
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"data.source={spec}: cannot be read ({one_line(error)})") from error
 
 
 def _open(spec: str, split: str, data_dir: str | None) -> Source:
@@ -82,8 +85,8 @@ def _open(spec: str, split: str, data_dir: str | None) -> Source:
     if not name:
         raise UserError(f"name one after the colon, as in {kind}:{'cifar10' if kind == 'tfds' else 'PATH'}")
     if kind == "tfds":
-        return open_tfds(name, split, data_dir)
-    path = pathlib.Path(name).expanduser()
+        return open_tfds(name, split, None if data_dir is None else str(paths.expanded(data_dir)))
+    path = paths.expanded(name)
     if path.is_file():
         raise UserError(f"{path} is a file; give the folder")
     if not path.exists():
@@ -107,6 +110,13 @@ def open_configured(data: "configs.DataConfig", split: str) -> Source:
       UserError: there is no such source, it is incomplete, or it has a different number of classes.
     """
     source = open_source(data.source, split, data_dir=data.data_dir)
+    absent = source.absent if isinstance(source, FileSource) else frozenset[int]()
+    if len(absent) > data.max_bad_fraction * len(source):
+        raise UserError(
+            f"data.source={data.source}: {len(absent):,} of {len(source):,} {split} images are missing, more "
+            f"than data.max_bad_fraction={data.max_bad_fraction}, such as {source.name(min(absent))}; unpack "
+            "the archive again"
+        )
     found = source.num_classes
     if data.num_classes not in (None, found):
         raise UserError(f"data.num_classes={data.num_classes}: data.source={data.source} has {found} classes")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, one_line
 from alexnet_jax.data.classes import readable_names
 
 CLASS_NAMES_FILE = "class_names.txt"
@@ -86,7 +86,7 @@ def read_info(directory: pathlib.Path) -> tuple[Any, str, str]:
         info: Any = tfds.builder_from_directory(directory).info
         features = dict(info.features)
     except Exception as error:  # TFDS raises many types
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{directory} is no TFDS directory of images ({reason}); make or fetch it") from error
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
     images, labels = ([k for k, v in features.items() if isinstance(v, kind)] for kind in kinds)
@@ -112,7 +112,3 @@ def read_class_names(directory: pathlib.Path, class_ids: tuple[str, ...]) -> tup
     if len(names) != len(class_ids):
         raise UserError(f"{path}: {len(names)} names for {len(class_ids)} classes; correct or delete it")
     return names
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -52,16 +52,18 @@ def find(
     Raises:
       UserError: flags are missing or contradict each other.
     """
+    if count == 1:
+        return None
     launched = _is_launched(environment) or _on_tpu_vm(environment)
-    if count == 1 or (not launched and (coordinator, count, index) == (None, None, None)):
+    if not launched and (coordinator, count, index) == (None, None, None):
         return None
     if count is not None and count < 1:
         raise UserError(f"--num_processes={count}: must be 1 or more")
     coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
-    if int(environment.get(_MPI, 1)) > 1 and "OMPI_MCA_orte_hnp_uri" not in environment:
+    if _number(environment, _MPI, 1) > 1 and "OMPI_MCA_orte_hnp_uri" not in environment:
         # Since Open MPI 5, mpirun does not give processes its address, so JAX does not detect it.
-        count = count or int(environment[_MPI])
-        index = int(environment.get("OMPI_COMM_WORLD_RANK", -1)) if index is None else index
+        count = count or _number(environment, _MPI, 1)
+        index = _number(environment, "OMPI_COMM_WORLD_RANK", None) if index is None else index
     values = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
     missing = [f"--{flag}" for flag, value in values.items() if value is None]
     if missing and (not launched or (count is not None and index is not None)):
@@ -76,10 +78,19 @@ def find(
     return {**values, "local_device_ids": _own_devices(environment) if launched else []}
 
 
+def _number(environment: Mapping[str, str], name: str, default: Any) -> Any:
+    """A launcher's variable; `default` if it is missing or empty."""
+    if not (text := environment.get(name)):
+        return default
+    if not text.isdecimal():
+        raise UserError(f"{name}={text}: a launcher sets a number; unset it, or --num_processes=1 runs alone")
+    return int(text)
+
+
 def _is_launched(environment: Mapping[str, str]) -> bool:
     """Whether this looks like one of several processes: Open MPI, Slurm, a TPU slice, a Kubernetes job."""
     # Slurm's variable is that of the job step: a batch script without srun has none.
-    if any(int(environment.get(name, 1)) > 1 for name in (_MPI, _SLURM)):
+    if any(_number(environment, name, 1) > 1 for name in (_MPI, _SLURM)):
         return True
     if any("," in environment.get(name, "") for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")):
         return True
@@ -100,9 +111,9 @@ def _own_devices(environment: Mapping[str, str]) -> list[int] | None:
     """
     if "," not in environment.get("CUDA_VISIBLE_DEVICES", ","):
         return []
-    if int(environment.get(_MPI, 1)) > 1:
+    if _number(environment, _MPI, 1) > 1:
         alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
-        return [] if alone else [int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))]
+        return [] if alone else [_number(environment, "OMPI_COMM_WORLD_LOCAL_RANK", 0)]
     alone = _SLURM in environment and environment[_SLURM] == environment.get("SLURM_STEP_NUM_NODES")
     return [] if alone else None
 

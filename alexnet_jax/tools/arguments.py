@@ -8,7 +8,7 @@ import contextlib
 import pathlib
 from collections.abc import Sequence
 
-from alexnet_jax.common.command_line import Parser, new_file, new_folder
+from alexnet_jax.common.command_line import Parser, new_file, new_folder, user_path
 
 WEIGHTS = (
     "a file of weights, a run's workdir, or published weights by name: torchvision (233 MB, fetched once), "
@@ -79,8 +79,8 @@ def probe(parser: Parser) -> None:
     Softmax regression on standardised features, optimised by L-BFGS from zero, so nothing is random. An
     image's class is the name of its folder.
     """
-    parser.add_argument("train", help="the features to fit to, a file")
-    parser.add_argument("test", help="the features to test on, a file")
+    parser.add_argument("train", type=user_path, help="the features to fit to, a file")
+    parser.add_argument("test", type=user_path, help="the features to test on, a file")
     parser.add_argument("--l2", type=float, default=0.1, help="weight decay")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -91,8 +91,9 @@ def nearest(parser: Parser) -> None:
     python -m alexnet_jax features PHOTOS --layer=activation7 --out=photos.npz
     python -m alexnet_jax nearest photos.npz --k=6 --figure=nearest.png
     """
-    parser.add_argument("features", help="the features to search, a file")
-    parser.add_argument("--queries", help="features of the images to look for (default: each image itself)")
+    parser.add_argument("features", type=user_path, help="the features to search, a file")
+    queries = "features of the images to look for (default: each image itself)"
+    parser.add_argument("--queries", type=user_path, help=queries)
     parser.add_argument("--k", type=_count, default=6, help="number of images to find")
     parser.add_argument("--json", action="store_true", help="print a JSON object per line")
     picture = new_file(".png", ".jpg", ".jpeg")
@@ -110,14 +111,15 @@ def ensemble(parser: Parser) -> None:
     predictions that this command wrote. Their probabilities are averaged (Table 2). Without --source and
     --images, the images are the test images of the first workdir.
     """
-    parser.add_argument("members", nargs="+", metavar="MEMBER", help="workdirs, weights, predictions")
+    members = "workdirs, weights, predictions"
+    parser.add_argument("members", nargs="+", metavar="MEMBER", type=user_path, help=members)
     parser.add_argument("--member_weights", type=_numbers, help="such as 2,1,1 (default: equal)")
     _views(parser)
     parser.add_argument("--source", help="the images to test on, as data.source in a config")
     parser.add_argument("--images", action="append", metavar="PATH", help="a file or folder without labels")
     parser.add_argument("--out", type=new_file(".npz"), help="the file of predictions to write, .npz")
     parser.add_argument("--submission", type=new_file(), help="the file to write for the ILSVRC test server")
-    parser.add_argument("--devkit", type=pathlib.Path, help="the development kit, which numbers the classes")
+    parser.add_argument("--devkit", type=user_path, help="the development kit, which numbers the classes")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -187,7 +189,7 @@ def demo(parser: Parser) -> None:
     checkout. Only this machine can open the page, unless --host says otherwise.
     """
     _weights(parser)
-    parser.add_argument("--gallery", type=pathlib.Path, help="a folder of images to search for similar ones")
+    parser.add_argument("--gallery", type=user_path, help="a folder of images to search for similar ones")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 is open to all")
     parser.add_argument("--port", type=int, default=7860, help="port to serve at")
 

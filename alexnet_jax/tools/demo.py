@@ -96,7 +96,7 @@ def explain_failure(data: bytes) -> str:
         return too_large
     except Exception:  # Pillow raises nearly any type on non-images
         return "not a picture in a known format (JPEG, PNG, WebP, GIF, BMP or TIFF)"
-    return "the picture is damaged or cut short"
+    return "the picture is damaged or cut short, or of an unusual kind"
 
 
 def maps_picture(maps: np.ndarray) -> np.ndarray:

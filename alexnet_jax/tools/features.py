@@ -63,20 +63,29 @@ def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray]:
         ) from error
 
 
+def load_classes(path: str | pathlib.Path) -> list[str]:
+    """The class of each image in a file that `load` reads."""
+    with np.load(path, allow_pickle=False) as arrays:
+        if "classes" in arrays.files:
+            return arrays["classes"].tolist()
+        return [pathlib.PurePath(file).parent.name for file in arrays["files"].tolist()]  # an older file
+
+
 def main(args: argparse.Namespace) -> int:
-    files = inference.find(args.images)
+    files, classes = zip(*inference.find_with_classes(args.images), strict=True)
     loaded = pretrained.read(args.weights, partial=True)
     good = []
-    answers = extract(loaded, files, args.layer)
-    for file, activations in progress.bar(len(files), "image", args.layer, iterable=answers):
+    answers = progress.bar(len(files), "image", args.layer, iterable=extract(loaded, files, args.layer))
+    for class_name, (file, activations) in zip(classes, answers, strict=True):
         if activations is None:
             tqdm.tqdm.write(f"bad image, left out: {file}", file=sys.stderr)
         else:
-            good.append((file, activations))
+            good.append((file, class_name, activations))
     if not good:
         raise UserError("none of the images can be read")
-    names, rows = zip(*good, strict=True)
-    write_npz(args.out, {"files": names, "features": np.stack(rows), "layer": args.layer})
+    names, names_of_classes, rows = zip(*good, strict=True)
+    arrays = {"files": names, "classes": names_of_classes, "features": np.stack(rows), "layer": args.layer}
+    write_npz(args.out, arrays)
     shape, bad = " x ".join(map(str, rows[0].shape)), len(files) - len(good)
     print(f"{args.out}: {args.layer} of {len(good)} images, {shape} each; {bad} bad")
     return 0

@@ -17,11 +17,10 @@ from alexnet_jax import evaluate
 from alexnet_jax.common import host, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
+from alexnet_jax.data.folders import IMAGE_START
 from alexnet_jax.tools import confusion
 from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
-
-IMAGE_MAGIC = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P6", b"P5")
 
 
 def predictor(loaded: Pretrained, topk: int, views: int) -> Callable[[np.ndarray], tuple[Any, Any]]:
@@ -78,7 +77,7 @@ def class_names(loaded: Pretrained) -> tuple[str, ...]:
 
 def standard_input(stream: IO[bytes]) -> Iterator[str | bytes]:
     """The image in `stream`, or the paths in it, one per line."""
-    if stream.peek(16)[:16].startswith(IMAGE_MAGIC):  # type: ignore[attr-defined]
+    if IMAGE_START.match(stream.peek(16)):  # type: ignore[attr-defined]
         yield stream.read()
         return
     for line in stream:

@@ -3,8 +3,6 @@
 import argparse
 import dataclasses
 import json
-import pathlib
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -68,21 +66,17 @@ def fit(points: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2
     return Probe(mean, std, np.asarray(params["weights"]), np.asarray(params["biases"]))
 
 
-def classes_of(files: Sequence[str]) -> list[str]:
-    """The class of each file: the name of its folder."""
-    return [pathlib.PurePath(file).parent.name for file in files]
-
-
 def main(args: argparse.Namespace) -> int:
-    (train_files, points), (test_files, test_points) = features.load(args.train), features.load(args.test)
-    names = sorted(set(classes_of(train_files)))
-    if unknown := sorted(set(classes_of(test_files)) - set(names)):
+    (_, points), (_, test_points) = features.load(args.train), features.load(args.test)
+    classes, test_classes = features.load_classes(args.train), features.load_classes(args.test)
+    names = sorted(set(classes))
+    if unknown := sorted(set(test_classes) - set(names)):
         raise UserError(f"{args.test}: has the class {unknown[0]}, but {args.train} only {', '.join(names)}")
     if len(names) < 2:
-        raise UserError(f"{args.train}: only one class, {names[0]}; put each class in its own folder")
-    labels, test_labels = (
-        np.array([names.index(name) for name in classes_of(files)]) for files in (train_files, test_files)
-    )
+        raise UserError(
+            f"{args.train}: only one class, {names[0]}; give features a folder with one folder per class"
+        )
+    labels, test_labels = (np.array(list(map(names.index, some))) for some in (classes, test_classes))
     probe = fit(points, labels, len(names), args.l2)
     train, test = (
         100.0 * float(np.mean(probe.logits(x).argmax(axis=1) == y))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from alexnet_jax.common import paths
 from alexnet_jax.common.errors import UserError, named
 from alexnet_jax.common.files import write_text
 from alexnet_jax.conv_local import ConvLocal
@@ -60,6 +61,7 @@ def read(
 ) -> Pretrained:
     """Loads a trained net; arguments and errors are those of `load_pretrained` in tools/net.py."""
     path = _locate(path)
+    jax.devices()  # raises if there are none: not to be taken for damage of the file
     if path.is_dir():
         net = read_description(path)
         params, _ = checkpoint.restore_params(path, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
@@ -90,7 +92,7 @@ def read(
 
 def _locate(path: str | os.PathLike[str]) -> pathlib.Path:
     """The file or directory at `path`, or else the published weights of that name, downloaded if needed."""
-    found = pathlib.Path(path).expanduser()
+    found = paths.expanded(path)
     if found.exists():
         return found
     if str(path) in published.PUBLISHED:

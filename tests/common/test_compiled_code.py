@@ -50,7 +50,7 @@ def test_alexnet_jax_cache_holds_for_compiled_code_and_downloads(tmp_path, monke
     monkeypatch.setitem(published.PUBLISHED, "caffe", published.Published(weights.as_uri(), "sha256", digest))
     monkeypatch.setenv("ALEXNET_JAX_CACHE", own)
     monkeypatch.setenv("XDG_CACHE_HOME", other)
-    assert pretrained.locate("caffe") == tmp_path / "own" / "w.pth"
+    assert pretrained._locate("caffe") == tmp_path / "own" / "w.pth"
     assert not (tmp_path / "other").exists()
 
 

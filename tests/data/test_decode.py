@@ -397,7 +397,7 @@ class TestFolders:
             (root / name).write_bytes(JPEG)
         assert self.names(root) == ["a/0.jpg", "b/0.jpg"]
 
-    def test_folders_among_the_images_are_skipped(self, root):
+    def test_an_empty_folder_named_as_an_image_is_skipped(self, root):
         (root / "train/a/more.jpg").mkdir()
         assert self.names(root) == ["a/0.jpg", "b/0.jpg"]
 
@@ -405,8 +405,12 @@ class TestFolders:
         (root / "train/README.txt").write_text("classes")
         assert self.names(root) == ["a/0.jpg", "b/0.jpg"]
 
-    def test_text_among_the_images_is_a_bad_image(self, root):
+    def test_text_among_the_images_is_left_out(self, root):
         (root / "train/a/README.txt").write_text("images")
+        assert self.weights(root) == [1, 1]
+
+    def test_text_named_as_an_image_is_a_bad_image(self, root):
+        (root / "train/a/README.jpg").write_text("images")
         assert self.weights(root) == [1, 0, 1]
 
     def test_symbolic_links_are_followed(self, root):

@@ -149,7 +149,7 @@ def test_tfds_names_the_tar_that_is_missing(forms, tmp_path):
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
     os.link(forms.root / "tars" / "ILSVRC2012_img_train.tar", manual / "ILSVRC2012_img_train.tar")
-    with pytest.raises(UserError, match=r"could not prepare it .*ILSVRC2012_img_val\.tar"):
+    with pytest.raises(UserError, match=r"could not prepare it: .*ILSVRC2012_img_val\.tar"):
         sources.open_source("tfds:imagenet2012", "test", data_dir=str(tmp_path))
 
 

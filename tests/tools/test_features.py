@@ -64,12 +64,13 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 
 def test_pool5_of_photographs_agrees_with_pytorch_and_separates_ants_from_bees(real_data):
     loaded = pretrained.read(real_data / "torchvision_alexnet_features.npz", partial=True)
-    sets = {}
+    sets, labels = {}, {}
     for split in ("train", "val"):
-        names = inference.find([real_data / "hymenoptera" / split])
-        pairs = features.extract(loaded, names, "pool5")
+        class_of = dict(inference.find_with_classes([real_data / "hymenoptera" / split]))
+        pairs = features.extract(loaded, list(class_of), "pool5")
         files, rows = zip(*((file, row.ravel()) for file, row in pairs if row is not None), strict=True)
         sets[split] = (files, np.stack(rows))
+        labels[split] = [class_of[file] == "bees" for file in files]
 
     files, points = sets["val"]
     with np.load(FIXTURES / "torchvision.npz") as recorded:
@@ -83,7 +84,6 @@ def test_pool5_of_photographs_agrees_with_pytorch_and_separates_ants_from_bees(r
         np.testing.assert_allclose(point[places], samples[key], atol=1e-3 * scale, rtol=0, err_msg=key)
         np.testing.assert_allclose(np.linalg.norm(point), norms[key], rtol=1e-3, err_msg=key)
 
-    labels = {split: [c == "bees" for c in probe.classes_of(found)] for split, (found, _) in sets.items()}
     fitted = probe.fit(sets["train"][1], np.array(labels["train"], int), 2)
     accuracy = np.mean(fitted.logits(points).argmax(axis=1) == np.array(labels["val"]))
     assert accuracy >= 0.91
