@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from alexnet_jax.common.errors import UserError, vanished
-from alexnet_jax.data.classes import readable_names
+from alexnet_jax.data.classes import are_numbers, readable_names
 
 _SPLIT_NAMES = {"train": ("train", "training"), "test": ("val", "valid", "validation", "test")}
 
@@ -80,6 +80,8 @@ def open_folder(root: pathlib.Path, split: str) -> FileSource:
     # Labels come from the training classes: a class without test images must not shift the others.
     train = train or directory
     classes = _visible(train, os.DirEntry.is_dir)
+    if are_numbers(classes):
+        classes.sort(key=int)
     if unknown := sorted(set(_visible(directory, os.DirEntry.is_dir)) - set(classes)):
         raise UserError(f"{directory} has {unknown[0]}, which is missing from {train}; both need all classes")
     if len(classes) < 2:
