@@ -89,8 +89,9 @@ def _labels(values: Iterable[str | None]) -> dict[str | None, int]:
 
 
 def _meaning(text: str) -> str | None:
-    """The ImageNet class that has this word, None if several have it; any other text is unchanged."""
-    return _meanings().get(text.lower().replace("_", " "), text)
+    """The id of the ImageNet class with this word, None if several have it; any other text in lower case."""
+    word = text.lower().replace("_", " ")
+    return _meanings().get(word, word)
 
 
 @functools.cache

@@ -223,24 +223,19 @@ def describe(
     """
     path = workdir / DESCRIPTION
     if checkpoint.exist(workdir) and path.exists():
-        trained = read_description(workdir)
-        if not trained.has_classes_of(source):
-            _refuse_other_classes(trained, source, may_be_renamed)
+        _check_resumed(read_description(workdir), source, may_be_renamed)
     write_text(path, _description(model, preprocess, source.class_names, source.class_ids))
 
 
-def _refuse_other_classes(trained: Pretrained, source: Source, may_be_renamed: bool) -> None:
+def _check_resumed(trained: Pretrained, source: Source, may_be_renamed: bool) -> None:
     before, now = trained.class_ids or (), source.class_ids
-    changes = [
-        (label, old, new)
-        for label, (old, new) in enumerate(itertools.zip_longest(before, now, fillvalue="no class"))
-        if old != new
-    ]
-    only_names = len(before) == len(now) and not any(new in before for _, _, new in changes)
-    if only_names and may_be_renamed:
+    pairs = itertools.zip_longest(before, now, fillvalue="no class")
+    changed = [(label, old, new) for label, (old, new) in enumerate(pairs) if old != new]
+    renamed = len(before) == len(now) and not any(new in before for _, _, new in changed)
+    if not changed or (renamed and may_be_renamed) or trained.has_classes_of(source):
         return
-    label, old, new = changes[0]
-    remedy = ", or set run.allow_changes if only the names are new" if only_names else ""
+    label, old, new = changed[0]
+    remedy = ", or set run.allow_changes if only the names are new" if renamed else ""
     raise UserError(
         f"{source.description}: label {label} was {old} when the run in {trained.path} started, now it is "
         f"{new}; use the same classes{remedy}"
