@@ -171,7 +171,7 @@ def test_a_net_of_unknown_classes_needs_as_many(run, images, files, tmp_path):
     np.testing.assert_allclose(found.probabilities, expected(unknown, images, range(12))[3], rtol=1e-3)
     some = copy_of(images, tmp_path / "some", {label: IDS[label] for label in (1, 2)})
     with pytest.raises(
-        UserError, match=r"unknown.npz and some: .*: the net has 12 classes, by unknown names"
+        UserError, match=r"unknown.npz and some: .*: the names of the net's 12 classes are unknown"
     ):
         predicting.predict(unknown, sources.open_source(some, "test"))
 

@@ -52,14 +52,18 @@ def match_labels(
     Args:
       ids, names: of the data set's K classes, by label.
       num_classes: number of the net's classes.
-      net_ids, net_names: of the net's classes, by label; None if unknown, then only their number must agree.
+      net_ids, net_names: of the net's classes, by label; without one for each class, only the numbers
+        of classes must agree.
 
     Raises:
       UserError: a class of the data set is none of the net's, or could be several.
     """
-    if net_ids is None or net_names is None:
+    net_ids, net_names = net_ids or (), net_names or ()
+    if {len(net_ids), len(net_names)} != {num_classes}:
         if len(ids) != num_classes:
-            raise UserError(f"the net has {num_classes} classes, by unknown names; use images of as many")
+            raise UserError(
+                f"the names of the net's {num_classes} classes are unknown; use images of as many"
+            )
         return None
     if tuple(ids) in (tuple(net_ids), tuple(net_names)):
         return None

@@ -79,7 +79,8 @@ def test_what_the_net_lacks_is_named(ids, net_ids, named):
 
 def test_a_net_of_unknown_classes_is_compared_by_their_number():
     assert match(INSECTS, None, num_classes=3) is None
-    with pytest.raises(UserError, match="the net has 1000 classes, by unknown names"):
+    assert match(tuple("abcd"), INSECTS, num_classes=4) is None  # not a name for each
+    with pytest.raises(UserError, match="the names of the net's 1000 classes are unknown"):
         match(INSECTS, None, num_classes=1000)
 
 
