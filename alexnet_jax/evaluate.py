@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from alexnet_jax import columns, steps
@@ -62,23 +63,24 @@ def log_probabilities(
 
 
 def make_predict(
-    model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
+    model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int, labels: np.ndarray | None = None
 ) -> Callable[[Any, jax.Array], jax.Array]:
-    """Returns `predict(params, images)`, the `log_probabilities` of images split over the mesh."""
+    """Returns `predict(params, images)`: `log_probabilities` on the mesh, of all classes or of `labels`."""
     forward = steps.forward_on_mesh(model, mesh, lambda images, *_: images, train=False)
+    chosen = slice(None) if labels is None else labels  # int [K]; the softmax is over these logits alone
 
     def predict(params: Any, images: jax.Array) -> jax.Array:
-        key, example_ids = jax.random.key(0), jnp.arange(images.shape[0])  # nothing is random here
-        return log_probabilities(lambda x: forward(params, x, key, example_ids), images, preprocess, views)
+        rest = jax.random.key(0), jnp.arange(images.shape[0])  # nothing is random here
+        return log_probabilities(lambda x: forward(params, x, *rest)[:, chosen], images, preprocess, views)
 
     return predict
 
 
 def make_eval_step(
-    model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int
+    model: AlexNet, mesh: Mesh, preprocess: Preprocess, views: int, labels: np.ndarray | None = None
 ) -> Callable[[Any, steps.Batch], steps.Metrics]:
     """Compiles `eval_step(params, batch)`, the `steps.batch_sums` of the loss, top-1 and top-5 errors."""
-    predict = make_predict(model, mesh, preprocess, views)
+    predict = make_predict(model, mesh, preprocess, views, labels)
 
     def eval_step(params: Any, batch: steps.Batch) -> steps.Metrics:
         return steps.batch_sums(predict(params, batch["image"]), batch, ks=(1, 5))
@@ -91,10 +93,9 @@ class Evaluator:
     """Tests a net on all images of a source; call it with parameters to get a `Result`."""
 
     def __init__(
-        self, config: configs.Config, model: AlexNet, mesh: Mesh, source: Source, preprocess: Preprocess
+        self, config: configs.Config, mesh: Mesh, source: Source, eval_step: Callable[..., steps.Metrics]
     ):
-        self._config, self._mesh, self._source = config, mesh, source
-        self._eval_step = make_eval_step(model, mesh, preprocess, config.run.eval_views)
+        self._config, self._mesh, self._source, self._eval_step = config, mesh, source, eval_step
         self._named: set[int] = set()
 
     def __call__(
@@ -154,10 +155,10 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
       config: the run's config; only keys in `FOR_TESTING` may differ.
 
     Raises:
-      UserError: there is no checkpoint, the images cannot be found, or the config is for another net.
+      UserError: there is no checkpoint, the images cannot be found or have classes that the net lacks, or the
+        config is for another net.
     """
-    trained_with = configs.of_workdir(workdir)
-    lines = configs.differences(trained_with, config)
+    lines = configs.differences(configs.of_workdir(workdir), config)
     if different := [line for line in lines if line.split(":")[0] not in FOR_TESTING]:
         raise UserError(
             f"--workdir={workdir}: the config differs from the training's ({'; '.join(different)}); only "
@@ -165,16 +166,13 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
         )
     mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
     check_batch_size(config.data.batch_size, mesh)
-    source, trained = open_source(config.data, "test"), pretrained.read_description(workdir)
-    if source.num_classes != trained.model.num_classes:
-        raise UserError(
-            f"data.source={config.data.source}: has {source.num_classes} classes, but the net of {workdir} "
-            f"was trained on the {trained.model.num_classes} of {trained_with.data.source}"
-        )
+    trained = pretrained.read_description(workdir)
+    source = open_source(dataclasses.replace(config.data, num_classes=None), "test")
+    views, labels = config.run.eval_views, trained.labels_of(source)
     preprocess = trained.preprocess.resized(config.data.resize_size, config.data.image_size)
-    model = configs.build_model(config, source.num_classes)
+    model = configs.build_model(config, trained.model.num_classes)
     params, step = checkpoint.restore_params(workdir, NamedSharding(mesh, columns.PARAMETERS))
-    evaluate = Evaluator(config, model, mesh, source, preprocess)
+    evaluate = Evaluator(config, mesh, source, make_eval_step(model, mesh, preprocess, views, labels))
     result = evaluate(params, show_progress=True, say=functools.partial(print, file=sys.stderr))
     assert result is not None  # only `stop` makes it None
     return result, step

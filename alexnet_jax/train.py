@@ -40,7 +40,7 @@ class Run:
         self.mesh = mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
         check_batch_size(data.batch_size, mesh, data.micro_batches)
         self.source, test_source = (inputs.open_source(data, split) for split in ("train", "test"))
-        statistics, class_names = statistics_of(self.source), self.source.class_names
+        statistics = statistics_of(self.source)
         self.model = model = configs.build_model(config, self.source.num_classes)
 
         starts_from = None if checkpoint.exist(workdir) else config.init.path
@@ -52,7 +52,7 @@ class Run:
         else:
             self.preprocess = trained.preprocess.resized(data.resize_size, data.image_size)
         # Trained initial weights, by layer.
-        self.start = {} if init is None else pretrained.start_from(init, model, self.preprocess, class_names)
+        self.start = {} if init is None else pretrained.start_from(init, model, self.preprocess, self.source)
 
         size = {"num_examples": len(self.source), "batch_size": data.batch_size}
         in_steps = functools.partial(configs.in_steps, run, **size)
@@ -63,7 +63,8 @@ class Run:
 
         self.rates = optimizers.make_rates(config.optimizer, steps_at)
         optimizer = optimizers.make(config.optimizer, self.rates)
-        self.evaluate = evaluate.Evaluator(config, model, mesh, test_source, self.preprocess)
+        eval_step = evaluate.make_eval_step(model, mesh, self.preprocess, run.eval_views)
+        self.evaluate = evaluate.Evaluator(config, mesh, test_source, eval_step)
         fresh = (model, optimizer, data.image_size, run.seed, mesh)
         self.init_state = functools.partial(steps.init_state, *fresh)
         self.abstract_state = steps.abstract_state(self.init_state, mesh)
@@ -190,8 +191,8 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
         run = Run(config, paths.expanded(processes.from_first(str(workdir))))
         processes.barrier()  # all read the directory before any changes it
         stack.enter_context(workdirs.opened(run.workdir, config))
-        if first := processes.is_first():
-            pretrained.describe(run.workdir, run.model, run.preprocess, run.source.class_names)
+        first, net = processes.is_first(), (run.workdir, run.model, run.preprocess, run.source)
+        processes.together(lambda: pretrained.describe(*net, config.run.allow_changes) if first else None)
         say = functools.partial(print, file=sys.stderr, flush=True) if first else lambda line: None
         checkpoints = checkpoint.Checkpoints(
             run.workdir,

@@ -215,21 +215,6 @@ def test_a_net_is_tested_as_it_was_trained(tiny, tmp_path, overrides, named):
     assert "\n" not in str(caught.value)
 
 
-def test_other_images_can_be_tested_on_if_they_have_as_many_classes(tiny, images, tmp_path):
-    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 1}), tmp_path / "run")
-    result, _ = evaluate.evaluate_workdir(
-        configs.of_workdir(tmp_path / "run", {"data.source": "embedded"}), tmp_path / "run"
-    )
-    assert result.examples == 2000
-    fewer = copy_of(images, tmp_path / "images")
-    for split in ("train", "test"):
-        shutil.rmtree(fewer / split / "class9")
-    with pytest.raises(UserError, match=r"has 9 classes, but the net .* was trained on the 10"):
-        evaluate.evaluate_workdir(
-            configs.of_workdir(tmp_path / "run", {"data.source": f"folder:{fewer}"}), tmp_path / "run"
-        )
-
-
 def test_goes_on_to_the_same_bits(tiny, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     training.train(tiny(**{"mesh.data": 1}), whole)

@@ -17,7 +17,7 @@ import numpy as np
 
 from alexnet_jax.common import progress
 from alexnet_jax.common.errors import UserError, vanished
-from alexnet_jax.data.classes import readable_names
+from alexnet_jax.data.classes import are_numbers, readable_names
 
 _SPLIT_NAMES = {"train": ("train", "training"), "test": ("val", "valid", "validation", "test")}
 # With the formats of photographs that Pillow cannot decode, such as HEIC: those are bad images, which are
@@ -106,6 +106,8 @@ def open_folder(root: pathlib.Path, split: str) -> FileSource:
     # Labels come from the training classes: a class without test images must not shift the others.
     train = train or directory
     classes = _folders(train)
+    if are_numbers(classes):
+        classes.sort(key=int)
     if unknown := sorted(set(_folders(directory)) - set(classes)):
         raise UserError(f"{directory} has {unknown[0]}, which is missing from {train}; both need all classes")
     if len(classes) < 2:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing, write_text
-from alexnet_jax.data.classes import imagenet_classes
+from alexnet_jax.data.classes import ids_of, match_labels, readable_names
 
 LISTED = 20  # classes in the text, those with most errors
 _NAMED = 60  # classes up to which the picture has names
@@ -21,15 +22,18 @@ _CORNER = "true \\ predicted"  # of rows and columns
 _FULL = np.array([8, 48, 107])  # colour of a class whose images all got one answer; white: none
 
 
-def folder_labels(files: Sequence[str], classes: Sequence[str]) -> list[int] | None:
-    """The label of each file, whose folder has the name or WordNet id of a class; None if one has neither."""
-    known: dict[str | None, int] = {name: label for label, name in reversed(list(enumerate(classes)))}
-    names = dict(imagenet_classes())
-    if tuple(classes) == tuple(names.values()):  # two of ImageNet's classes are named "crane"
-        known.update(zip(names, range(len(classes)), strict=True))
-    folders = (os.path.basename(os.path.dirname(os.path.abspath(file))) for file in files)
-    labels = [known.get(folder, known.get(names.get(folder))) for folder in folders]
-    return None if None in labels else labels  # type: ignore[return-value]
+def folder_labels(
+    files: Sequence[str], classes: Sequence[str], class_ids: Sequence[str] | None = None
+) -> list[int] | None:
+    """The label of each file, whose folder stands for a class as in `match_labels`; None if one does not."""
+    folders = [os.path.basename(os.path.dirname(os.path.abspath(file))) for file in files]
+    own, net_ids = sorted(set(folders)), class_ids or ids_of(tuple(classes))
+    try:
+        labels = match_labels(own, readable_names(own), len(classes), net_ids, classes)
+    except UserError:
+        return None
+    known = dict(zip(own, range(len(own)) if labels is None else labels.tolist(), strict=True))
+    return [known[folder] for folder in folders]
 
 
 class Confusion:

@@ -64,13 +64,6 @@ def _source_of(nets: Sequence[str], given: str | None) -> Source:
     return sources.open_configured(configs.of_workdir(workdir).data, "test")
 
 
-def _class_ids(loaded: pretrained.Pretrained) -> tuple[str, ...]:
-    """WordNet ids if the net has ImageNet's 1000 classes, else the net's own class names."""
-    if loaded.model.num_classes == 1000:
-        return tuple(class_id for class_id, _ in pretrained.imagenet_classes())
-    return loaded.classes or tuple(map(str, range(loaded.model.num_classes)))
-
-
 def main(args: argparse.Namespace) -> int:
     if args.source and args.images:
         raise UserError("--source and --images: give one of them")
@@ -87,8 +80,9 @@ def main(args: argparse.Namespace) -> int:
             members.append(predictions.load(pathlib.Path(name)))
             continue
         loaded = pretrained.read(name, partial=True)
-        images = source or unlabelled(args.images, _class_ids(loaded))
-        members.append(predictions.predict(loaded, images, views=args.views))
+        class_ids = loaded.class_ids or tuple(map(str, range(loaded.model.num_classes)))
+        source = source or unlabelled(args.images, class_ids)
+        members.append(predictions.predict(loaded, source, views=args.views))
     mean = predictions.average(members, weights)
     errors = predictions.errors(mean)
     if args.out:

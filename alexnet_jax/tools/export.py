@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
             temporary.write_bytes(data)
     else:
         pretrained.save_pretrained(
-            args.out, loaded.model, loaded.variables, loaded.preprocess, loaded.classes
+            args.out, loaded.model, loaded.variables, loaded.preprocess, loaded.classes, loaded.class_ids
         )
     missing = f", without {', '.join(loaded.missing)}" if loaded.missing else ""
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB{missing}")

@@ -174,5 +174,5 @@ def _completed(loaded: Pretrained, *, has_head: bool, seed: int) -> Pretrained:
         return {name: layer for name, layer in params.items() if name not in kept}
 
     params = {**kept, **jax.jit(new_layers)(jax.random.key(seed))}
-    classes = loaded.classes if "fc8" in kept else None
-    return dataclasses.replace(loaded, variables={"params": params}, classes=classes, missing=())
+    names = {} if "fc8" in kept else {"classes": None, "class_ids": None}
+    return dataclasses.replace(loaded, variables={"params": params}, missing=(), **names)

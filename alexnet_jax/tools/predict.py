@@ -97,7 +97,8 @@ def main(args: argparse.Namespace) -> int:
     loaded = pretrained.read(args.weights, partial=True)
     classes = class_names(loaded)
     judged = not from_pipe and (args.confusion or any(map(os.path.isdir, args.images)))
-    truth = confusion.folder_labels(files, classes) if judged else None  # type: ignore[arg-type]
+    names = (classes, loaded.class_ids)
+    truth = confusion.folder_labels(files, *names) if judged else None  # type: ignore[arg-type]
     if args.confusion and truth is None:
         names = ", ".join(classes[:3])
         raise UserError(

@@ -58,18 +58,13 @@ def predict(loaded: Pretrained, source: Source, *, views: int = 1) -> Prediction
       views: 1 for the central patch; 10 for the mean softmax output of the ten views (section 4.1).
 
     Raises:
-      UserError: the weights have no classifier, or one for another number of classes.
+      UserError: the weights have no classifier, or one without some of the source's classes.
     """
     loaded.require_classifier()
-    num_classes = loaded.model.num_classes
-    if num_classes != source.num_classes:
-        raise UserError(
-            f"{loaded.path}: a net for {num_classes} classes, but {source.description} has "
-            f"{source.num_classes}; test it on images of its own classes"
-        )
+    labels, num_classes = loaded.labels_of(source), source.num_classes
     mesh = columns.make_mesh()
     params = jax.device_put(loaded.variables["params"], NamedSharding(mesh, columns.PARAMETERS))
-    predict_on_mesh = evaluate.make_predict(loaded.model, mesh, loaded.preprocess, views)
+    predict_on_mesh = evaluate.make_predict(loaded.model, mesh, loaded.preprocess, views, labels)
     step = jax.jit(predict_on_mesh, compiler_options=host.forward_options())
 
     def log_probabilities(images: np.ndarray) -> jax.Array:

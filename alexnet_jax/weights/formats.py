@@ -61,7 +61,8 @@ def read(path: pathlib.Path) -> Stored:
     suffix = path.suffix.lower()
     if head.startswith(b"PK") and suffix == ".npz":
         return _read_npz(path)
-    if head.startswith((b"PK", b"\x80")):
+    is_safetensors = head[5:9] == b"\0\0\0{"  # after a length that may begin as a pickle does
+    if head.startswith((b"PK", b"\x80")) and not is_safetensors:
         return _torch_layers(path, torch_files.read(path))
     if head[257:262] == b"ustar":
         raise UserError(

@@ -1,9 +1,11 @@
 """Trained nets: reading and writing weights, a run's net.json, initial weights for a run."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,16 +16,18 @@ from alexnet_jax.common import paths
 from alexnet_jax.common.errors import UserError, named
 from alexnet_jax.common.files import write_text
 from alexnet_jax.conv_local import ConvLocal
-from alexnet_jax.data.classes import imagenet_classes
+from alexnet_jax.data.classes import ids_of, imagenet_classes, match_labels
 from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
+from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
-from alexnet_jax.run import checkpoint
+from alexnet_jax.run import checkpoint, processes
 from alexnet_jax.run.summary import param_shapes
 from alexnet_jax.variants import VARIANTS, create_model, layer_names
 from alexnet_jax.weights import caffe_files, formats, published
 from alexnet_jax.weights.layouts import LAYERS, layer_shapes, to_layers, to_params
 
 DESCRIPTION = "net.json"  # in a workdir
+_Names = tuple[str, ...] | None  # by label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Pretrained:
       variables: `{"params": ...}`, without layers missing from the file.
       missing: names of the layers missing from the file.
       classes: readable names by label, or None if unknown.
+      class_ids: WordNet ids or folder names by label, or None if unknown.
     """
 
     path: pathlib.Path
@@ -43,6 +48,7 @@ class Pretrained:
     preprocess: Preprocess
     missing: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
+    class_ids: tuple[str, ...] | None = None
 
     def require_classifier(self) -> None:
         """Raises `UserError` if layers are missing."""
@@ -51,6 +57,26 @@ class Pretrained:
                 f"{self.path}: no classifier ({', '.join(self.missing)} missing), so it cannot name classes; "
                 "train one (configs/finetune.py), or use python -m alexnet_jax features"
             )
+
+    def labels_of(self, source: Source) -> np.ndarray | None:
+        """The net's label of each class of a data set, or None if they are the same; see `match_labels`.
+
+        A line says so if the data set lacks classes of the net.
+        """
+        own = (self.model.num_classes, self.class_ids, self.classes)
+        with named(f"{self.path} and {source.description}"):
+            labels = match_labels(source.class_ids, source.class_names, *own)
+        if labels is not None and len(labels) < own[0] and processes.is_first():
+            what = f"{len(labels)} of the {own[0]} classes of {self.path}"
+            print(f"{source.description}: {what}; the other logits are left out", file=sys.stderr)
+        return labels
+
+    def has_classes_of(self, source: Source) -> bool:
+        """Whether the net and the data set have the same classes in the same order."""
+        try:
+            return self.model.num_classes == source.num_classes and self.labels_of(source) is None
+        except UserError:
+            return False
 
 
 # --- reading ----------------------------------------------------------------------------------------------
@@ -70,13 +96,13 @@ def read(
         with named(mean):
             mean = caffe_files.read_mean(pathlib.Path(mean))
     with named(path):
-        stored, classes = formats.read(path), None
+        stored, classes, class_ids = formats.read(path), None, None
         if stored.description:
-            model, preprocess, classes = _from_description(stored.description)
+            model, preprocess, classes, class_ids = _from_description(stored.description)
         else:
             model, preprocess = _guess(stored, variant)
         if classes is None and model.num_classes == 1000:
-            classes = tuple(name for _, name in imagenet_classes())
+            class_ids, classes = zip(*imagenet_classes(), strict=True)
         if mean is not None:
             preprocess = dataclasses.replace(preprocess, mean=mean)
         _check_layers(stored, layer_shapes(model, preprocess.crop_size))
@@ -87,7 +113,7 @@ def read(
                 "load_pretrained(..., partial=True) accepts that"
             )
     variables = {"params": to_params(model, stored.layers, preprocess.crop_size)}
-    return Pretrained(path, model, variables, preprocess, missing, classes)
+    return Pretrained(path, model, variables, preprocess, missing, classes, class_ids)
 
 
 def _locate(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -101,13 +127,13 @@ def _locate(path: str | os.PathLike[str]) -> pathlib.Path:
     raise UserError(f"{found}: no such file or directory; give a path, or one of {names} to download weights")
 
 
-def _from_description(text: str) -> tuple[AlexNet, Preprocess, tuple[str, ...] | None]:
-    """Parses net, preprocessing and classes from a text written by `_description`."""
+def _from_description(text: str) -> tuple[AlexNet, Preprocess, _Names, _Names]:
+    """Parses net, preprocessing, names and ids of the classes from a text written by `_description`."""
     try:
         values = json.loads(text)
-        classes = values.get("classes")
-        names = None if classes is None else tuple(map(str, classes))
-        return create_model(**values["model"]), Preprocess.from_json(values["preprocess"]), names
+        names, ids = (values.get(key) and tuple(map(str, values[key])) for key in ("classes", "class_ids"))
+        ids = ids or (names and ids_of(names))
+        return create_model(**values["model"]), Preprocess.from_json(values["preprocess"]), names, ids
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the description of the net is damaged ({error}); export the net again") from error
 
@@ -150,10 +176,12 @@ def save_pretrained(
     variables: Mapping[str, Any],
     preprocess: Preprocess,
     classes: tuple[str, ...] | None = None,
+    class_ids: tuple[str, ...] | None = None,
 ) -> None:
     """Writes a net for other programs; `load_pretrained` restores it exactly.
 
     Args:
+      classes, class_ids: readable names by label, and WordNet or other ids where they differ.
       path: ends in `.safetensors` for torchvision's names and layout (two columns become grouped
         convolutions), which PyTorch loads with `safetensors.torch.load_file`; or in `.npz` for Caffe's (BGR):
         `conv1/0` and `conv1/1` are pycaffe's `net.params["conv1"]`.
@@ -164,10 +192,10 @@ def save_pretrained(
     with named(path):
         layer_shapes(model, preprocess.crop_size)  # raises for such nets
         layers = to_layers(model, variables["params"])
-        formats.write(pathlib.Path(path), layers, _description(model, preprocess, classes))
+        formats.write(pathlib.Path(path), layers, _description(model, preprocess, classes, class_ids))
 
 
-def _description(model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...] | None) -> str:
+def _description(model: AlexNet, preprocess: Preprocess, classes: _Names, class_ids: _Names) -> str:
     """The description of a net as JSON: `create_model`'s arguments, the preprocessing and the classes."""
     skipped = {"parent", "name", "reads", "column_axis", "column_shards"}
     fields = {
@@ -177,15 +205,43 @@ def _description(model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...
     }
     if isinstance(model, ConvLocal):
         fields["variant"] = "conv-local-11pct"  # has its defaults
-    return json.dumps({"model": fields, "preprocess": preprocess.to_json(), "classes": classes})
+    names = {"classes": classes, "class_ids": class_ids}
+    return json.dumps({"model": fields, "preprocess": preprocess.to_json(), **names})
 
 
 # --- runs -------------------------------------------------------------------------------------------------
 
 
-def describe(workdir: pathlib.Path, model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...]) -> None:
-    """Writes a run's `net.json`, which makes its weights usable without config or data."""
-    write_text(workdir / DESCRIPTION, _description(model, preprocess, classes))
+def describe(
+    workdir: pathlib.Path, model: AlexNet, preprocess: Preprocess, source: Source, may_be_renamed: bool
+) -> None:
+    """Writes a run's `net.json`, which makes its weights usable without config or data.
+
+    Args:
+      may_be_renamed: whether the classes of a resumed run may have new names in the place of old ones.
+
+    Raises:
+      UserError: the classes of a resumed run are not those it started with.
+    """
+    path = workdir / DESCRIPTION
+    if checkpoint.exist(workdir) and path.exists():
+        _check_resumed(read_description(workdir), source, may_be_renamed)
+    write_text(path, _description(model, preprocess, source.class_names, source.class_ids))
+
+
+def _check_resumed(trained: Pretrained, source: Source, may_be_renamed: bool) -> None:
+    before, now = trained.class_ids or (), source.class_ids
+    pairs = itertools.zip_longest(before, now, fillvalue="no class")
+    changed = [(label, old, new) for label, (old, new) in enumerate(pairs) if old != new]
+    renamed = len(before) == len(now) and not any(new in before for _, _, new in changed)
+    if not changed or (renamed and may_be_renamed) or trained.has_classes_of(source):
+        return
+    label, old, new = changed[0]
+    remedy = ", or set run.allow_changes if only the names are new" if renamed else ""
+    raise UserError(
+        f"{source.description}: label {label} was {old} when the run in {trained.path} started, now it is "
+        f"{new}; use the same classes{remedy}"
+    )
 
 
 def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
@@ -200,18 +256,16 @@ def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
             text = path.read_text()
         except OSError as error:
             raise UserError(f"unreadable ({error.strerror}); give the workdir of a run") from error
-        model, preprocess, classes = _from_description(text)
-    return Pretrained(path.parent, model, {}, preprocess, classes=classes)
+        model, preprocess, classes, class_ids = _from_description(text)
+    return Pretrained(path.parent, model, {}, preprocess, classes=classes, class_ids=class_ids)
 
 
 # Fields in which a net may differ from the one that provides its initial weights.
 _MAY_DIFFER = {"num_classes", "dropout", "init_scheme", "init_scale", "hidden_bias", "compute_dtype"}
 
 
-def start_from(
-    loaded: Pretrained, model: AlexNet, preprocess: Preprocess, classes: tuple[str, ...]
-) -> dict[str, Any]:
-    """The layers with which a net for `classes` starts from `loaded`.
+def start_from(loaded: Pretrained, model: AlexNet, preprocess: Preprocess, source: Source) -> dict[str, Any]:
+    """The layers with which a net for the images of `source` starts from `loaded`.
 
     The last layer is among them only if the classes are the same.
 
@@ -228,7 +282,7 @@ def start_from(
                 f"{own!r}; set model.variant or model.{key} to match"
             )
     params = dict(loaded.variables["params"])
-    if theirs.num_classes != model.num_classes or (loaded.classes or classes) != classes:
+    if not loaded.has_classes_of(source):
         params.pop(layer_names(model)[-1], None)
     shapes = param_shapes(model, preprocess.crop_size)
     for name, layer in params.items():

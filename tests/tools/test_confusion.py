@@ -51,6 +51,11 @@ def test_labels_are_the_folders_names():
     assert folder_labels(files, names) == [0, 999, *cranes]
     assert folder_labels(files[:1], names[:10]) == [0]  # a net for ten of the classes
     assert folder_labels(["val/tench, Tinca tinca/x.JPEG"], names) == [0]
+    assert folder_labels(["val/great_white_shark/1.png", "val/tench/1.png"], names) == [2, 0]
+    assert folder_labels(["val/10/1.png", "val/2/1.png"], names) == [10, 2]  # ImageNet-V2's folders
+    assert folder_labels(["val/crane/1.png"], names) is None
+    assert folder_labels(["val/c2/1.png", "val/bee/1.png"], ("ant", "bee"), ("c1", "c2")) is None  # twice
+    assert folder_labels(["val/c2/1.png", "val/ant/1.png"], ("ant", "bee"), ("c1", "c2")) == [1, 0]
 
 
 def test_the_summary_counts_by_hand():

@@ -568,6 +568,18 @@ def test_round_trips_are_exact(tmp_path, variant, suffix):
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, used)
 
 
+def test_a_header_whose_length_begins_as_a_pickle_does(tmp_path):
+    """A `.safetensors` file begins with its header's length; every 32nd, as headers are padded to 8 bytes."""
+    model, variables, preprocess = small("paper")
+    path, first = tmp_path / "w.safetensors", set()
+    for more in range(0, 256, 8):
+        classes = tuple(f"class {i}" + (i == 0) * "x" * more for i in range(7))
+        save_pretrained(path, model, variables, preprocess, classes)
+        first.add(path.read_bytes()[0])
+        assert pretrained.read(path).classes == classes
+    assert 0x80 in first
+
+
 def test_the_layout_is_that_of_pytorchs_grouped_convolutions(tmp_path):
     """With two columns conv2 has two groups; conv3 and fc6 see both columns."""
     model, variables, preprocess = small("paper")
