@@ -13,7 +13,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, named
+from alexnet_jax.common.files import refuse_url
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.decode import set_up
 from alexnet_jax.data.preprocess import Preprocess
@@ -39,10 +40,13 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Expands paths: files as given, and folders to the images in them, recursively, sorted by name.
 
     Raises:
-      UserError: a path does not exist, or there are no images.
+      UserError: a path does not exist, is a URL, or there are no images.
     """
     found: list[str] = []
-    for path in map(pathlib.Path, paths):
+    for name in paths:
+        with named(name):
+            refuse_url(name)
+        path = pathlib.Path(name)
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             found += [str(p) for p in inside if not p.name.startswith(".")]

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from alexnet_jax.common.errors import UserError, named
-from alexnet_jax.common.files import write_text
+from alexnet_jax.common.files import refuse_url, write_text
 from alexnet_jax.data.classes import imagenet_classes
 from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
 from alexnet_jax.model import AlexNet
@@ -94,6 +94,8 @@ def _locate(path: str | os.PathLike[str]) -> pathlib.Path:
         return found
     if str(path) in published.PUBLISHED:
         return published.fetch(str(path))
+    with named(path):
+        refuse_url(path)
     names = ", ".join(published.PUBLISHED)
     raise UserError(f"{found}: no such file or directory; give a path, or one of {names} to download weights")
 
