@@ -130,7 +130,8 @@ def refuse_other_flags(config: "configs.Config") -> None:
 def test(config: "configs.Config") -> int:
     """Tests the workdir's last checkpoint and prints the result."""
     from alexnet_jax import evaluate
-    from alexnet_jax.run import processes
+    from alexnet_jax.run import logs, processes
+    from alexnet_jax.weights import pretrained
 
     if flag_parsing.gives_config(sys.argv):
         own = f"{FLAGS.workdir}/config.json"
@@ -138,8 +139,8 @@ def test(config: "configs.Config") -> int:
     result, step = evaluate.evaluate_workdir(config, pathlib.Path(FLAGS.workdir))
     values = {"step": step, **dataclasses.asdict(result)}
     if processes.is_first():
-        lines = "\n".join(f"{key:12} {value}" for key, value in values.items())
-        print(json.dumps(values) if FLAGS.json else lines)
+        num_classes = pretrained.read_description(pathlib.Path(FLAGS.workdir)).model.num_classes
+        print(json.dumps(values) if FLAGS.json else logs.as_table(values, num_classes))
     return 0
 
 

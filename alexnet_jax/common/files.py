@@ -20,7 +20,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors makes files that only their owner reads
+        temporary.unlink()
         yield temporary
+        temporary.chmod(mode)
         sync(temporary)
         os.replace(temporary, path)
     finally:

@@ -96,7 +96,9 @@ def nearest(parser: Parser) -> None:
     parser.add_argument("--k", type=_count, default=6, help="number of images to find")
     parser.add_argument("--json", action="store_true", help="print a JSON object per line")
     picture = new_file(".png", ".jpg", ".jpeg")
-    parser.add_argument("--figure", type=picture, help="a picture to draw, of the first 20 queries")
+    parser.add_argument(
+        "--figure", type=picture, help="a picture to draw, of at most 20 queries and 12 images each"
+    )
 
 
 def ensemble(parser: Parser) -> None:
