@@ -1,10 +1,8 @@
 """Evaluation as in the paper: top-1 and top-5 error in %, each example counted once, one or ten views."""
 
 import dataclasses
-import functools
 import math
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -102,7 +100,6 @@ class Evaluator:
         self,
         params: Any,
         *,
-        show_progress: bool = False,
         stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda line: None,
     ) -> Result | None:
@@ -118,11 +115,10 @@ class Evaluator:
         sizes = {"batch_size": data.batch_size, "resize_size": data.resize_size}
         batches = pipeline.eval_batches(self._source, **sizes, host=process_slice(self._mesh))
         count = -(-len(self._source) // data.batch_size)
-        hidden = not (show_progress and processes.is_first())
         in_flight = InFlight(self._mesh)
         in_flight.add(params)  # the step that computes them may still be running
         sums: steps.Metrics | None = None
-        with progress.bar(count, "batch", "test", disable=hidden) as bar:
+        with progress.bar(count, "batch", "testing", disable=not processes.is_first(), leave=False) as bar:
             for host_batch, batch in on_device(batches, self._mesh):
                 if stop():
                     return None
@@ -173,6 +169,6 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
     model = configs.build_model(config, trained.model.num_classes)
     params, step = checkpoint.restore_params(workdir, NamedSharding(mesh, columns.PARAMETERS))
     evaluate = Evaluator(config, mesh, source, make_eval_step(model, mesh, preprocess, views, labels))
-    result = evaluate(params, show_progress=True, say=functools.partial(print, file=sys.stderr))
+    result = evaluate(params, say=progress.say)
     assert result is not None  # only `stop` makes it None
     return result, step

@@ -16,7 +16,7 @@ import pathlib
 import sys
 import types
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.argv = [sys.argv[0], *argv]  # ml_collections reads flags from there
     directory = config_directory()
     make_importable(directory)
-    if not flag_parsing.parse(define_flags, directory):
+    if not flag_parsing.parse(define_flags, directory, config_keys):
         return 0
     FLAGS.workdir = FLAGS.workdir and str(paths.expanded(FLAGS.workdir))
     from alexnet_jax import config as configs  # imported late, as they import JAX, which takes seconds
@@ -69,7 +69,7 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, config)
     flags.DEFINE_string("workdir", None, workdir)
     flags.DEFINE_enum("mode", "train", ["train", "eval", "summary"], mode)
-    flags.DEFINE_string("coordinator_address", None, "With several processes: host:port of process 0.")
+    flags.DEFINE_string("coordinator_address", None, "Process 0's host:port; by default the launcher's.")
     flags.DEFINE_integer("num_processes", None, "Number of processes; by default the launcher's, else 1.")
     flags.DEFINE_integer("process_id", None, "This process's number, from 0; by default the launcher's.")
     flags.DEFINE_integer("start_timeout_seconds", 300, "How long the processes wait for each other.")
@@ -86,6 +86,12 @@ def config_directory() -> pathlib.Path:
     """The configs that come with the package: inside it when installed, beside it in a checkout."""
     package = pathlib.Path(__file__).parent
     return next(path for path in (package / "configs", package.parent / "configs") if path.is_dir())
+
+
+def config_keys() -> list[str]:
+    """All keys of a config, such as `data.batch_size`."""
+    default: Any = importlib.import_module("configs.default")  # sets every key
+    return [f"{section}.{key}" for section, keys in default.get_config().items() for key in keys]
 
 
 def make_importable(directory: pathlib.Path) -> None:
@@ -125,7 +131,8 @@ def refuse_other_flags(config: "configs.Config") -> None:
 def test(config: "configs.Config") -> int:
     """Tests the workdir's last checkpoint and prints the result."""
     from alexnet_jax import evaluate
-    from alexnet_jax.run import processes
+    from alexnet_jax.run import logs, processes
+    from alexnet_jax.weights import pretrained
 
     if flag_parsing.gives_config(sys.argv):
         own = f"{FLAGS.workdir}/config.json"
@@ -133,8 +140,8 @@ def test(config: "configs.Config") -> int:
     result, step = evaluate.evaluate_workdir(config, pathlib.Path(FLAGS.workdir))
     values = {"step": step, **dataclasses.asdict(result)}
     if processes.is_first():
-        lines = "\n".join(f"{key:12} {value}" for key, value in values.items())
-        print(json.dumps(values) if FLAGS.json else lines)
+        num_classes = pretrained.read_description(pathlib.Path(FLAGS.workdir)).model.num_classes
+        print(json.dumps(values) if FLAGS.json else logs.as_table(values, num_classes))
     return 0
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,13 +14,14 @@ import jax.numpy as jnp
 from alexnet_jax import columns, evaluate, steps
 from alexnet_jax import config as configs
 from alexnet_jax import optimizer as optimizers
-from alexnet_jax.common import paths
+from alexnet_jax.common import paths, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.batches import check_batch_size, process_slice
 from alexnet_jax.data.sources import statistics_of
 from alexnet_jax.run import cached_features, checkpoint, inputs, logs, processes, profiler, signals, status
 from alexnet_jax.run import workdir as workdirs
+from alexnet_jax.run.memory import batch_shapes, check_memory
 from alexnet_jax.run.meter import Diverged, InFlight, Meter, TrainingBatches, check_finite, is_due
 from alexnet_jax.run.record import Record
 from alexnet_jax.weights import pretrained
@@ -43,9 +43,9 @@ class Run:
         statistics = statistics_of(self.source)
         self.model = model = configs.build_model(config, self.source.num_classes)
 
-        starts_from = None if checkpoint.exist(workdir) else config.init.path
-        init = pretrained.read(starts_from, partial=True) if starts_from else None
-        is_described = (workdir / pretrained.DESCRIPTION).exists()
+        resumes, path = checkpoint.exist(workdir), config.init.path
+        init = pretrained.read(path, partial=True) if path and not resumes else None
+        is_described = resumes and (workdir / pretrained.DESCRIPTION).exists()
         trained = pretrained.read_description(workdir) if is_described else init
         if trained is None:
             self.preprocess = inputs.new_preprocess(config, statistics)
@@ -123,9 +123,8 @@ class Session:
     def finish(self, name: str, step: int | None, message: str | None = None) -> None:
         """Writes the final status; prints the result and the next commands."""
         self.write_status(name, step, message)
-        self.log.say(f"{name}{f': {message}' if message else ''}")
-        for line in status.farewell(self.run.workdir, name, self.record):
-            self.log.say(line)
+        lines = status.farewell(self.run.workdir, name, self.record, self.run.source.num_classes)
+        self.log.conclude(f"{name}: {message}" if message else name, *lines)
         self.outcome = name
 
 
@@ -149,6 +148,10 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
         batches = TrainingBatches(images, run.mesh, run.source, log, in_flight)
         rates = functools.partial(record.learning_rates, run.rates)
         meter = Meter(run.config, run.source, log, batches, step, run.total_steps, rates)
+        if step < run.total_steps:
+            log.phase("compiling the training step")
+            if shapes := batch_shapes(config, run.mesh):  # None for cached features, which need little memory
+                check_memory(run.train_step.lower(session.state, shapes).compile(), config.data, run.mesh)
         while step < run.total_steps and not record.plateau.finished:
             batch = next(batches)
             in_flight.make_room()
@@ -157,7 +160,7 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
             session.state, metrics = run.train_step(session.state, batch)
             in_flight.add(metrics)
             step += 1
-            log.advance()
+            log.advance(step, run.epoch(step))
             meter.after_step(step, metrics)
             session.profile.after_step(metrics)
 
@@ -193,7 +196,7 @@ def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Sess
         stack.enter_context(workdirs.opened(run.workdir, config))
         first, net = processes.is_first(), (run.workdir, run.model, run.preprocess, run.source)
         processes.together(lambda: pretrained.describe(*net, config.run.allow_changes) if first else None)
-        say = functools.partial(print, file=sys.stderr, flush=True) if first else lambda line: None
+        say = progress.say if first else lambda line: None
         checkpoints = checkpoint.Checkpoints(
             run.workdir,
             keep=config.run.keep_checkpoints,

@@ -110,6 +110,8 @@ def of_runs(runs: Sequence[Run], temporary: pathlib.Path, source: str | None) ->
     for run in runs:
         evaluation = run.status.get("eval") or {}
         device = checkpoint.metadata(run.workdir)["device"] if checkpoint.exist(run.workdir) else ""
+        if evaluation and pretrained.read_description(run.workdir).model.num_classes <= 5:
+            evaluation = {**evaluation, "top5_error": ""}  # always 0
         errors = [evaluation.get(key, "") for key in ("top1_error", "top5_error", "loss")]
         results.append(
             [
@@ -135,7 +137,8 @@ def of_runs(runs: Sequence[Run], temporary: pathlib.Path, source: str | None) ->
         path = temporary / f"filters{number}.png"
         pixels = logs.filters_image(np.asarray(loaded.variables["params"]["conv1"]["kernel"]))
         path.write_bytes(files.as_png(pixels))
-        filters.append(picture(path, f"{run.name}: conv1's filters, the first column's above the second's."))
+        columns = ", the first column's above the second's" if loaded.model.columns == 2 else ""
+        filters.append(picture(path, f"{run.name}: conv1's filters{columns}."))
         if source is not None:
             path = temporary / f"figure4-{number}.png"
             figure4.main([f"--weights={run.workdir}", f"--source={source}", f"--out={path}"])

@@ -26,7 +26,8 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
 
     lines = logs.read_metrics(workdir)
     params, _ = checkpoint.restore_params(workdir, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-    filters = logs.filters_image(np.asarray(params["conv1"]["kernel"]))
+    kernel = np.asarray(params["conv1"]["kernel"])
+    filters = logs.filters_image(kernel)
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     figure, (loss, error, first) = plt.subplots(
         1, 3, figsize=(10, 3), layout="constrained", width_ratios=(1, 1, 1.9)
@@ -41,7 +42,7 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
         axes.grid(alpha=0.3)
     error.annotate(f"{points[-1][1]:.2f}", points[-1], textcoords="offset points", xytext=(0, 8), ha="center")
     first.imshow(filters)
-    first.set_title("conv1: first column above, second below")
+    first.set_title("conv1: first column above, second below" if len(kernel) == 2 else "conv1")
     first.set_axis_off()
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -80,7 +80,8 @@ class Progress:
         left = ""
         if self.bar.disable and (done := self.done()) > self._before:
             seconds = (time.monotonic() - self._started) * (self._total - done) / (done - self._before)
-            left = f"  ({done:.1f} of {self._total} runs, left {tqdm.tqdm.format_interval(seconds)})"
+            time_left = tqdm.tqdm.format_interval(seconds)
+            left = f"  ({done / self._total:.0%} of {self._total} runs, left {time_left})"
         tqdm.tqdm.write(f"{run.row}, seed {run.seed}: {outcome}{left}", file=sys.stderr)
 
 

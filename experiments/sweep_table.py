@@ -90,8 +90,8 @@ def _spread(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
     ]
     without = f", without {', '.join(outliers)}, whose own are of another size" if outliers else ""
     return [
-        f"The shared spread is {spread.deviation:.2f} points ({spread.freedom} degrees of freedom){without}. "
-        + VERDICTS,
+        f"The shared spread is {spread.deviation:.2f} points ({spread.freedom} "
+        f"degree{'' if spread.freedom == 1 else 's'} of freedom){without}. " + VERDICTS,
         "",
     ]
 

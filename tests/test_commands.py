@@ -113,6 +113,31 @@ def test_help_shows_defaults(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "number of classes to name (default: 5)" in text
     assert "(default: torchvision)" in text and "(default: None)" not in text
+    assert "torchvision (233 MB, fetched once), caffe or caffenet" in text
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - set(FLAG_COMMANDS)))
+def test_help_shows_the_default_of_each_optional_value(name, capsys):
+    with pytest.raises(SystemExit):
+        __main__.main([name, "--help"])
+    usage, text = capsys.readouterr().out.split("\noptions:\n")
+    options = re.findall(r"^  (?:-h, )?--(\w+)( .*(?:\n {4}.*)*)", text, re.MULTILINE)
+    assert len(options) == text.count("\n  --") + 1
+    for option, words in options:
+        takes_none = option == "help" or f"[--{option}]" in usage
+        is_required = f" --{option} " in usage and f"[--{option} " not in usage
+        assert takes_none or is_required or "default" in words, (name, option, words)
+
+
+@pytest.mark.parametrize(
+    "words", [["predict", "URL"], ["features", "URL", "--out=f.npz"], ["predict", "x", "--weights=URL"]]
+)
+def test_a_url_is_refused_by_name(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").touch()
+    url = "https://example.org/cat.jpg"
+    with pytest.raises(UserError, match=f"^{url}: is a URL, .* download it first"):
+        __main__.main([word.replace("URL", url) for word in words])
 
 
 @pytest.mark.parametrize("command", [["features", "x", "--out"], ["ensemble", "x", "--out"], ["export", "x"]])

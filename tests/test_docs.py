@@ -67,9 +67,10 @@ def desk(tmp_path_factory):
     model = create_model("torchvision", 10, **overrides, init_scheme="torch")
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
     preprocess = Preprocess(70, 64)
-    # The first bytes decide how a file is read: this net, which is narrow, stands in for torchvision's.
+    # A path that exists comes before a published name, and the first bytes decide how a file is read: this
+    # net, which is narrow, stands in for torchvision's.
     pretrained.save_pretrained(desk / "alexnet.safetensors", model, variables, preprocess)
-    (desk / "alexnet.safetensors").rename(desk / "alexnet.pth")
+    (desk / "alexnet.safetensors").rename(desk / "torchvision")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)
         run_main(["--workdir=runs/mine"])

@@ -220,15 +220,27 @@ RETURNS_NONE = "def get_config():\n    pass\n"
         (["--workdir="], "--workdir=: name a directory"),
         (["--json"], "--json goes with"),
         (["--mode=eval", "--workdir={tmp}/empty", "--config.more.x=2"], "--config.more.x"),
-        (["--config.data.batchsize=3"], "did you mean 'batch_size'"),
+        (["--config.data.batchsize=3"], "did you mean data.batch_size?"),
+        (["--config.optimizer.lr=3"], "the config has no key 'lr'; did you mean optimizer.learning_rate?"),
+        (["--config.lr=0.1"], "--config.lr: no such key; did you mean --config.optimizer.learning_rate?"),
+        (["--lr=0.1"], "--lr: no such flag; did you mean --config.optimizer.learning_rate?"),
+        (["--batch-size=2"], "--batch-size: no such flag; did you mean --config.data.batch_size?"),
+        (["--epochs=2"], "--epochs: no such flag; did you mean --config.run.total_epochs?"),
+        (["--data=/photos"], "--data: no such flag; did you mean --config.data.source?"),
+        (["--workdr=x"], "--workdr: no such flag; did you mean --workdir?"),
+        (["--nothing.like.it=2"], "nothing.like.it"),
         (["--config.nothing.at.all=3"], "--config.nothing.at.all"),
         (["--config.data.batch_size=many"], "config.data.batch_size=many"),
         (["--config.model.variant=papper"], "did you mean paper?"),
+        (["--config.model.variant=alexnet"], "one of paper, original, caffe, caffenet, torchvision"),
         (["--config.model.layer1=activation lnr pool"], "model.layer1"),
         (["--config.run.total_steps=5", "--config.run.total_epochs=1"], "set exactly one"),
         (["--config.data.source=tfds:imagenete"], "did you mean imagenette"),
         (["--config.data.source=folder:/no/such/folder"], "/no/such/folder"),
         (["--config.data.source=nowhere"], "data.source=nowhere"),
+        (["--config.data.source={tmp}/empty"], "begin with the kind of source: folder:{tmp}/empty"),
+        (["--config.data.source=https://x.org/a.tar"], "data.source=https://x.org/a.tar: is a URL"),
+        (["--config.init.path=https://x.org/a.pth"], "https://x.org/a.pth: is a URL"),
         (["--config.data.batch_size=7", "--config.mesh.data=2"], "mesh.data=2"),
         (["--config.data.image_size=30"], "30 x 30 are too small"),
         (["--workdir=/proc/no/such"], "--workdir=/proc/no/such"),
@@ -236,7 +248,7 @@ RETURNS_NONE = "def get_config():\n    pass\n"
         (["--mode=eval"], "--workdir"),
         (["--mode=eval", "--workdir={tmp}/empty"], "config.json"),
         (["--mode=test"], "--mode"),
-        (["--confg=x"], "confg"),
+        (["--confg=x"], "did you mean --config?"),
         (["train"], "'train'"),
     ],
 )
@@ -252,5 +264,5 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(tmp_path, arguments, named)
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
-    assert named in lines[0]
+    assert named.replace("{tmp}", str(tmp_path)) in lines[0]
     assert done.stdout == ""

@@ -14,6 +14,7 @@ from alexnet_jax.variants import VARIANTS
     [
         ({"variant": "papr"}, ["model.variant='papr'", "did you mean paper"]),
         ({"variant": "x"}, ["model.variant='x'", "torchvision"]),
+        ({"variant": "alexnet"}, ["choose one of paper, original, caffe, caffenet, torchvision"]),
         ({"dropuot": 0.1}, ["model.dropuot", "did you mean dropout"]),
         ({"num_classes": 0}, ["model.num_classes=0"]),
         ({"columns": 0}, ["model.columns=0"]),

@@ -29,8 +29,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(f"python -m {module}", description=inspect.cleandoc(doc or ""), formatter_class=how)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        if options.get("default") not in (None, argparse.SUPPRESS):
-            options["help"] += " (default: %(default)s)"
+        help, default = options.get("help", argparse.SUPPRESS), options.get("default")
+        takes_value = names[0].startswith("-") and options.get("action", "append") == "append"
+        if help != argparse.SUPPRESS and default != argparse.SUPPRESS:
+            if default is not None:
+                options["help"] = f"{help} (default: %(default)s)"
+            elif takes_value and not options.get("required") and "default" not in help:
+                options["help"] = f"{help} (default: none)"
         return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -108,8 +113,8 @@ def command(main: Callable[[], int]) -> NoReturn:
     except (UserError, Fault) as error:
         print(f"error: {error}", file=sys.stderr)
         _leave(FAULT if isinstance(error, Fault) else WRONG_USE)
-    except KeyboardInterrupt:
-        _leave(CTRL_C)
+    except KeyboardInterrupt as interrupt:
+        _leave(interrupt.args[0] if interrupt.args else CTRL_C)
     except BrokenPipeError:  # the reader of our output has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -131,6 +136,29 @@ def quiet_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Makes SIGTERM and SIGINT end the program at once (128 + the signal), whatever handles them outside.
+
+    For long work before there is anything to save, such as a download. Does nothing outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt(128 + number)
+
+    wakeup = signal.set_wakeup_fd(-1)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
 
 
 def _leave(code: int) -> NoReturn:

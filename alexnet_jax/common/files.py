@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     temporary = paths.temporary(path)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors makes files that only their owner reads
+        temporary.unlink()
         yield temporary
+        temporary.chmod(mode)
         sync(temporary)
         os.replace(temporary, path)
     finally:
@@ -36,6 +41,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a UTF-8 text file."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def refuse_url(path: object) -> None:
+    """Raises `UserError` if `path` is a URL: only files and folders of this machine are read."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # pathlib turns gs://bucket into gs:/bucket
+        raise UserError("is a URL, and only files and folders are read; download it first")
 
 
 def write_npz(path: str | os.PathLike[str], arrays: dict[str, Any], *, compress: bool = False) -> None:

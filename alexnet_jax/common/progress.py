@@ -11,6 +11,17 @@ import tqdm
 LINE_SECONDS = 10.0  # between lines; shorter tasks print none
 
 
+def stream() -> TextIO:
+    """Where progress is shown: standard error, or in a notebook, which shows that in red, standard output."""
+    return sys.stdout if type(sys.stderr).__module__.startswith("ipykernel") else sys.stderr
+
+
+def say(line: str) -> None:
+    """Prints a line to `stream()`, above any bars."""
+    tqdm.tqdm.write(line, file=stream())
+    stream().flush()
+
+
 class _Lines:
     """A file that turns tqdm's bars into lines."""
 
@@ -26,7 +37,7 @@ class _Lines:
 
 
 def bar(total: int | None, unit: str, what: str = "", **options: object) -> tqdm.tqdm:
-    """A progress bar on standard error, with rate and time left.
+    """A progress bar on `stream()`, with rate and time left; on a terminal of at least 40 columns.
 
     Args:
       total: number of units, None if unknown.
@@ -35,11 +46,14 @@ def bar(total: int | None, unit: str, what: str = "", **options: object) -> tqdm
       options: further arguments of `tqdm.tqdm`.
     """
     counted, left = ("{n_fmt}", "") if total is None else ("{n_fmt}/{total_fmt}", ", left {remaining}")
-    kind: dict[str, object] = {"file": sys.stderr, "dynamic_ncols": True}
-    if not sys.stderr.isatty():
+    file, text = stream(), "{desc}{percentage:.0f}% |{bar}| left {remaining}, {rate_fmt}"
+    kind: dict[str, object] = {"file": file, "dynamic_ncols": True}
+    if total is not None:
+        kind["bar_format"] = text
+    if not file.isatty():
         seconds = {"mininterval": LINE_SECONDS, "maxinterval": 2 * LINE_SECONDS, "delay": LINE_SECONDS}
         text = "{desc}" + counted + " {unit}, {rate_fmt}" + left
-        kind = {"file": _Lines(sys.stderr), "bar_format": text, **seconds}
+        kind = {"file": _Lines(file), "bar_format": text, **seconds}
     return tqdm.tqdm(desc=f"{what}: " if what else None, total=total, unit=unit, **{**kind, **options})  # type: ignore[arg-type]
 
 

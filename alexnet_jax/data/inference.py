@@ -14,7 +14,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, named
+from alexnet_jax.common.files import refuse_url
 from alexnet_jax.common.paths import expanded
 from alexnet_jax.data import folders, pipeline
 from alexnet_jax.data.decode import set_up
@@ -42,7 +43,7 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     A note says what is left out of a folder (`folders.list_images`).
 
     Raises:
-      UserError: a path does not exist or cannot be read, or there are no images.
+      UserError: a path does not exist, is a URL or cannot be read, or there are no images.
     """
     return [file for file, _ in find_with_classes(paths)]
 
@@ -50,7 +51,10 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
 def find_with_classes(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str]]:
     """As `find`, each image with the name of its class: `folders.classes_of`, or the folder of a file."""
     found: list[tuple[str, str]] = []
-    for path in map(expanded, paths):
+    for name in paths:
+        with named(name):
+            refuse_url(name)
+        path = expanded(name)
         if _is_folder(path):
             listing = folders.list_images(path)
             folders.note_choices(path, {folders.NO_IMAGES: listing.others, folders.HIDDEN: listing.hidden})

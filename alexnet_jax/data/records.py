@@ -1,12 +1,15 @@
 """TFDS directories as sources: the embedded set, prepared records, and any TFDS data set by name."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from alexnet_jax.common import host
+from alexnet_jax.common.command_line import interruptible
 from alexnet_jax.common.errors import UserError, did_you_mean, one_line
 from alexnet_jax.data.record_files import READERS, Shard, parse_example
 from alexnet_jax.data.statistics import Statistics
@@ -18,6 +21,7 @@ TEST_LABELS_UNPUBLISHED = ("imagenet2012", "imagenet2012_subset", "imagenet_resi
 
 # Checked here because TFDS only warns when it drops a split whose tar is missing or truncated.
 TFDS_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
+_IMAGENET_TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 
 class RecordSource:
@@ -96,17 +100,56 @@ def open_tfds(name: str, split: str, data_dir: str | None) -> RecordSource:
     except tfds.core.DatasetNotFoundError as error:
         short = name.split(":")[0].split("/")[0]
         known = tfds.list_builders(with_community_datasets=False)  # the community list needs a download
-        raise UserError(f"TFDS has no such data set; {did_you_mean(short, known, most=8)}") from error
+        meant = "imagenet2012" if short == "imagenet" else short  # imagenette is spelled more alike
+        raise UserError(f"TFDS has no such data set; {did_you_mean(meant, known, most=8)}") from error
     except (ValueError, AssertionError) as error:
         raise UserError(one_line(error)) from error
     if not builder.info.splits:
+        _check_manual_files(builder)
         host.tensorflow()
-        try:
-            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-            builder.download_and_prepare()
-        except Exception as error:  # network, disk, missing tar: TFDS raises many types
-            raise UserError(f"TFDS could not prepare it: {one_line(error)}") from error
+        with interruptible(), _no_empty_folders(builder):
+            try:
+                builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+                builder.download_and_prepare()
+            except Exception as error:  # network, disk, damaged archive: TFDS raises many types
+                raise UserError(f"TFDS could not prepare it: {one_line(error)}") from error
     return RecordSource(pathlib.Path(builder.data_dir), split)
+
+
+def _downloads(builder: Any) -> pathlib.Path:
+    """The directory of downloads, beside those of the data sets."""
+    parts = builder.info.full_name.count("/")  # <name>[/<config>]/<version> below TFDS's directory
+    return pathlib.Path(builder.data_dir).parents[parts] / "downloads"
+
+
+def _check_manual_files(builder: Any) -> None:
+    """Raises `UserError` if TFDS needs files that users must fetch themselves, and they are not there."""
+    folder, instructions = _downloads(builder) / "manual", builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if builder.info.name == "imagenet2012":
+        if missing := [name for name in _IMAGENET_TARS if not (folder / name).exists()]:
+            raise UserError(
+                f"TFDS looks for {' and '.join(_IMAGENET_TARS)} in {folder}; missing: {', '.join(missing)}. "
+                "Put them there (tfds:imagenet2012; data.data_dir changes the directory), or set data.source "
+                "to what you have: tars:PATH, the official tars; kaggle:PATH, Kaggle's archive, unpacked; "
+                "folder:PATH, with train/<class>/* and val/<class>/*. docs/imagenet.md says where to get them"
+            )
+    elif instructions and not (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(
+            f"TFDS cannot download it, and {folder} is missing or empty: {' '.join(instructions.split())}"
+        )
+
+
+@contextlib.contextmanager
+def _no_empty_folders(builder: Any) -> Iterator[None]:
+    """Removes the folders that a failed download has created, if they are empty."""
+    leaves = (pathlib.Path(builder.data_dir), _downloads(builder) / "extracted")
+    missing = {path for leaf in leaves for path in (leaf, *leaf.parents) if not path.exists()}
+    try:
+        yield
+    finally:
+        for path in sorted(missing, reverse=True):  # inner folders first
+            with contextlib.suppress(OSError):  # not empty, or never created
+                path.rmdir()
 
 
 def _choose_split(info: Any, split: str) -> str:

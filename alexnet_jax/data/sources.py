@@ -10,6 +10,7 @@ import numpy as np
 
 from alexnet_jax.common import paths
 from alexnet_jax.common.errors import UserError, closest, did_you_mean, one_line
+from alexnet_jax.common.files import refuse_url
 from alexnet_jax.data.folders import FileSource, open_folder
 from alexnet_jax.data.kaggle import open_kaggle
 from alexnet_jax.data.records import RecordSource, open_tfds
@@ -79,6 +80,9 @@ def open_source(spec: str, split: str, *, data_dir: str | None = None) -> Source
 def _open(spec: str, split: str, data_dir: str | None) -> Source:
     kind, _, name = spec.partition(":")
     if kind not in KINDS:
+        refuse_url(spec)
+        if "/" in spec or pathlib.Path(spec).is_dir():
+            raise UserError(f"begin with the kind of source: {_kind_of(pathlib.Path(spec))}:{spec}")
         raise UserError(f"no such kind of source; {did_you_mean(kind, KINDS)}")
     if kind == "embedded":
         return RecordSource(EMBEDDED, split)
@@ -86,12 +90,19 @@ def _open(spec: str, split: str, data_dir: str | None) -> Source:
         raise UserError(f"name one after the colon, as in {kind}:{'cifar10' if kind == 'tfds' else 'PATH'}")
     if kind == "tfds":
         return open_tfds(name, split, None if data_dir is None else str(paths.expanded(data_dir)))
+    refuse_url(name)
     path = paths.expanded(name)
     if path.is_file():
         raise UserError(f"{path} is a file; give the folder")
     if not path.exists():
         raise UserError(f"{path} does not exist; {_suggest_path(path)}")
     return _OPEN_PATH[kind](path, split)
+
+
+def _kind_of(path: pathlib.Path) -> str:
+    """The kind of source that a path looks like: `folder`, unless its files say otherwise."""
+    signs = (("prepared", "dataset_info.json"), ("tars", "ILSVRC*.tar"), ("kaggle", "ILSVRC"))
+    return next((kind for kind, sign in signs if any(path.expanduser().glob(sign))), "folder")
 
 
 def _suggest_path(path: pathlib.Path) -> str:

@@ -13,6 +13,8 @@ signals          SIGTERM, SIGINT and time limits
 processes        multi-process runs
 inputs           a run's images, preprocessing and augmentation, made from its config
 meter            limits how far the host runs ahead; times the input; logs metrics
+memory           refuses a training step that is larger than the free memory
+terminal         a run's progress on a terminal
 profiler         profiles a few training steps
 summary          a table of the net's layers
 cached_features  pool5 of a frozen backbone, computed once per image

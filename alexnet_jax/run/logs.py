@@ -12,8 +12,8 @@ import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
-from alexnet_jax.common import files
-from alexnet_jax.run import dashboards
+from alexnet_jax.common import files, progress
+from alexnet_jax.run import dashboards, terminal
 
 METRICS, STATUS = "metrics.jsonl", "status.json"
 
@@ -56,27 +56,34 @@ class RunLog:
     metrics are written.
     """
 
-    def __init__(self, workdir: pathlib.Path, steps: range, boards: Sequence[dashboards.Dashboard] = ()):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        steps: range,
+        boards: Sequence[dashboards.Dashboard] = (),
+        num_classes: int = 1000,
+    ):
         self._path, self._boards, self._total = workdir / METRICS, boards, steps.stop
         self._metrics = open(self._path, "a", buffering=1)  # noqa: SIM115  (closed in close)
-        self._start = (time.monotonic(), steps.start)
-        self._bar = tqdm.tqdm(
-            total=steps.stop,
-            initial=steps.start,
-            unit="step",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
+        self._start: tuple[float, int] | None = None  # of the clock: time and steps done
+        self._num_classes = num_classes
+        self._bar, self._last = terminal.Bar(steps), {}  # and the last metrics of each kind
 
     def restart_clock(self, step: int) -> None:
         """Restarts the estimate of the time left, which then ignores the steps up to `step`."""
         self._start = (time.monotonic(), step)
-        self._bar.unpause()
 
-    def advance(self) -> None:
+    def advance(self, step: int, epoch: float) -> None:
         """Moves the bar by one step."""
-        self._bar.update()
+        if self._bar.is_shown:
+            loss, rate = (self._last.get(f"train/{key}") for key in ("loss", "images_per_second"))
+            left = self._seconds_left(step)
+            shown = {"epoch": epoch, "loss": loss, "images_per_second": rate, "left": left}
+            self._bar.advance(terminal.progress_line(self._bar.width(), **shown))
+
+    def phase(self, text: str) -> None:
+        """Says what takes long instead of steps, such as `compiling`."""
+        self._bar.say(text) if self._bar.is_shown else self.say(text)
 
     def metrics(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Writes one line of metrics; names are like `train/loss`.
@@ -88,10 +95,12 @@ class RunLog:
         self._metrics.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
         for board in self._boards:
             board.write(step, values)
-        if self._bar.disable:
-            self.say(f"step {step}/{self._total}  epoch {epoch:.2f}  {_short(values)}{self._time_left(step)}")
-        else:
-            self._bar.set_postfix_str(_short(values), refresh=False)
+        self._last.update(values)
+        if "eval/loss" in values or not self._bar.is_shown:
+            left = self._seconds_left(step)
+            words = [f"step {step}/{self._total}", f"epoch {epoch:.2f}", _short(values, self._num_classes)]
+            words += [] if left is None else [f"left {tqdm.tqdm.format_interval(left)}"]
+            self.say("  ".join(words))
 
     def weights(self, step: int, params: Any) -> None:
         """Shows conv1's filters and each layer's histograms; call it in all processes."""
@@ -105,10 +114,15 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Prints a line without breaking the bar."""
-        tqdm.tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        progress.say(line)
 
     say_own = say  # lines that concern one process
+
+    def conclude(self, *lines: str) -> None:
+        """Removes the bar and prints the last lines."""
+        self._bar.close()
+        for line in lines:
+            self.say(line)
 
     def close(self) -> None:
         """Flushes and closes all files."""
@@ -117,12 +131,11 @@ class RunLog:
         for board in self._boards:
             board.close()
 
-    def _time_left(self, step: int) -> str:
+    def _seconds_left(self, step: int) -> float | None:
+        if self._start is None or step <= self._start[1]:
+            return None
         start, first_step = self._start
-        if step <= first_step:
-            return ""
-        left = (self._total - step) * (time.monotonic() - start) / (step - first_step)
-        return f"  left {tqdm.tqdm.format_interval(left)}"
+        return (self._total - step) * (time.monotonic() - start) / (step - first_step)
 
 
 class NoLog:
@@ -140,7 +153,7 @@ class NoLog:
 
     def _nothing(self, *_: Any) -> None: ...
 
-    restart_clock = advance = metrics = sync = say = close = _nothing
+    restart_clock = advance = phase = metrics = sync = say = conclude = close = _nothing
 
 
 def _weights_shown(params: Any) -> dict[str, np.ndarray]:
@@ -159,8 +172,20 @@ _LABELS = {
 }
 
 
-def _short(values: dict[str, float]) -> str:
-    return "  ".join(text.format(values[name]) for name, text in _LABELS.items() if name in values)
+def _short(values: dict[str, float], num_classes: int) -> str:
+    keys = [key for key in _LABELS if key in values and (num_classes > 5 or key != "eval/top5_error")]
+    return "  ".join(_LABELS[key].format(values[key]) for key in keys)
+
+
+def as_table(values: dict[str, Any], num_classes: int) -> str:
+    """The results of a test as lines: errors in %, rounded, and no top-5 error of up to five classes."""
+    lines = []
+    for key, value in values.items():
+        if key == "top5_error" and num_classes <= 5:
+            continue
+        form = "{:.2f} %" if key.endswith("_error") else "{:.4f}" if key == "loss" else "{:,}"
+        lines.append(f"{key.replace('_', ' ').replace('top', 'top-'):12} {form.format(value)}")
+    return "\n".join(lines)
 
 
 def filters_image(kernel: np.ndarray, *, across: int = 16, zoom: int = 3) -> np.ndarray:

@@ -46,7 +46,7 @@ def open_log(
         for line in kept:
             if line["step"] >= first:
                 board.write(line["step"], {name: value for name, value in line.items() if "/" in name})
-    log = logs.RunLog(workdir, steps, boards)
+    log = logs.RunLog(workdir, steps, boards, model.num_classes)
     log.say(f"workdir    {workdir}")
     return log
 
@@ -73,16 +73,22 @@ def greeting(
         lines.append(f"init       {', '.join(taken)} of {config.init.path}; new: {new or 'nothing'}")
     to_do = f"{steps.start} to {steps.stop}, {config.data.batch_size} images each"
     done = f"{steps.start} done, of {steps.stop}: nothing is left to train"
-    return [*lines, f"steps      {to_do if steps else done}"]
+    lines.append(f"steps      {to_do if steps else done}")
+    if (size := config.data.batch_size) > len(source):
+        lines.append(
+            f"warning: data.batch_size={size} is more than the {len(source):,} training images, so each step "
+            "sees some of them more than once; lower it"
+        )
+    return lines
 
 
-def farewell(workdir: pathlib.Path, status: str, record: Record) -> list[str]:
+def farewell(workdir: pathlib.Path, status: str, record: Record, num_classes: int) -> list[str]:
     """The last lines a run prints: its result, files and next commands."""
     lines = []
     if (evaluation := record.evaluation) is not None:
-        views = evaluation["views"]
+        views, top5 = evaluation["views"], f", top-5 error {evaluation['top5_error']:.2f} %"
         lines.append(
-            f"top-1 error {evaluation['top1_error']:.2f} %, top-5 error {evaluation['top5_error']:.2f} % "
+            f"top-1 error {evaluation['top1_error']:.2f} %{top5 if num_classes > 5 else ''} "
             f"on {evaluation['examples']:,} images ({views} view{'s' if views > 1 else ''}); "
             f"best top-1 error {record.best_top1_error:.2f} %"
         )

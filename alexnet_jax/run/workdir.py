@@ -14,7 +14,7 @@ from typing import TextIO
 from alexnet_jax import config as configs
 from alexnet_jax.common import files
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.run import faults, logs, processes
+from alexnet_jax.run import checkpoint, faults, logs, processes
 
 LOCK = "lock"
 VISIBLE_WITHIN_SECONDS = 20.0
@@ -95,7 +95,7 @@ def _claim(workdir: pathlib.Path, config: configs.Config, stack: contextlib.Exit
     _lock(lock, workdir)
     if (workdir / configs.FILE_NAME).exists():
         different = configs.differences(configs.of_workdir(workdir), config)
-        if different and not config.run.allow_changes:
+        if different and _has_results(workdir) and not config.run.allow_changes:
             raise UserError(
                 f"--workdir={workdir}: contains a run with another config ({'; '.join(different)}); "
                 "choose another directory, use that config, or set --config.run.allow_changes"
@@ -107,6 +107,12 @@ def _claim(workdir: pathlib.Path, config: configs.Config, stack: contextlib.Exit
     for left in workdir.glob(".*.tmp"):  # left by a killed run
         left.unlink()
     files.write_text(workdir / configs.FILE_NAME, config.to_json())
+
+
+def _has_results(workdir: pathlib.Path) -> bool:
+    """Whether a run has got as far as a checkpoint or a line of metrics; before, its config may change."""
+    metrics = workdir / logs.METRICS
+    return checkpoint.exist(workdir) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _lock(file: TextIO, workdir: pathlib.Path) -> None:

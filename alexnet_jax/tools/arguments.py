@@ -60,7 +60,7 @@ def predict(parser: Parser) -> None:
 def features(parser: Parser) -> None:
     """Writes the activations of a layer for other programs.
 
-    python -m alexnet_jax features PHOTOS --weights=alexnet.pth --layer=pool5 --out=pool5.npz
+    python -m alexnet_jax features PHOTOS --weights=torchvision --layer=pool5 --out=pool5.npz
     """
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders")
     _weights(parser)
@@ -97,7 +97,9 @@ def nearest(parser: Parser) -> None:
     parser.add_argument("--k", type=_count, default=6, help="number of images to find")
     parser.add_argument("--json", action="store_true", help="print a JSON object per line")
     picture = new_file(".png", ".jpg", ".jpeg")
-    parser.add_argument("--figure", type=picture, help="a picture to draw, of the first 20 queries")
+    parser.add_argument(
+        "--figure", type=picture, help="a picture to draw, of at most 20 queries and 12 images each"
+    )
 
 
 def ensemble(parser: Parser) -> None:
@@ -115,7 +117,7 @@ def ensemble(parser: Parser) -> None:
     parser.add_argument("members", nargs="+", metavar="MEMBER", type=user_path, help=members)
     parser.add_argument("--member_weights", type=_numbers, help="such as 2,1,1 (default: equal)")
     _views(parser)
-    parser.add_argument("--source", help="the images to test on, as data.source in a config")
+    parser.add_argument("--source", help="as data.source in a config (default: the first workdir's)")
     parser.add_argument("--images", action="append", metavar="PATH", help="a file or folder without labels")
     parser.add_argument("--out", type=new_file(".npz"), help="the file of predictions to write, .npz")
     parser.add_argument("--submission", type=new_file(), help="the file to write for the ILSVRC test server")
@@ -189,7 +191,8 @@ def demo(parser: Parser) -> None:
     checkout. Only this machine can open the page, unless --host says otherwise.
     """
     _weights(parser)
-    parser.add_argument("--gallery", type=user_path, help="a folder of images to search for similar ones")
+    gallery = "a folder of images to search (default: a run's test images)"
+    parser.add_argument("--gallery", type=user_path, help=gallery)
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 is open to all")
     parser.add_argument("--port", type=int, default=7860, help="port to serve at")
 

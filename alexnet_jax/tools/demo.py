@@ -1,11 +1,13 @@
 """The command `demo`: a page to try a net."""
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -174,18 +176,20 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
         note = "" if answer.classes else "These weights have no classifier, so no classes are named."
         return note, answer.square, answer.classes or None, answer.conv1, answer.conv5, answer.similar
 
+    shown = min(5, loaded.model.num_classes)
+    does = f"names the most probable of its {loaded.model.num_classes:,} classes."
+    if loaded.missing:
+        does = "has no classifier, so only activations and nearest images are shown."
     picture: dict[str, Any] = {"interactive": False, "buttons": ["fullscreen"]}
     with gr.Blocks(analytics_enabled=False, title="AlexNet (2012)") as blocks:
-        gr.Markdown(
-            f"# AlexNet (2012)\nDrop a picture; `{loaded.path.name}` names the most probable of its "
-            f"{loaded.model.num_classes:,} classes."
-        )
+        gr.Markdown(f"# AlexNet (2012)\nDrop a picture; `{loaded.path.name}` {does}")
         with gr.Row():
             with gr.Column(scale=1):
                 upload = gr.File(label="picture", type="filepath", height=140, elem_id="upload")
                 message = gr.Markdown(elem_id="message")
                 seen = gr.Image(label="what the net sees", height=260, **picture)
-            classes = gr.Label(label="top five classes, ten views", num_top_classes=5, scale=2)
+            label = f"{'top five' if loaded.model.num_classes > 5 else 'all'} classes, ten views"
+            classes = gr.Label(label=label, num_top_classes=shown, scale=2, visible=not loaded.missing)
         with gr.Row():
             with gr.Column():
                 halves = ": the first column's maps, then the second's" if loaded.model.columns == 2 else ""
@@ -201,18 +205,29 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
     return blocks
 
 
+@contextlib.contextmanager
+def _port_errors(args: argparse.Namespace) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, OverflowError) as error:
+        where = f"--port={args.port}: cannot serve at {args.host}:{args.port}"
+        raise UserError(f"{where} ({error}); choose another") from error
+
+
 def main(args: argparse.Namespace) -> int:
+    with _port_errors(args):  # before the weights are read
+        socket.create_server((args.host, args.port)).close()
     loaded = pretrained.read(args.weights, partial=True)
     blocks = page(loaded, make_gallery(loaded, args.gallery))
-    print(f"{jax.devices()[0].device_kind}: open http://{args.host}:{args.port} (Ctrl-C to stop)", flush=True)
-    try:
+    with _port_errors(args):
         blocks.launch(
             server_name=args.host,
             server_port=args.port,
             max_file_size=UPLOAD_MEGABYTES * 2**20,
             footer_links=[],
             quiet=True,
+            prevent_thread_lock=True,
         )
-    except OSError as error:
-        raise UserError(f"--port={args.port}: cannot serve at this port ({error}); choose another") from error
+    print(f"{jax.devices()[0].device_kind}: open http://{args.host}:{args.port} (Ctrl-C to stop)", flush=True)
+    blocks.block_thread()
     return 0

@@ -14,6 +14,7 @@ from alexnet_jax.common.files import write_text
 from alexnet_jax.data import inference, sources, tars
 from alexnet_jax.data.folders import FileSource
 from alexnet_jax.data.sources import Source
+from alexnet_jax.run import logs
 from alexnet_jax.tools import predictions
 from alexnet_jax.tools.predictions import UNKNOWN, Predictions
 from alexnet_jax.weights import pretrained
@@ -92,6 +93,5 @@ def main(args: argparse.Namespace) -> int:
     values = {"members": len(members), "images": len(mean.ids)}
     values |= {"views": args.views} if nets else {}
     values |= dataclasses.asdict(errors) if errors else {}
-    lines = "\n".join(f"{key:12} {value}" for key, value in values.items())
-    print(json.dumps(values) if args.json else lines)
+    print(json.dumps(values) if args.json else logs.as_table(values, len(mean.classes)))
     return 0

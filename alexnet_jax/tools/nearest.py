@@ -3,10 +3,12 @@
 import argparse
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing
@@ -14,8 +16,8 @@ from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.tools import features
 
 _QUERIES = 1024  # per chunk, to keep the table of distances small
-FIGURE_ROWS = 20  # queries drawn, of any number
-_SIDE = 96  # pixels: side of an image in the figure
+FIGURE_ROWS, FIGURE_COLUMNS = 20, 12  # queries and images of each that are drawn, at most
+_SIDE, _GAP, _LINE = 96, 8, 14  # pixels: side of an image in the figure, space around it, a line of text
 
 
 def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,23 +55,41 @@ def nearest_others(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return indices[~own].reshape(shape), distances[~own].reshape(shape)
 
 
-def figure(path: pathlib.Path, rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+def figure(path: pathlib.Path, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> None:
     """Draws a figure like Figure 4: one row per query, the query at the left, its nearest images beside it.
+
+    Below each image is its file's name, and below that the distance; the query has its folder there. Draws
+    the first `FIGURE_ROWS` queries and `FIGURE_COLUMNS` images of each.
 
     Raises:
       UserError: an image file is missing or damaged.
     """
     decode = Preprocess(resize_size=_SIDE, crop_size=_SIDE).decode
+    rows = [(query, found[:FIGURE_COLUMNS]) for query, found in rows[:FIGURE_ROWS]]
     columns = 1 + max(len(found) for _, found in rows)
-    sheet = Image.new("RGB", (columns * _SIDE + _SIDE // 8, len(rows) * _SIDE), "white")
+    width, height = _SIDE + _GAP, _SIDE + 2 * _LINE + _GAP
+    sheet = Image.new("RGB", (columns * width + 2 * _GAP, len(rows) * height + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LINE - 3)
     for row, (query, found) in enumerate(rows):
-        for column, name in enumerate([query, *found]):
-            left = column * _SIDE + (_SIDE // 8 if column else 0)
+        below = [pathlib.PurePath(query).parent.name, *(f"{distance:.4g}" for _, distance in found)]
+        for column, name in enumerate([query, *(name for name, _ in found)]):
+            left, top = column * width + (2 if column else 1) * _GAP, row * height + _GAP
             if (picture := decode(name)) is None:
                 raise UserError(f"{name}: no longer there, or not a complete image in a known format")
-            sheet.paste(Image.fromarray(picture), (left, row * _SIDE))
+            sheet.paste(Image.fromarray(picture), (left, top))
+            for line, text in enumerate((pathlib.PurePath(name).name, below[column])):
+                draw.text((left, top + _SIDE + line * _LINE), _shortened(text, font), "black", font)
     with replacing(path) as temporary:
         sheet.save(temporary, "png" if path.suffix.lower() == ".png" else "jpeg")
+
+
+def _shortened(text: str, font: Any) -> str:
+    """The text with its middle left out, if it is wider than an image."""
+    ends = len(text)
+    while font.getlength(text) > _SIDE:
+        ends -= 1
+        text = f"{text[: ends // 2]}...{text[-(ends // 2) :]}"
+    return text
 
 
 def main(args: argparse.Namespace) -> int:
@@ -93,5 +113,8 @@ def main(args: argparse.Namespace) -> int:
         else:
             print(query, *("  {distance:10.4g}  {file}".format(**one) for one in near), sep="\n")
     if args.figure:
-        figure(args.figure, list(zip(queries, found, strict=True))[:FIGURE_ROWS])
+        near = [list(zip(*row, strict=True)) for row in zip(found, distances.tolist(), strict=True)]
+        figure(args.figure, list(zip(queries, near, strict=True)))
+        shown = f"the first {FIGURE_ROWS} of " if len(queries) > FIGURE_ROWS else ""
+        print(f"{args.figure}: {shown}{len(queries)} queries", file=sys.stderr)
     return 0

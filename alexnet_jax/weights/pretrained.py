@@ -14,7 +14,7 @@ import numpy as np
 
 from alexnet_jax.common import paths
 from alexnet_jax.common.errors import UserError, named
-from alexnet_jax.common.files import write_text
+from alexnet_jax.common.files import refuse_url, write_text
 from alexnet_jax.conv_local import ConvLocal
 from alexnet_jax.data.classes import ids_of, imagenet_classes, match_labels
 from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
@@ -123,6 +123,8 @@ def _locate(path: str | os.PathLike[str]) -> pathlib.Path:
         return found
     if str(path) in published.PUBLISHED:
         return published.fetch(str(path))
+    with named(path):
+        refuse_url(path)
     names = ", ".join(published.PUBLISHED)
     raise UserError(f"{found}: no such file or directory; give a path, or one of {names} to download weights")
 

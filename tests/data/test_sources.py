@@ -1,10 +1,15 @@
 """Every kind of source gives its images, labels and names; wrong ones say what to fix."""
 
+import contextlib
+import http.server
 import json
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -163,6 +168,7 @@ def test_a_file_that_vanishes_is_a_fault_that_names_it(tmp_path):
         ("folder", "name one after the colon"),
         ("tfds:", "tfds:cifar10"),
         ("tfds:imagenet2021", "did you mean imagenet2012"),
+        ("tfds:imagenet", "did you mean imagenet2012"),
         ("folder:{tmp}/data/hymenopter", "did you mean .*/data/hymenoptera"),
         ("folder:{tmp}/nowhere/at/all", "the nearest existing folder is"),
         ("folder:{tmp}/data", "needs a folder train .* it has hymenoptera"),
@@ -177,6 +183,24 @@ def test_errors_of_wrong_sources(spec, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         sources.open_source(spec.format(tmp=tmp_path), "train")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("inside", "kind"),
+    [
+        ("train", "folder"),
+        ("dataset_info.json", "prepared"),
+        ("ILSVRC", "kaggle"),
+        ("ILSVRC2012_img_val.tar", "tars"),
+        (None, "folder"),
+    ],
+)
+def test_a_path_without_a_kind_of_source_suggests_one(inside, kind, tmp_path):
+    path = tmp_path / "photos"
+    if inside:
+        (path / inside).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"begin with the kind of source: {kind}:{path}$"):
+        sources.open_source(str(path), "train")
 
 
 def test_a_class_that_only_the_test_folder_has(tmp_path):
@@ -203,3 +227,99 @@ def test_records_that_cannot_be_tested_on(labels, message, tmp_path):
     )
     with pytest.raises(UserError, match=message):
         sources.open_source(f"prepared:{tmp_path}", "test")
+
+
+@pytest.mark.parametrize("there", [None, "ILSVRC2012_img_train.tar"])
+def test_tfds_without_imagenet_names_files_place_and_ways_and_leaves_no_folder(there, tmp_path):
+    manual = tmp_path / "tfds/downloads/manual"
+    if there:
+        manual.mkdir(parents=True)
+        (manual / there).touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as error:
+        sources.open_source("tfds:imagenet2012", "train", data_dir=str(tmp_path / "tfds"))
+    message = str(error.value)
+    looked_for, missing = message.split("; missing: ")
+    assert {"ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", str(manual)} <= set(looked_for.split())
+    assert missing.startswith("ILSVRC2012_img_val.tar. " if there else "ILSVRC2012_img_train.tar, ILSVRC2012")
+    for word in ("tfds:", "tars:PATH", "kaggle:PATH", "folder:PATH", "data.data_dir", "docs/imagenet.md"):
+        assert word in missing
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_tfds_sets_that_must_be_fetched_by_hand_say_how(tmp_path):
+    with pytest.raises(UserError, match=r"downloads/manual is missing or empty: .*ILSVRC2012_img_val\.tar"):
+        sources.open_source("tfds:imagenet2012_real", "test", data_dir=str(tmp_path / "tfds"))
+    assert list(tmp_path.iterdir()) == []
+
+
+SLOW_DOWNLOAD = """
+import sys
+import threading
+import time
+import tensorflow_datasets as tfds
+from alexnet_jax.common import command_line
+from alexnet_jax.data import sources
+from alexnet_jax.run import signals
+
+class Slow(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        dl_manager.download(sys.argv[1])
+        return {}
+
+    def _generate_examples(self):
+        yield from ()
+
+def main():
+    with signals.Stop():
+        sources.open_source("tfds:slow", "train", data_dir=sys.argv[2])
+
+command_line.command(main)
+"""
+
+
+@pytest.fixture
+def endless_download():
+    """The URL of a file that never ends, and an event for when it is being read."""
+    requested, over = threading.Event(), threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            requested.set()
+            with contextlib.suppress(OSError):
+                while not over.wait(0.05):
+                    self.wfile.write(b"0" * 1024)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/images.bin", requested
+    over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_tfds_download_within_seconds(number, endless_download, tmp_path):
+    url, requested = endless_download
+    command = [sys.executable, "-c", SLOW_DOWNLOAD, url, str(tmp_path / "tfds")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert requested.wait(60)
+        time.sleep(0.5)
+        process.send_signal(number)
+        started = time.monotonic()
+        _, said = process.communicate(timeout=30)
+    assert time.monotonic() - started < 5
+    assert process.returncode == 128 + number, said
+    assert "Traceback" not in said and "saving" not in said
+    assert not (tmp_path / "tfds/slow").exists()

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -210,6 +211,14 @@ def test_the_tables_of_the_records_follow_from_their_results(name):
     assert sweep_table.as_csv(lines) == (record / "table.csv").read_text()
 
 
+def test_one_degree_of_freedom_is_one_degree():
+    rows = [{"row": name, "runs": []} for name in ("parent", "a")]
+    for row, errors in zip(rows, ((10.0, 11.0), (12.0, 12.5)), strict=True):
+        row["runs"] = [{"seed": seed, "eval": {"top1_error": error}} for seed, error in enumerate(errors)]
+    (text, _) = sweep_table._spread({"rows": rows, "seeds": [0, 1]}, [])
+    assert "(1 degree of freedom)" in text
+
+
 # --- Running ----------------------------------------------------------------------------------------------
 
 
@@ -228,7 +237,8 @@ def test_a_sweep_that_is_killed_and_started_again_gives_the_same_table(images, t
     done = subprocess.run(command(file, whole), **options)
     assert done.returncode == 0, done.stderr
     assert "broken, seed 0: not begun: error: data.source=folder:/nowhere" in done.stderr
-    assert "left" in done.stderr  # progress over the whole sweep
+    # Progress over the whole sweep; no fractions of runs.
+    assert re.search(r"\(\d+% of \d+ runs, left \d\d:\d\d\)", done.stderr)
 
     killed = subprocess.Popen(
         command(file, parts), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -12,6 +12,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from jax.sharding import NamedSharding
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -252,3 +253,50 @@ def test_statistics_round_trip_and_refuse_pickle(tmp_path):
         statistics.Statistics.load(tmp_path)
     with pytest.raises(UserError, match=r"augment\.mean=image"):
         statistics.ILSVRC.mean("image", 256)
+
+
+RESULT = {"step": 938, "top1_error": 15.1004, "top5_error": 0.3, "loss": 0.43211, "views": 10}
+RESULT |= {"examples": 2000, "bad_images": 0}
+
+
+def test_results_of_a_test_are_rounded_and_have_units():
+    assert logs.as_table(RESULT, 10).splitlines() == [
+        "step         938",
+        "top-1 error  15.10 %",
+        "top-5 error  0.30 %",
+        "loss         0.4321",
+        "views        10",
+        "examples     2,000",
+        "bad images   0",
+    ]
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 6])
+def test_the_top_5_error_of_five_classes_is_not_shown(num_classes, tmp_path, capsys):
+    shown = num_classes > 5
+    assert ("top-5" in logs.as_table(RESULT, num_classes)) == shown
+    log = logs.RunLog(tmp_path, range(10), num_classes=num_classes)
+    log.metrics(5, 0.5, {"eval/top1_error": 12.5, "eval/top5_error": 0.0, "eval/loss": 1.0})
+    log.close()
+    line = capsys.readouterr().err
+    assert "top-1 error 12.50 %" in line and ("top-5 error 0.00 %" in line) == shown
+    assert logs.read_metrics(tmp_path)[0]["eval/top5_error"] == 0.0
+    summary = status.farewell(tmp_path, "done", Record(evaluation=RESULT, best_top1_error=14.0), num_classes)
+    start = "top-1 error 15.10 %, top-5 error 0.30 %" if shown else "top-1 error 15.10 %"
+    assert summary[0] == f"{start} on 2,000 images (10 views); best top-1 error 14.00 %"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_of_the_umask_whatever_their_writer_does(mask, mode, tmp_path):
+    before = os.umask(mask)
+    try:
+        with files.replacing(tmp_path / "private") as temporary:
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors does
+        with files.replacing(tmp_path / "w.safetensors") as temporary:
+            safetensors.numpy.save_file({"weight": np.ones(3, np.float32)}, temporary)
+        files.write_text(tmp_path / "text", "")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("private", "w.safetensors", "text"), mode
+    )

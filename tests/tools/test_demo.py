@@ -1,5 +1,6 @@
 """The demo page: its answers, and a session in a real browser."""
 
+import dataclasses
 import functools
 import pathlib
 import shutil
@@ -158,11 +159,54 @@ def test_a_real_browser_shows_classes_maps_and_messages(url, photos, tmp_path): 
         browser.quit()
 
 
-def test_a_port_in_use_is_a_one_line_error(net):  # noqa: F811
+def test_a_port_in_use_is_a_one_line_error(net, capsys):  # noqa: F811
     pytest.importorskip("gradio")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"--port={port}: cannot serve at this port"):
-            __main__.main(["demo", f"--weights={net}", f"--port={port}"])
+        with pytest.raises(UserError, match=rf"--port={port}: cannot serve at 127\.0\.0\.1:{port} .*in use"):
+            __main__.main(["demo", "--weights=not-even-read.pth", f"--port={port}"])
+    assert "open http" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="--port=99999: cannot serve"):
+        __main__.main(["demo", f"--weights={net}", "--port=99999"])
+
+
+def test_the_page_opens_when_it_is_served_and_not_before(url, tmp_path):
+    wait_for(lambda: f"open {url} (Ctrl-C to stop)" in (tmp_path / "said").read_text(), 10)
+    assert wait_for(functools.partial(urlopen, url, timeout=5)).status == 200
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """`texts(loaded)`: what the page says, texts and labels of what is visible."""
+    pytest.importorskip("gradio")
+    monkeypatch.setattr(demo, "explainer", lambda loaded, gallery: None)  # only called for a picture
+    return _texts
+
+
+def _texts(loaded):
+    found = []
+    for component in demo.page(loaded, None).get_config_file()["components"]:
+        if component["props"].get("visible", True):
+            found += [str(component["props"].get(key)) for key in ("value", "label")]
+    return "\n".join(found)
+
+
+def test_the_page_speaks_of_the_classes_there_are(net, texts):  # noqa: F811
+    loaded = pretrained.read(net)
+    few = dataclasses.replace(loaded, model=loaded.model.clone(num_classes=2))
+    assert "names the most probable of its 2 classes" in texts(few)
+    assert "all classes, ten views" in texts(few) and "top five" not in texts(few)
+    many = dataclasses.replace(loaded, model=loaded.model.clone(num_classes=1000))
+    assert "of its 1,000 classes" in texts(many) and "top five classes, ten views" in texts(many)
+    none = dataclasses.replace(many, missing=("fc6", "fc7", "fc8"))
+    assert "has no classifier" in texts(none)
+    assert "1,000" not in texts(none) and "ten views" not in texts(none)
+
+
+def test_the_page_of_a_net_without_columns_does_not_speak_of_them(net, texts):  # noqa: F811
+    loaded = pretrained.read(net)
+    two, one = (dataclasses.replace(loaded, model=loaded.model.clone(columns=columns)) for columns in (2, 1))
+    assert "the first column's maps, then the second's" in texts(two)
+    assert "column" not in texts(one)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 import alexnet_jax
 from alexnet_jax import __main__, create_model
@@ -224,9 +225,32 @@ def test_nearest_command(tmp_path, net, photos, capsys):
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(answers) == 40 and all(len(a["nearest"]) == 3 for a in answers)
     with Image.open(picture) as image:
-        assert image.size == (4 * 96 + 12, 20 * 96)  # of 40 queries
+        assert image.size == (4 * 104 + 16, 20 * 132 + 8)  # of 40 queries; three images for each
     done = run("alexnet_jax", "nearest", tmp_path / "nothing.npz")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_figure_names_files_and_shows_distances_and_is_not_endless(photos, tmp_path):
+    files = [str(path) for path in sorted(photos.rglob("*.png"))]
+    near = [(files[i], 0.125 * i) for i in range(30)]
+    nearest.figure(tmp_path / "near.png", [(files[0], near)] * 100)
+    sheet = np.asarray(Image.open(tmp_path / "near.png").convert("L"))
+    assert sheet.shape == (20 * 132 + 8, 13 * 104 + 16)
+    nearest.figure(tmp_path / "other.png", [(files[0], [*near[:2], (files[2], 99.0), *near[3:]])])
+    other = np.asarray(Image.open(tmp_path / "other.png").convert("L"))
+    # The second line below the third of the nearest images is its distance, and the only thing that differs.
+    differ = np.argwhere(sheet[:132] != other[:132])
+    low, high = differ.min(axis=0), differ.max(axis=0)
+    assert (low >= (8 + 96 + 14, 16 + 3 * 104)).all() and (high < (140, 16 + 4 * 104)).all()
+    names = sheet[8 + 96 : 8 + 96 + 14]
+    assert all((names[:, 8 + column * 104 :][:, :60] < 128).any() for column in range(13))  # a name each
+
+
+def test_long_names_lose_their_middle():
+    font = ImageFont.load_default(11)
+    assert nearest._shortened("cat.jpg", font) == "cat.jpg"
+    text = nearest._shortened("a" * 60 + "z" * 60, font)
+    assert re.fullmatch(r"(a+)\.\.\.(z+)", text) and 80 < font.getlength(text) <= 96
 
 
 def test_probe_finds_the_optimum():
