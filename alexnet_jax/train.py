@@ -42,8 +42,7 @@ class Run:
         statistics, class_names = statistics_of(self.source), self.source.class_names
         self.model = model = configs.build_model(config, self.source.num_classes)
 
-        starts_from = None if checkpoint.exist(workdir) else config.init.path
-        init = pretrained.read(starts_from, partial=True) if starts_from else None
+        init = None if checkpoint.exist(workdir) else pretrained.read_initial(config)
         is_described = (workdir / pretrained.DESCRIPTION).exists()
         trained = pretrained.read_description(workdir) if is_described else init
         if trained is None:
@@ -51,7 +50,8 @@ class Run:
         else:
             self.preprocess = trained.preprocess.resized(data.resize_size, data.image_size)
         # Trained initial weights, by layer.
-        self.start = {} if init is None else pretrained.start_from(init, model, self.preprocess, class_names)
+        layers = (model, self.preprocess, class_names, config.init.layers)
+        self.start = {} if init is None else pretrained.start_from(init, *layers)
 
         size = {"num_examples": len(self.source), "batch_size": data.batch_size}
         in_steps = functools.partial(configs.in_steps, run, **size)

@@ -202,7 +202,7 @@ def page(loaded: Pretrained, gallery: Gallery | None) -> Any:
 
 
 def main(args: argparse.Namespace) -> int:
-    loaded = pretrained.read(args.weights, partial=True)
+    loaded = pretrained.read(args.weights, partial=True, variant=args.variant, mean=args.mean)
     blocks = page(loaded, make_gallery(loaded, args.gallery))
     print(f"{jax.devices()[0].device_kind}: open http://{args.host}:{args.port} (Ctrl-C to stop)", flush=True)
     try:

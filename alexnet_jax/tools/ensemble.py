@@ -86,7 +86,8 @@ def main(args: argparse.Namespace) -> int:
         if name not in nets:
             members.append(predictions.load(pathlib.Path(name)))
             continue
-        loaded = pretrained.read(name, partial=True)
+        known = {} if pathlib.Path(name).is_dir() else {"variant": args.variant, "mean": args.mean}
+        loaded = pretrained.read(name, partial=True, **known)
         images = source or unlabelled(args.images, _class_ids(loaded))
         members.append(predictions.predict(loaded, images, views=args.views))
     mean = predictions.average(members, weights)
