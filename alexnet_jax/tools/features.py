@@ -25,7 +25,7 @@ def layer_names(loaded: Pretrained) -> list[str]:
     names: list[str] = []
 
     def record(params: Any, images: Any) -> None:
-        how = {"method": "_partial", "mutable": "intermediates"}
+        how: dict[str, Any] = {"method": "_partial", "mutable": "intermediates"}
         _, state = nn.Module.apply(loaded.model, {"params": params}, images, **how)
         names.extend(state["intermediates"]["activations"])
 
