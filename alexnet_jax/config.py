@@ -83,9 +83,7 @@ class OptimizerConfig:
     bias_rate_drops: bool  # whether the biases' rate follows the schedule
     schedule: Annotated[str, one_of("plateau", "epochs", "constant")]
     drop_factor: Annotated[float, above(0), at_most(1)]  # multiplies the rate at a drop (plateau, epochs)
-    drop_epochs: tuple[
-        Annotated[float, at_least(0), at_most(MAX_EPOCHS)], ...
-    ]  # when the rate drops (epochs)
+    drop_epochs: tuple[Annotated[float, at_least(0), at_most(MAX_EPOCHS)], ...]  # when the rate drops
     patience_evals: Annotated[int, at_least(1)]  # evaluations without a new best before a drop (plateau)
     max_drops: Annotated[int, at_least(0)]  # after these, training ends instead of a drop (plateau)
     # Rates of single parameters, the latest holds: a layer, one of its two as conv1.kernel, or all as *.bias.
@@ -105,6 +103,8 @@ class InitConfig:
     """The initial weights."""
 
     path: str | None  # trained weights, as `load_pretrained` reads them; None or "" for random ones
+    layers: tuple[str, ...]  # taken from there; () for all that fit
+    mean: str | None  # the mean image of a Caffe net at `path`; None for its mean colour, or the path's own
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nn.relu, "tanh": jnp
 PLAIN_POOLING_PADDING = {"conv2": 1, "conv5": 0}  # layers-147.cfg
 CROSS_COLUMN_LAYERS = ("conv3", "conv6", "fc6", "fc7", "fc8")
 REMOVABLE = ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")
-POST_OPS = ("activation", "lrn", "map_norm", "pool")
+NORMS = ("lrn", "map_norm")
+POST_OPS = ("activation", *NORMS, "pool")
 
 _ORDER = Bound(
     lambda order: set(order.split()) <= set(POST_OPS) and len(order.split()) == len(set(order.split())),
@@ -231,7 +232,7 @@ class AlexNet(nn.Module):
         """Applies the operations in `order` after layer `number`."""
         removed = not {f"conv{number}", f"fc{number}"}.isdisjoint(self.removed_layers)
         for op in order.split():
-            if op == "pool" or not removed:
+            if op == "pool" or not (removed or (op in NORMS and not self.norm)):
                 xs = self._record(f"{op}{number}", self._post_op(op, f"{op}{number}", xs))
         return xs
 
@@ -242,8 +243,6 @@ class AlexNet(nn.Module):
             window = 3 if self.overlapping_pooling else 2
             how = {"ceil": self.rounding != "torch", "name": name, "ties": self.pool_ties}
             return [layers.max_pool(x, window, 2, **how) for x in xs]
-        if not self.norm:
-            return xs
         if op == "map_norm":  # layers-145.cfg: scale 0.001 over the 25 places of the window, power 0.75
             return [layers.within_map_norm(x, k=1.0, alpha=0.001 / 25, beta=0.75, size=5) for x in xs]
         constants = {"k": self.lrn_k, "alpha": self.lrn_alpha, "beta": self.lrn_beta, "size": self.lrn_size}

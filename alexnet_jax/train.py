@@ -24,7 +24,7 @@ from alexnet_jax.run import workdir as workdirs
 from alexnet_jax.run.memory import batch_shapes, check_memory
 from alexnet_jax.run.meter import Diverged, InFlight, Meter, TrainingBatches, check_finite, is_due
 from alexnet_jax.run.record import Record
-from alexnet_jax.weights import pretrained
+from alexnet_jax.weights import initial, pretrained
 
 
 class Run:
@@ -43,8 +43,8 @@ class Run:
         statistics = statistics_of(self.source)
         self.model = model = configs.build_model(config, self.source.num_classes)
 
-        resumes, path = checkpoint.exist(workdir), config.init.path
-        init = pretrained.read(path, partial=True) if path and not resumes else None
+        resumes = checkpoint.exist(workdir)
+        init = None if resumes else initial.read_initial(config)
         is_described = resumes and (workdir / pretrained.DESCRIPTION).exists()
         trained = pretrained.read_description(workdir) if is_described else init
         if trained is None:
@@ -52,7 +52,8 @@ class Run:
         else:
             self.preprocess = trained.preprocess.resized(data.resize_size, data.image_size)
         # Trained initial weights, by layer.
-        self.start = {} if init is None else pretrained.start_from(init, model, self.preprocess, self.source)
+        layers = (model, self.preprocess, self.source, config.init.layers)
+        self.start = {} if init is None else initial.start_from(init, *layers)
 
         size = {"num_examples": len(self.source), "batch_size": data.batch_size}
         in_steps = functools.partial(configs.in_steps, run, **size)

@@ -66,6 +66,8 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.init = {
         "path": placeholder(str),  # random weights; configs/finetune.py starts from trained ones
+        "layers": (),  # of trained weights: all convolutions, and fc6 to fc8 as far as they fit
+        "mean": placeholder(str),  # as ilsvrc_2012_mean.npy
     }
     config.run = {
         "seed": 0,  # for the initial weights, the order of the images and the randomness in steps

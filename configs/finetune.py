@@ -3,7 +3,7 @@
     python main.py --config=configs/finetune.py --config.data.source=folder:PHOTOS --config.init.path=WEIGHTS
 
 PHOTOS has `train/<class>/` and `val/<class>/`; WEIGHTS is anything `alexnet_jax.load_pretrained` reads,
-with all layers or just the convolutions.
+with all layers or just the convolutions. Layers that do not fit, such as fc6 at another image size, are new.
 
 Measured with torchvision's convolutions and `--config.model.fc_widths="(256, 256)"` on 245 photographs of
 ants and bees, tested on 153: 8.9 % top-1 error (mean of seeds 0, 1, 2; 7.8 to 10.5), in about two minutes on

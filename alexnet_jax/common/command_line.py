@@ -21,12 +21,24 @@ EXIT_CODES = {"done": 0, "diverged": 3, "interrupted": 75}
 FAULT, WRONG_USE, CTRL_C = 1, 2, 130
 
 
+class _Once(argparse.Action):
+    """Stores an option's value; a second one is an error, instead of silently replacing the first."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if option_string and self in parser.given:
+            parser.error(f"{self.option_strings[0]}: given twice; it takes one value")
+        parser.given.append(self)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """Shows defaults in the help; raises `UserError` on wrong arguments, for `command` to print."""
 
     def __init__(self, module: str, doc: str | None) -> None:
         how = argparse.RawDescriptionHelpFormatter
         super().__init__(f"python -m {module}", description=inspect.cleandoc(doc or ""), formatter_class=how)
+        self.given: list[argparse.Action] = []
+        self.register("action", None, _Once)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         help, default = options.get("help", argparse.SUPPRESS), options.get("default")

@@ -18,6 +18,14 @@ WEIGHTS = (
 
 def _weights(parser: Parser) -> None:
     parser.add_argument("--weights", default="torchvision", help=WEIGHTS)
+    _of_weights(parser)
+
+
+def _of_weights(parser: Parser) -> None:
+    """What a file of weights does not say by itself."""
+    parser.add_argument("--variant", help="the net of the weights, if their shapes fit several: caffe, ...")
+    mean = "a Caffe net's mean image, .binaryproto or .npy (default: its mean colour)"
+    parser.add_argument("--mean", metavar="FILE", help=mean)
 
 
 def _views(parser: Parser) -> None:
@@ -64,7 +72,7 @@ def features(parser: Parser) -> None:
     """
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files and folders")
     _weights(parser)
-    layers = "conv1, activation1, pool1, ..., fc7, activation7 or fc8"
+    layers = "conv1, activation1, pool1, ..., fc7, activation7 or fc8; maps are height x width x channels"
     parser.add_argument("--layer", default="pool5", help=layers)
     parser.add_argument("--out", required=True, type=new_file(".npz"), help="the .npz file to write")
 
@@ -115,6 +123,7 @@ def ensemble(parser: Parser) -> None:
     """
     members = "workdirs, weights, predictions"
     parser.add_argument("members", nargs="+", metavar="MEMBER", type=user_path, help=members)
+    _of_weights(parser)
     parser.add_argument("--member_weights", type=_numbers, help="such as 2,1,1 (default: equal)")
     _views(parser)
     parser.add_argument("--source", help="as data.source in a config (default: the first workdir's)")
@@ -135,6 +144,7 @@ def export(parser: Parser) -> None:
     function with its weights and preprocessing, for any program that runs StableHLO.
     """
     parser.add_argument("weights", help=WEIGHTS)
+    _of_weights(parser)
     out = new_file(".safetensors", ".npz", ".stablehlo")
     parser.add_argument("out", type=out, help="the file to write: .safetensors, .npz or .stablehlo")
 

@@ -217,7 +217,7 @@ def _port_errors(args: argparse.Namespace) -> Iterator[None]:
 def main(args: argparse.Namespace) -> int:
     with _port_errors(args):  # before the weights are read
         socket.create_server((args.host, args.port)).close()
-    loaded = pretrained.read(args.weights, partial=True)
+    loaded = pretrained.read(args.weights, partial=True, variant=args.variant, mean=args.mean)
     blocks = page(loaded, make_gallery(loaded, args.gallery))
     with _port_errors(args):
         blocks.launch(

@@ -80,7 +80,8 @@ def main(args: argparse.Namespace) -> int:
         if name not in nets:
             members.append(predictions.load(pathlib.Path(name)))
             continue
-        loaded = pretrained.read(name, partial=True)
+        known = {} if pathlib.Path(name).is_dir() else {"variant": args.variant, "mean": args.mean}
+        loaded = pretrained.read(name, partial=True, **known)
         class_ids = loaded.class_ids or tuple(map(str, range(loaded.model.num_classes)))
         source = source or unlabelled(args.images, class_ids)
         members.append(predictions.predict(loaded, source, views=args.views))

@@ -34,7 +34,7 @@ def stablehlo(loaded: Pretrained) -> bytes:
 
 
 def main(args: argparse.Namespace) -> int:
-    loaded = pretrained.read(args.weights, partial=True)
+    loaded = pretrained.read(args.weights, partial=True, variant=args.variant, mean=args.mean)
     if args.out.suffix.lower() == ".stablehlo":
         data = stablehlo(loaded)
         with replacing(args.out) as temporary:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,21 @@ from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
 
 
+def layer_names(loaded: Pretrained) -> list[str]:
+    """The names of the activations that the weights determine, in the order of the net."""
+    names: list[str] = []
+
+    def record(params: Any, images: Any) -> None:
+        how: dict[str, Any] = {"method": "_partial", "mutable": "intermediates"}
+        _, state = nn.Module.apply(loaded.model, {"params": params}, images, **how)
+        names.extend(state["intermediates"]["activations"])
+
+    side = loaded.preprocess.crop_size
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    jax.eval_shape(record, loaded.variables["params"], images)
+    return names
+
+
 def layer_function(loaded: Pretrained, layer: str) -> Callable[[Any], jax.Array]:
     """Compiles `images -> activations` of a layer: uint8 `[B, S, S, 3]` to float32 `[B, ...]`.
 
@@ -28,14 +44,13 @@ def layer_function(loaded: Pretrained, layer: str) -> Callable[[Any], jax.Array]
       UserError: the net has no such layer, or needed weights are missing.
     """
     model, params = loaded.model, loaded.variables["params"]
-    absent = [int(name[-1]) for name in loaded.missing]
-    if absent and layer[-1:].isdigit() and int(layer[-1]) >= min(absent):
-        raise UserError(f"--layer={layer}: {loaded.path} has no {', '.join(loaded.missing)}, which it needs")
+    if layer not in (names := layer_names(loaded)):
+        absent = ", ".join(loaded.missing) or "such layer"
+        raise UserError(f"--layer={layer}: {loaded.path} has no {absent}; choose one of {', '.join(names)}")
 
     def activations(params: Any, images: jax.Array) -> Any:
         return model.apply({"params": params}, loaded.preprocess.view(images), capture=layer)[1][layer]
 
-    jax.eval_shape(activations, params, jnp.zeros((1, *(loaded.preprocess.resize_size,) * 2, 3), jnp.uint8))
     compiled = jax.jit(activations)
     return lambda images: compiled(params, images)
 
@@ -73,7 +88,7 @@ def load_classes(path: str | pathlib.Path) -> list[str]:
 
 def main(args: argparse.Namespace) -> int:
     files, classes = zip(*inference.find_with_classes(args.images), strict=True)
-    loaded = pretrained.read(args.weights, partial=True)
+    loaded = pretrained.read(args.weights, partial=True, variant=args.variant, mean=args.mean)
     good = []
     answers = progress.bar(len(files), "image", args.layer, iterable=extract(loaded, files, args.layer))
     for class_name, (file, activations) in zip(classes, answers, strict=True):
@@ -84,8 +99,9 @@ def main(args: argparse.Namespace) -> int:
     if not good:
         raise UserError("none of the images can be read")
     names, names_of_classes, rows = zip(*good, strict=True)
+    is_map, bad = rows[0].ndim == 3, len(files) - len(good)
     arrays = {"files": names, "classes": names_of_classes, "features": np.stack(rows), "layer": args.layer}
-    write_npz(args.out, arrays)
-    shape, bad = " x ".join(map(str, rows[0].shape)), len(files) - len(good)
+    write_npz(args.out, {**arrays, "axes": "NHWC" if is_map else "NC"})
+    shape = " x ".join(map(str, rows[0].shape)) + (" (height x width x channels)" if is_map else "")
     print(f"{args.out}: {args.layer} of {len(good)} images, {shape} each; {bad} bad")
     return 0

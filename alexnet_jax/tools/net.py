@@ -139,14 +139,16 @@ def load_pretrained(
     `model.apply(variables, preprocess(image)[None])` returns logits `[1, num_classes]`.
 
     Args:
-      path: torchvision's `.pth`, a `.safetensors` or `.npz` with the same names, Caffe's `.caffemodel`, the
-        workdir of a run, or `torchvision`, `caffe` or `caffenet` for the published weights.
+      path: torchvision's `.pth`, Caffe's `.caffemodel`, their layers under any names in a `.pth`,
+        `.safetensors`, `.npz` or `.npy`, the workdir of a run, or `torchvision`, `caffe` or `caffenet` for
+        the published weights.
       num_classes: gives the net a new last layer for as many classes, unless it has as many. Layers that the
         file lacks are new, too.
       compute_dtype: `jnp.bfloat16` or `"bfloat16"` for activations and products; weights stay float32.
       variant: the net's variant, if the shapes of the weights do not determine it.
       partial: allows missing layers, which are then absent from `variables`.
-      mean: the mean image of a Caffe net: a `.binaryproto` or RGB `[256, 256, 3]` in grey levels.
+      mean: the mean image of a Caffe net: a file (see `caffe_files.read_mean`) or an array, RGB
+        `[256, 256, 3]` in grey levels.
       seed: of the new layers.
 
     Raises:

@@ -94,7 +94,7 @@ def as_text(answer: dict[str, Any]) -> str:
 def main(args: argparse.Namespace) -> int:
     from_pipe = args.images in ([], ["-"])
     files = standard_input(sys.stdin.buffer) if from_pipe else inference.find(args.images)
-    loaded = pretrained.read(args.weights, partial=True)
+    loaded = pretrained.read(args.weights, partial=True, variant=args.variant, mean=args.mean)
     classes = class_names(loaded)
     judged = not from_pipe and (args.confusion or any(map(os.path.isdir, args.images)))
     names = (classes, loaded.class_ids)

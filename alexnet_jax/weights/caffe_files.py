@@ -5,6 +5,8 @@ Both are protocol buffers defined in `caffe.proto`; `_MESSAGES` has the few fiel
 
 import dataclasses
 import functools
+import io
+import math
 import pathlib
 from typing import Any
 
@@ -71,17 +73,30 @@ def read_net(path: pathlib.Path) -> list[Layer]:
 
 
 def read_mean(path: pathlib.Path) -> np.ndarray:
-    """Reads the mean image of a `.binaryproto` as RGB float32 `[H, W, 3]` in grey levels.
+    """Reads a mean image as RGB float32 `[H, W, 3]` in grey levels.
+
+    Args:
+      path: a `.binaryproto`, or a `.npy` of `[3, H, W]` in BGR, such as Caffe's `ilsvrc_2012_mean.npy`, or of
+        `[H, W, 3]` in RGB.
 
     Raises:
-      UserError: the file is damaged or not a colour image.
+      UserError: the file is missing, damaged or not a colour image.
     """
-    with damage_reported(".binaryproto"):
-        blob = _blob(_message_types()["BlobProto"].FromString(path.read_bytes()))
-    if blob.ndim not in (3, 4) or blob.size != 3 * np.prod(blob.shape[-2:]):
-        raise UserError(f"not a colour image, but of shape {list(blob.shape)}")
-    mean = blob.reshape(3, *blob.shape[-2:])
-    return np.ascontiguousarray(mean[::-1].transpose(1, 2, 0))
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})") from error
+    with damage_reported("mean image, or not a .binaryproto or a .npy of numbers"):
+        if data.startswith(b"\x93NUMPY"):
+            mean = np.load(io.BytesIO(data), allow_pickle=False)
+        else:
+            mean = _blob(_message_types()["BlobProto"].FromString(data))
+    if mean.ndim not in (3, 4) or mean.size != 3 * math.prod(mean.shape[-2:]):
+        if mean.ndim != 3 or mean.shape[2] != 3:
+            raise UserError(f"not a colour image, but of shape {list(mean.shape)}")
+        return mean.astype(np.float32)
+    bgr = mean.reshape(3, *mean.shape[-2:]).astype(np.float32)
+    return np.ascontiguousarray(bgr[::-1].transpose(1, 2, 0))
 
 
 @functools.cache

@@ -21,10 +21,10 @@ from alexnet_jax.data.preprocess import CAFFE, TORCHVISION, Preprocess
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
 from alexnet_jax.run import checkpoint, processes
-from alexnet_jax.run.summary import param_shapes
-from alexnet_jax.variants import VARIANTS, create_model, layer_names
+from alexnet_jax.variants import VARIANTS, create_model
 from alexnet_jax.weights import caffe_files, formats, published
-from alexnet_jax.weights.layouts import LAYERS, layer_shapes, to_layers, to_params
+from alexnet_jax.weights.layouts import DENSE, LAYERS, layer_shapes, to_layers, to_params
+from alexnet_jax.weights.recognise import Stored
 
 DESCRIPTION = "net.json"  # in a workdir
 _Names = tuple[str, ...] | None  # by label
@@ -83,35 +83,55 @@ class Pretrained:
 
 
 def read(
-    path: str | os.PathLike[str], *, variant: str | None = None, partial: bool = False, mean: Any = None
+    path: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    partial: bool = False,
+    mean: Any = None,
+    default_variant: str | None = None,
 ) -> Pretrained:
-    """Loads a trained net; arguments and errors are those of `load_pretrained` in tools/net.py."""
+    """Loads a trained net; arguments and errors are those of `load_pretrained` in tools/net.py.
+
+    Args:
+      default_variant: the net's variant, if neither the file nor `variant` determines it.
+    """
     path = _locate(path)
     jax.devices()  # raises if there are none: not to be taken for damage of the file
     if path.is_dir():
+        if mean is not None:
+            raise UserError(f"{path}: a run has its own mean; leave mean out")
         net = read_description(path)
         params, _ = checkpoint.restore_params(path, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         return dataclasses.replace(net, variables={"params": params})
     if isinstance(mean, str | os.PathLike):
         with named(mean):
-            mean = caffe_files.read_mean(pathlib.Path(mean))
+            mean = caffe_files.read_mean(paths.expanded(mean))
     with named(path):
         stored, classes, class_ids = formats.read(path), None, None
         if stored.description:
             model, preprocess, classes, class_ids = _from_description(stored.description)
         else:
-            model, preprocess = _guess(stored, variant)
+            model, preprocess = _guess(stored, variant or stored.variant or default_variant)
         if classes is None and model.num_classes == 1000:
             class_ids, classes = zip(*imagenet_classes(), strict=True)
+        if mean is not None and preprocess.resize != CAFFE.resize:
+            raise UserError("has a mean of its own; a mean image is for Caffe's nets")
         if mean is not None:
             preprocess = dataclasses.replace(preprocess, mean=mean)
-        _check_layers(stored, layer_shapes(model, preprocess.crop_size))
+        shapes = layer_shapes(model, preprocess.crop_size)
+        if partial and not stored.description:
+            stored = _without_other_heads(stored, shapes)
+        _check_layers(stored, shapes)
         missing = tuple(name for name in LAYERS if name not in stored.layers)
         if missing and not partial:
             raise UserError(
                 f"has no {', '.join(missing)}, only {', '.join(stored.layers)}; "
                 "load_pretrained(..., partial=True) accepts that"
             )
+    if stored.ignored:
+        more = ", ..." if len(stored.ignored) > 3 else ""
+        taken = f"{', '.join(stored.layers)} (conv1 is {stored.names['conv1'][0]})"
+        print(f"{path}: takes {taken}; ignores {', '.join(stored.ignored[:3])}{more}", file=sys.stderr)
     variables = {"params": to_params(model, stored.layers, preprocess.crop_size)}
     return Pretrained(path, model, variables, preprocess, missing, classes, class_ids)
 
@@ -140,12 +160,12 @@ def _from_description(text: str) -> tuple[AlexNet, Preprocess, _Names, _Names]:
         raise UserError(f"the description of the net is damaged ({error}); export the net again") from error
 
 
-def _guess(stored: formats.Stored, variant: str | None) -> tuple[AlexNet, Preprocess]:
+def _guess(stored: Stored, variant: str | None) -> tuple[AlexNet, Preprocess]:
     """Chooses net and preprocessing for weights of other programs, by variant."""
-    variant = variant or stored.variant
     if variant is None:
         raise UserError(
-            f"the shapes of the weights fit several nets; pass variant=, one of {', '.join(VARIANTS)}"
+            "the shapes of the weights fit several nets; pass variant= or --variant=, one of "
+            f"{', '.join(VARIANTS)}"
         )
     num_classes = stored.layers["fc8"][1].size if "fc8" in stored.layers else 1000
     preprocess = TORCHVISION if variant == "torchvision" else CAFFE
@@ -156,7 +176,18 @@ def _guess(stored: formats.Stored, variant: str | None) -> tuple[AlexNet, Prepro
     return create_model(variant, num_classes), preprocess
 
 
-def _check_layers(stored: formats.Stored, shapes: Mapping[str, Any]) -> None:
+def _without_other_heads(stored: Stored, shapes: Mapping[str, Any]) -> Stored:
+    """Leaves out fully connected layers from the first one on that does not fit the convolutions."""
+    kept, ignored = dict(stored.layers), list(stored.ignored)
+    for name in (name for name in DENSE if name in kept):
+        below_is_missing = name != DENSE[0] and DENSE[DENSE.index(name) - 1] not in kept
+        if below_is_missing or kept[name][0].shape != shapes[name][0]:
+            del kept[name]
+            ignored += stored.names[name]
+    return dataclasses.replace(stored, layers=kept, ignored=tuple(ignored))
+
+
+def _check_layers(stored: Stored, shapes: Mapping[str, Any]) -> None:
     """Raises a `UserError` that lists every array with a wrong shape or type."""
     wrong = []
     for name, arrays in stored.layers.items():
@@ -260,38 +291,3 @@ def read_description(workdir: str | os.PathLike[str]) -> Pretrained:
             raise UserError(f"unreadable ({error.strerror}); give the workdir of a run") from error
         model, preprocess, classes, class_ids = _from_description(text)
     return Pretrained(path.parent, model, {}, preprocess, classes=classes, class_ids=class_ids)
-
-
-# Fields in which a net may differ from the one that provides its initial weights.
-_MAY_DIFFER = {"num_classes", "dropout", "init_scheme", "init_scale", "hidden_bias", "compute_dtype"}
-
-
-def start_from(loaded: Pretrained, model: AlexNet, preprocess: Preprocess, source: Source) -> dict[str, Any]:
-    """The layers with which a net for the images of `source` starts from `loaded`.
-
-    The last layer is among them only if the classes are the same.
-
-    Raises:
-      UserError: the weights belong to another net.
-    """
-    theirs = loaded.model
-    may_differ = _MAY_DIFFER | ({"fc_widths"} if "fc6" in loaded.missing else set())
-    for key in {**AlexNet.__dataclass_fields__, **ConvLocal.__dataclass_fields__}:
-        own, other = (getattr(net, key, None) for net in (model, theirs))
-        if key not in {"parent", "name", *may_differ} and own != other:
-            raise UserError(
-                f"init.path={loaded.path}: its net has {key}={other!r}, this config "
-                f"{own!r}; set model.variant or model.{key} to match"
-            )
-    params = dict(loaded.variables["params"])
-    if not loaded.has_classes_of(source):
-        params.pop(layer_names(model)[-1], None)
-    shapes = param_shapes(model, preprocess.crop_size)
-    for name, layer in params.items():
-        found, wanted = layer["kernel"].shape, shapes[name]["kernel"].shape
-        if found != wanted:
-            raise UserError(
-                f"init.path={loaded.path}: {name} is {list(found)}, not {list(wanted)}; "
-                f"set data.image_size={loaded.preprocess.crop_size}"
-            )
-    return params

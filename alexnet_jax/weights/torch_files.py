@@ -7,7 +7,6 @@ construct tensors, replaces each with its own function, and refuses all others.
 import collections
 import io
 import pathlib
-import pickle
 import struct
 import zipfile
 from typing import IO, Any
@@ -16,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from alexnet_jax.common.errors import UserError, damage_reported
+from alexnet_jax.weights.pickles import Unpickler
 
 _DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -28,33 +28,31 @@ _DTYPES = {
     "CharStorage": np.dtype(np.int8),
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
+    "ComplexFloatStorage": np.dtype(np.complex64),
+    "ComplexDoubleStorage": np.dtype(np.complex128),
+    "QInt8Storage": np.dtype(np.int8),
+    "QUInt8Storage": np.dtype(np.uint8),
+    "QInt32Storage": np.dtype(np.int32),
+    "QUInt4x2Storage": np.dtype(np.uint8),
+    "QUInt2x4Storage": np.dtype(np.uint8),
+    "UntypedStorage": np.dtype(np.uint8),
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_ADVICE = 'save only its state dict with PyTorch: torch.save(model.state_dict(), "weights.pth")'
 _BIG_ENDIAN = "big-endian numbers; save it again on a little-endian machine"
 
 
-class _Unpickler(pickle.Unpickler):
-    """Loads tensors, dictionaries, lists, strings and numbers.
+class _Unpickler(Unpickler):
+    """Loads tensors too.
 
     The pickle refers to its tensors' `storages` by key. These flat arrays are to be filled afterwards; the
     tensors are views of them.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file, encoding="latin-1")  # Python 2's byte strings, whatever they contain
+        super().__init__(file, _names(), _ADVICE)
         self.storages: dict[str, np.ndarray] = {}
-        self._names = _names()
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._names[f"{module}.{name}"]
-        except KeyError:
-            raise UserError(
-                f"refused, since its pickle names {module}.{name}, which is no part of a tensor and could "
-                "run code; if you trust the file, save only its state dict with PyTorch: "
-                'torch.save(model.state_dict(), "weights.pth")'
-            ) from None
 
     def persistent_load(self, saved: Any) -> Any:
         kind, storage_type, key, _, count, *view = saved
@@ -67,22 +65,49 @@ class _Unpickler(pickle.Unpickler):
         return self.storages[key]
 
 
+# Of `torch.`: dtypes and schemes of quantisation, which stand for themselves.
+_WORDS = """
+float64 float32 float16 bfloat16 complex128 complex64 complex32 bool uint8 uint16 uint32 uint64 int8 int16
+int32 int64 uint1 uint2 uint3 uint4 uint5 uint6 uint7 int1 int2 int3 int4 int5 int6 int7 quint8 qint8 qint32
+quint4x2 quint2x4 bits16 bits8 bits1x8 bits2x4 bits4x2 float8_e5m2 float8_e4m3fn float8_e5m2fnuz
+float8_e4m3fnuz float8_e8m0fnu float4_e2m1fn_x2 per_tensor_affine per_tensor_symmetric per_channel_affine
+per_channel_symmetric per_channel_affine_float_qparams Tensor storage.TypedStorage
+"""
+# Of `torch._utils._rebuild_`: tensors that no AlexNet has.
+_OTHER_TENSORS = """
+qtensor tensor_v3 sparse_tensor nested_tensor meta_tensor_no_storage wrapper_subclass
+device_tensor_from_numpy device_tensor_from_cpu_tensor
+"""
+
+
 def _names() -> dict[str, Any]:
-    """The names a pickle may use: new objects for each file, because a pickle can set their attributes."""
-    dtypes = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
+    """The names that `torch.load(weights_only=True)` of PyTorch 2.13 accepts, and no others.
+
+    Source: torch/_weights_only_unpickler.py. Tensors that no AlexNet has become None.
+    """
+    kinds = [name.removesuffix("Storage") for name in _DTYPES if not name.startswith(("Q", "U", "Complex"))]
+    places = ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse")
+    builtins = {"set": set, "complex": complex, "bytearray": lambda data=b"", *_: data}
     return {
-        # What `torch.load(weights_only=True)` accepts too, and this package ignores.
         "collections.Counter": collections.Counter,
-        "builtins.set": set,
-        "__builtin__.set": set,
-        "torch.device": lambda *names: ":".join(map(str, names)),
-        **{f"torch.{name}": name for name in dtypes.split()},
         "collections.OrderedDict": collections.OrderedDict,
+        # Python 3 writes the names of Python 2 for these, in protocol 2.
+        **{f"{place}.{name}": builtins[name] for name in builtins for place in ("builtins", "__builtin__")},
+        "_codecs.encode": lambda text, *_: text.encode("latin-1"),  # bytes, in protocol 2
+        "torch.device": lambda *names: ":".join(map(str, names)),
+        "torch.serialization._get_layout": str,
+        "torch.Size": lambda dimensions: tuple(dimensions),
+        "torch.nn.parameter.Parameter": lambda tensor, *_: tensor,
+        "torch._tensor._rebuild_from_type_v2": lambda rebuild, _, arguments, *__: rebuild(*arguments),
         "torch._utils._rebuild_tensor": lambda *arguments: _tensor(*arguments[:4]),
         "torch._utils._rebuild_tensor_v2": lambda *arguments: _tensor(*arguments[:4]),
         "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-        "torch.Size": lambda dimensions: tuple(dimensions),
-        **{f"torch.{name}": name for name in _DTYPES},
+        "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+        **{f"torch._utils._rebuild_{name}": lambda *_: None for name in _OTHER_TENSORS.split()},
+        **{f"torch.{name}": name for name in _WORDS.split()},
+        **{f"{place}.{kind}Tensor": f"{kind}Tensor" for kind in kinds for place in places},
+        **{f"{place}.{name}": name for name in _DTYPES for place in places[:2]},
+        "torch.storage.UntypedStorage": "UntypedStorage",
     }
 
 

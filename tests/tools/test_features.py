@@ -15,12 +15,13 @@ import pytest
 from PIL import Image, ImageFont
 
 import alexnet_jax
-from alexnet_jax import __main__, create_model
+from alexnet_jax import __main__, create_model, load_pretrained
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.tools import features, nearest, probe
 from alexnet_jax.weights import pretrained
+from tests import caffe
 from tests.fixtures import seeded
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
@@ -113,20 +114,115 @@ def test_features_are_written_as_npz_only(tmp_path, net, photos):
 
 def test_a_missing_layer(tmp_path, net, photos):
     loaded = pretrained.read(net)
-    with pytest.raises(UserError, match="no activation 'fc9'; it has conv1, activation1"):
+    with pytest.raises(
+        UserError, match=r"--layer=fc9: .* has no such layer; choose one of conv1, activation1, "
+    ):
         features.layer_function(loaded, "fc9")
     convolutions = {k: v for k, v in loaded.variables["params"].items() if k.startswith("conv")}
     path = tmp_path / "convolutions.safetensors"
     pretrained.save_pretrained(path, loaded.model, {"params": convolutions}, loaded.preprocess)
     partial = pretrained.read(path, partial=True)
     with pytest.raises(
-        UserError, match=r"--layer=activation6: .*convolutions.safetensors has no fc6, fc7, fc8"
+        UserError, match=r"--layer=activation6: .*convolutions.safetensors has no fc6, fc7, fc8; .*pool5$"
     ):
         features.layer_function(partial, "activation6")
     image = partial.preprocess.stored(np.zeros((80, 80, 3), np.uint8))[None]
     np.testing.assert_array_equal(
         features.layer_function(partial, "pool5")(image), features.layer_function(loaded, "pool5")(image)
     )
+
+
+@pytest.mark.parametrize(
+    "variant, switches, absent",
+    [
+        ("torchvision", {}, {"lrn1", "lrn2", "map_norm2"}),
+        ("paper", {}, {"map_norm2"}),
+        ("original", {}, set()),
+        ("original", {"norm": False}, {"lrn1", "lrn2", "map_norm2"}),
+        (
+            "paper",
+            {"removed_layers": ("conv4", "fc7")},
+            {"conv4", "activation4", "fc7", "activation7", "dropout7"},
+        ),
+        ("caffenet", {"conv6": True}, set()),
+    ],
+)
+def test_the_layers_offered_are_those_that_the_net_has(variant, switches, absent):
+    """Each can be computed; a layer that is switched off is not offered."""
+    model = create_model(variant, 5, widths=(16, 32, 16, 16, 16, 16), fc_widths=(32, 32), **switches)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3)))
+    loaded = pretrained.Pretrained(pathlib.Path("net"), model, variables, Preprocess(72, 67))
+    names = features.layer_names(loaded)
+    assert absent.isdisjoint(names) and names[0] == "conv1" and names[-1] == "fc8"
+    _, seen = model.apply(variables, jnp.zeros((1, 67, 67, 3)), capture=names)
+    assert set(seen) == set(names)
+    for name in absent:
+        with pytest.raises(UserError, match=f"--layer={name}: net has no such layer; choose one of conv1"):
+            features.layer_function(loaded, name)
+
+
+def test_maps_are_height_width_channels(tmp_path, net, photos, capsys):
+    """The order of the axes is written beside the features, and printed."""
+    model, variables, preprocess = load_pretrained(net)
+    for layer, axes, shape in (
+        ("conv2", "NHWC", "7 x 7 x 32 (height x width x channels)"),
+        ("fc6", "NC", "32"),
+    ):
+        out = tmp_path / f"{layer}.npz"
+        __main__.main(["features", str(photos), f"--weights={net}", f"--layer={layer}", f"--out={out}"])
+        assert f"{layer} of 40 images, {shape} each" in capsys.readouterr().out
+        with np.load(out) as arrays:
+            assert arrays["axes"] == axes
+            image = preprocess(str(arrays["files"][3]))
+            _, seen = model.apply(variables, image[None], capture=layer)
+            np.testing.assert_allclose(arrays["features"][3], seen[layer][0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("flag", ["--layer", "--weights", "--out"])
+def test_a_flag_given_twice_is_refused(tmp_path, flag):
+    """Instead of the first value being lost without a word."""
+    values = {"--layer": ("conv1", "pool5"), "--weights": ("a", "b"), "--out": ("a.npz", "b.npz")}[flag]
+    both = [f"{flag}={tmp_path / value}" for value in values]
+    with pytest.raises(UserError, match=f"{flag}: given twice; it takes one value"):
+        __main__.main(["features", "x", *both])
+
+
+def test_a_caffe_net_in_numpys_file_with_its_mean_image(tmp_path, photos, capsys):
+    """caffe's ilsvrc_2012_mean.npy and tf_alexnet: --variant and --mean say what the file does not."""
+    layers = seeded.layers({name: seeded.CAFFE[name] for name in list(seeded.CAFFE)[:5]}, seed=3)
+    arrays = {f"{name}/weights": weight.transpose(2, 3, 1, 0) for name, (weight, _) in layers.items()}
+    np.savez(tmp_path / "w.npz", **arrays, **{f"{name}/biases": bias for name, (_, bias) in layers.items()})
+    bgr = np.random.default_rng(0).uniform(90, 130, (3, 256, 256)).astype(np.float32)
+    np.save(tmp_path / "mean.npy", bgr)
+    some = sorted(str(path) for path in (photos / "dark").glob("[0-9]*.png"))[:2]
+    out, weights = tmp_path / "f.npz", f"--weights={tmp_path / 'w.npz'}"
+    command = ["features", *some, weights, "--layer=conv1", f"--out={out}"]
+    with pytest.raises(UserError, match=r"pass variant= or --variant=, one of paper, "):
+        __main__.main(command)
+    __main__.main([*command, "--variant=caffe", f"--mean={tmp_path / 'mean.npy'}"])
+    with np.load(out) as found, Image.open(some[1]) as picture:
+        pixels = np.asarray(picture.resize((256, 256), Image.Resampling.BILINEAR), np.float32)[14:241, 14:241]
+        activations = found["features"][1]
+    images = (pixels[..., ::-1].transpose(2, 0, 1) - bgr[:, 14:241, 14:241])[None]
+    expected = caffe.forward(layers, images, caffe.ALEXNET)["conv1"][0].transpose(1, 2, 0)
+    np.testing.assert_allclose(activations, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+
+    safetensors = tmp_path / "exported.safetensors"  # what export writes has the mean in it
+    known = ["--variant=caffe", f"--mean={tmp_path / 'mean.npy'}"]
+    __main__.main(["export", str(tmp_path / "w.npz"), str(safetensors), *known])
+    preprocess = pretrained.read(safetensors, partial=True).preprocess
+    np.testing.assert_array_equal(preprocess.mean, bgr[::-1].transpose(1, 2, 0))
+
+
+def test_a_mean_image_is_for_caffes_nets(tmp_path, net):
+    np.save(tmp_path / "mean.npy", np.zeros((3, 72, 72), np.float32))
+    with pytest.raises(
+        UserError, match=r"net.safetensors: has a mean of its own; a mean image is for Caffe's"
+    ):
+        pretrained.read(net, mean=tmp_path / "mean.npy")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"run: a run has its own mean; leave mean out"):
+        pretrained.read(tmp_path / "run", mean=tmp_path / "mean.npy")
 
 
 def test_find(photos, tmp_path):

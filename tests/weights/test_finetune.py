@@ -1,6 +1,7 @@
 """Training from initial weights: which layers are loaded and which frozen, and reading a run's weights."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 
@@ -16,6 +17,7 @@ from alexnet_jax.run import cached_features, checkpoint, logs
 from alexnet_jax.run.summary import param_shapes
 from alexnet_jax.tools import predict
 from alexnet_jax.weights import pretrained
+from tests.fixtures import seeded
 from tests.test_train import assert_same_bits, final_params, images, status, tiny  # noqa: F401  (fixtures)
 
 FROZEN = tuple((name, 0.0, 0.0) for name in cached_features.CONVOLUTIONS)
@@ -149,19 +151,103 @@ def test_a_run_s_weights_can_be_read_without_its_config_and_data(finetune, image
 def test_weights_of_another_net_name_the_key_that_differs(finetune):
     with pytest.raises(UserError, match=r"init.path=.*its net has lrn_k=2.0, this config 1.0; .*model.lrn_k"):
         training.Run(finetune(**{"model.lrn_k": 1.0}), pathlib.Path("unused"))
-    with pytest.raises(UserError, match=r"init.path=.*fc6 is .*set data.image_size=55"):
-        training.Run(finetune(**{"data.resize_size": 120, "data.image_size": 100}), pathlib.Path("unused"))
     with pytest.raises(UserError, match=r"nowhere.pth: no such file"):
         training.Run(finetune(**{"init.path": "nowhere.pth"}), pathlib.Path("unused"))
 
 
-def test_convolutions_alone_go_with_any_width_of_the_dense_layers(finetune, weights, tmp_path):
-    loaded = pretrained.read(weights)
-    convolutions = {name: loaded.variables["params"][name] for name in cached_features.CONVOLUTIONS}
-    path = tmp_path / "convolutions.safetensors"
-    pretrained.save_pretrained(path, loaded.model, {"params": convolutions}, loaded.preprocess)
-    config = finetune(**{"init.path": str(path), "model.fc_widths": (16, 16)})
-    assert set(training.Run(config, tmp_path / "run").start) == set(cached_features.CONVOLUTIONS)
+@pytest.mark.parametrize("parts", ["all layers", "convolutions alone"])
+@pytest.mark.parametrize(
+    "change, fit",
+    [
+        ({"model.fc_widths": (16, 16)}, ()),
+        ({"model.fc_widths": (16, 32)}, ()),
+        ({"model.fc_widths": (32, 16)}, ("fc6",)),
+        ({"data.resize_size": 120, "data.image_size": 100}, ()),
+        ({"data.resize_size": 60, "data.image_size": 60}, ("fc6", "fc7")),
+        ({}, ("fc6", "fc7")),
+    ],
+)
+def test_layers_that_do_not_fit_are_new(finetune, weights, tmp_path, parts, change, fit):
+    """DIGITS#1742: whole weights for a head of other widths, or images of another size."""
+    path, loaded = weights, pretrained.read(weights)
+    params = loaded.variables["params"]
+    if parts == "convolutions alone":
+        params = {name: params[name] for name in cached_features.CONVOLUTIONS}
+        path, fit = tmp_path / "convolutions.safetensors", ()
+        pretrained.save_pretrained(path, loaded.model, {"params": params}, loaded.preprocess)
+    start = training.Run(finetune(**{"init.path": str(path), **change}), tmp_path / "run").start
+    assert_same_bits(start, {name: params[name] for name in (*cached_features.CONVOLUTIONS, *fit)})
+
+
+def test_the_first_lines_say_which_layers_are_new(finetune, tmp_path, capsys):
+    training.train(finetune(**{"model.fc_widths": (16, 16), "run.total_steps": 1}), tmp_path / "run")
+    said = capsys.readouterr()
+    expected = (
+        f"init       conv1, conv2, conv3, conv4, conv5 of {tmp_path}/weights.safetensors; new: fc6, fc7, fc8"
+    )
+    assert expected in said.out + said.err
+
+
+@pytest.mark.parametrize("layers", [("conv1",), ("conv1", "conv2", "fc6"), ("fc7",)])
+def test_init_layers_are_those_taken(finetune, weights, tmp_path, layers):
+    start = training.Run(finetune(**{"init.layers": layers}), tmp_path / "run").start
+    params = pretrained.read(weights).variables["params"]
+    assert_same_bits(start, {name: params[name] for name in layers})
+
+
+def test_other_layers_than_those_taken_may_have_other_shapes(finetune, tmp_path):
+    wider = {"model.widths": (8, 32, 16, 16, 16, 16), "init.layers": ("conv1", "conv4")}
+    assert set(training.Run(finetune(**wider), tmp_path / "run").start) == {"conv1", "conv4"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"init.layers": ("fc8",)}, r"fc8 is of other classes; leave it out of init.layers"),
+        ({"init.layers": ("conv6",)}, r"conv6 is not in both nets"),
+        ({"init.layers": ("conv9",)}, r"conv9 is not in both nets"),
+        (
+            {"init.layers": ("fc6",), "data.resize_size": 120, "data.image_size": 100},
+            r"fc6 is of shape .* is 55\)",
+        ),
+        ({"init.layers": ("conv2",), "model.widths": (16,) * 6}, r"conv2 is of shape \[2, 5, 5, 4, 8\], not"),
+        ({"model.widths": (16,) * 6}, r"its net has widths="),
+        ({"init.mean": "nowhere.npy"}, r"nowhere.npy: cannot be read"),
+    ],
+)
+def test_layers_that_cannot_be_taken(finetune, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        training.Run(finetune(**change), tmp_path / "run")
+
+
+def test_caffes_weights_and_mean_in_numpys_files(finetune, tmp_path):
+    """finetune_alexnet_with_tensorflow: the config's variant decides between nets of the same shapes."""
+    shapes = dict(itertools.islice(seeded.CAFFE.items(), 5))
+    layers = seeded.layers(shapes, seed=3)
+    arrays = {
+        f"{n}/{k}": a
+        for n, (w, b) in layers.items()
+        for k, a in (("weights", w.transpose(2, 3, 1, 0)), ("biases", b))
+    }
+    np.savez(tmp_path / "bvlc_alexnet.npz", **arrays)
+    bgr = np.random.default_rng(0).uniform(90, 130, (3, 256, 256)).astype(np.float32)
+    np.save(tmp_path / "ilsvrc_2012_mean.npy", bgr)
+    sizes = {
+        "data.resize_size": 256,
+        "data.image_size": 227,
+        "model.widths": None,
+        "model.fc_widths": (16, 16),
+    }
+    paths = {
+        "init.path": str(tmp_path / "bvlc_alexnet.npz"),
+        "init.mean": str(tmp_path / "ilsvrc_2012_mean.npy"),
+    }
+    run = training.Run(finetune(**{"model.variant": "caffe", **sizes, **paths}), tmp_path / "run")
+    assert set(run.start) == set(shapes)
+    np.testing.assert_array_equal(
+        run.start["conv1"]["kernel"][0, :, :, 0], layers["conv1"][0][:48, 2].transpose(1, 2, 0)
+    )
+    np.testing.assert_array_equal(run.preprocess.mean, bgr[::-1].transpose(1, 2, 0))
 
 
 def test_a_damaged_description_is_one_clear_line(tmp_path):
