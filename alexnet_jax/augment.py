@@ -70,10 +70,10 @@ def colour_shift(
 ) -> Array:
     """Draws the colour shift of section 4.1, added to every pixel of an image: `[B, 3]`, in grey levels.
 
-    The shift is the sum over components i of `p_i * alpha_i * s_i` with alpha_i ~ N(0, 0.1), drawn once per
-    image. In the paper s_i is the eigenvalue itself. In grey levels that would swamp the image (0.1 *
-    14,830), so `paper` takes pixels in [0, 1]: s_i = 255 * (sqrt_eigenvalue / 255) ** 2. The code behind the
-    paper's numbers (`original`) uses the square root: s_i = sqrt_eigenvalue, 2 to 13 times as large.
+    The shift is the sum over components i of `p_i * alpha_i * s_i`, with alpha_i of standard deviation 0.1,
+    drawn once per image. In the paper s_i is the eigenvalue itself. In grey levels that would swamp the image
+    (0.1 * 14,830), so `paper` takes pixels in [0, 1]: s_i = 255 * (sqrt_eigenvalue / 255) ** 2. The code
+    behind the numbers (`original`) uses the square root: s_i = sqrt_eigenvalue, 2 to 13 times as large.
 
     Args:
       sqrt_eigenvalues: `[3]`, in grey levels.
@@ -90,7 +90,7 @@ class Augment:
 
     Attributes:
       config: the config's section. With `colour="original"` the image is also divided by 1.1 in training, as
-        in the 2012 code, "so that the scale stays as at test time".
+        in the 2012 code, which keeps the scale near that of the test data.
       size: side of the crops in pixels.
       mean: `[S, S, 3]` mean image or `[3]` mean colour; grey levels.
       sqrt_eigenvalues, eigenvectors: principal components of the colours, as in `colour_shift`.

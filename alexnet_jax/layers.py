@@ -20,7 +20,8 @@ from alexnet_jax.kernels import cpu, gradients
 
 Array = jax.Array
 
-# Their biases start at 1, so that ReLUs get positive inputs "in the early stages of learning" (section 5).
+# Layers with positive initial biases, so that ReLUs get positive inputs "in the early stages of learning": 1
+# in section 5, which has no conv6 (run 146 has the same), 0.1 in Caffe.
 BIASED = ("conv2", "conv4", "conv5", "conv6", "fc6", "fc7")
 
 

@@ -102,7 +102,7 @@ def forward_on_mesh(model: AlexNet, mesh: Mesh, view: Callable[..., Array], *, t
 
 
 def cross_entropy(logits: Array, labels: Array, weights: Array) -> Array:
-    """The sum over the examples of -log softmax at the label (section 3), by weight."""
+    """The sum over the examples of -log softmax at the label (section 3.5), by weight."""
     return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels) * weights)
 
 
