@@ -19,7 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
     """Run 146-2009 (layers-146-2009.cfg and its notes): run 145's convolutions at a tenth of the rate.
 
     The notes' "2.1600" and "6.6491" are epochs 2 and 6, counted from 1, at files 1,600 and 6,491 of about
-    8,800 (layer-params-135-2009.cfg) with 1,024 images each. Deviations: fc6 and fc7 start from run 145, too;
+    8,800 (layer-params-135-2009.cfg) with 1,024 images each. Deviations: by the dates it began two
+    days into run 145, about epoch 26 to 30; here it starts from the finished run, and fc6 and fc7 do, too;
     otherwise as in configs/original.py.
     """
     config = original.get_config()

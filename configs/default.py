@@ -52,7 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 0.0005,  # section 5
         "layer_weight_decays": (),  # as (("conv1", 0.0),): no weight decay in conv1
         "bias_rate_factor": 2.0,  # layer-params-145.cfg
-        "bias_rate_drops": True,  # False for most of run 145
+        "bias_rate_drops": True,  # False in run 145
         "schedule": "epochs",  # plateau automates section 5
         "drop_factor": 0.1,  # section 5
         "drop_epochs": (4.0,),  # there is only time for one drop

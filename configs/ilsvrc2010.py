@@ -7,7 +7,7 @@ images; the authors stopped after 93 epochs, five to six days on two GTX 580. No
 the figures are the paper's.
 
 Evaluated on the test images, as in Table 1, so they must not steer the training: the rate drops at the epochs
-at which the authors lowered it for these images (layer-params-145.cfg).
+at which the authors lowered it for these images (layer-params-145-2010.cfg:170-175).
 """
 
 import ml_collections

@@ -14,7 +14,7 @@ from configs import ilsvrc2010
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """layers/layers-145.cfg and layer-params-145.cfg of the released code.
+    """layers/layers-145.cfg and layer-params-145-2010.cfg of the released code.
 
     Deviations: the mean colour is subtracted if the source has no mean image (prepared records have one: set
     augment.mean=image); broken images keep their position with weight 0 instead of being dropped; the biases
@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.colour = "original"
     config.augment.colour_until_epochs = 68.0
 
-    config.optimizer.bias_rate_drops = False  # 0.02 "for most of the run"; when it ended is not recorded
+    config.optimizer.bias_rate_drops = False  # 0.02; on these images its end is not recorded
     # Only the rate of conv1's weights (epsW) falls; its biases keep theirs until both are frozen.
     config.optimizer.layer_rates = (("conv1.kernel", 68.0, 0.00001), ("conv1", 72.0, 0.0))
     return config

@@ -17,7 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     Deviations: those of configs/original.py. The notes have two drops, while the file ends at 0.00001; the
     third drop is left out, since no epoch is recorded. So is that of the biases of conv1 and conv2, which end
-    at 0.002 (those of the other layers at 0.02).
+    at 0.002 (those of the other layers at 0.02). The notes freeze conv1 at epoch 72, which the file does not
+    show; here it freezes.
     """
     config = original.get_config()
     config.model.columns = 1
