@@ -469,7 +469,7 @@ def test_removed_layers_and_cross_column_layers():
     assert create_model("paper", removed_layers=("conv2",), **SMALL).is_cross_column("conv3")
     with pytest.raises(UserError, match=r"model\.removed_layers\[0\]='conv1': choose one of conv2"):
         create_model("paper", removed_layers=("conv1",))
-    with pytest.raises(UserError, match=r"model\.removed_layers=\('conv4',\): other AlexNets"):
+    with pytest.raises(UserError, match=r"model\.removed_layers=\('conv4',\): other programs' AlexNets"):
         layouts.layer_shapes(create_model("paper", removed_layers=("conv4",), **SMALL), 90)
 
 

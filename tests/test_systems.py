@@ -135,7 +135,7 @@ def test_every_config_file_is_one():
     for name in files:
         config_of(name)
     assert set(SYSTEMS) <= files
-    assert files - set(SYSTEMS) == {"default", "finetune"}
+    assert files - set(SYSTEMS) == {"default", "finetune", "conv_local_11pct", "conv_local_13pct"}
 
 
 # By run: rates of the weights and biases of conv2 and of conv1 from an epoch on, written out by hand from the

@@ -383,7 +383,7 @@ def test_a_tilde_in_the_flags_of_a_run(arguments, words, tmp_path):
 
 def test_a_tilde_in_data_dir(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UserError, match=f"Manual directory {tmp_path}/t/downloads/manual .* to get the link"):
+    with pytest.raises(UserError, match=f"in {tmp_path}/t/downloads/manual; missing"):
         sources.open_source("tfds:imagenet2012", "train", data_dir="~/t")
 
 
