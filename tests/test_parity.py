@@ -19,7 +19,7 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 SEED = 2012  # as in record_torch.py
 
 
-@pytest.mark.parametrize("variant", ["paper", "original"])
+@pytest.mark.parametrize("variant", ["paper", pytest.param("original", marks=pytest.mark.slow)])
 def test_ten_steps_as_in_pytorch(variant):
     recorded = json.loads((FIXTURES / f"torch_{variant}.json").read_text())
     model = create_model(variant, num_classes=generators.CLASSES, dropout=0.0)

@@ -215,6 +215,7 @@ def test_a_net_is_tested_as_it_was_trained(tiny, tmp_path, overrides, named):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_goes_on_to_the_same_bits(tiny, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     training.train(tiny(**{"mesh.data": 1}), whole)
@@ -256,6 +257,7 @@ def test_any_mesh_trains_alike_and_reads_the_others_checkpoints(tiny, tmp_path):
     assert status(tmp_path / "4x2")["step"] == 14
 
 
+@pytest.mark.slow
 def test_the_plateau_rule_lowers_the_rate_and_then_ends_the_run(tiny, tmp_path):
     # At rate 0 the error cannot improve: evaluations at 2 (the best), 4 (drop), 6 (the end).
     config = tiny(
@@ -275,6 +277,7 @@ def test_the_plateau_rule_lowers_the_rate_and_then_ends_the_run(tiny, tmp_path):
     assert (record["plateau"]["drops"], record["plateau"]["finished"]) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_says_so_and_keeps_the_last_good_checkpoint(tiny, tmp_path, capsys):
     training.train(tiny(**{"mesh.data": 1, "run.total_steps": 2}), tmp_path)
     good = final_params(tmp_path)

@@ -214,6 +214,7 @@ def test_costs_by_hand():
     assert cost.along_data == pytest.approx(2 * 8000 * 3 / 4 / 1e9 + 10e-6)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_command():
     flags = [f"--config.{key}={value}" for key, value in tiny.NET.items()]
     run = [sys.executable, "-m", "benchmarks.scaling", "--config=configs/default.py", *flags]

@@ -509,6 +509,7 @@ def test_hymenoptera_unchanged(hymenoptera):
         assert (NOT_FOUND in [source.name(i) for i in range(count)]) == (split == "train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "bad"), [("hymenoptera", []), ("with_a_bad_image", [NOT_FOUND])], ids=["as it is", "cut off"]
 )

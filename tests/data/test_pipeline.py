@@ -241,6 +241,7 @@ def start(count: int, epoch: float, change: str = "") -> tuple[float, float]:
     return seconds, kilobytes
 
 
+@pytest.mark.slow
 @peak.needed
 @pytest.mark.parametrize("count", [1_281_167, 15_000_000])
 @pytest.mark.parametrize("epoch", [0, 7.5])
@@ -249,6 +250,7 @@ def test_imagenet_starts_at_any_step_in_little_time_and_memory(count, epoch):
     assert seconds < 5 and kilobytes < START_KILOBYTES
 
 
+@pytest.mark.slow
 @peak.needed
 def test_a_start_that_takes_much_memory_is_detected():
     assert start(15_000_000, 0, AS_A_LIST)[1] > START_KILOBYTES
@@ -453,6 +455,7 @@ print(peak.kilobytes() - before)
 """
 
 
+@pytest.mark.slow
 @peak.needed
 def test_batches_of_1024_take_less_than_2_gb_on_16_cores():
     (kilobytes,) = map(int, peak.said_by(MEMORY))

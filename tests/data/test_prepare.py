@@ -229,6 +229,7 @@ def test_main_in_this_process(folder, tmp_path, monkeypatch, capsys):
     assert "continues from here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_at_20_random_moments_it_ends_with_the_same_records(tmp_path):
     make_folder(tmp_path / "images", 1500, 300)
     complete, killed = tmp_path / "complete" / "set", tmp_path / "killed" / "set"

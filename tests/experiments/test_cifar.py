@@ -67,6 +67,7 @@ def test_epochs_until_an_error():
     assert cifar.epochs_until(history, 10.0) is None
 
 
+@pytest.mark.slow
 def test_a_run_is_made_once_and_again_the_same(tmp_path):
     images = cifar.load(f"folder:{narrow.make_images(tmp_path / 'images', train=7, test=2)}", per_class=6)
     assert images.train.shape == (60, 32, 32, 3)

@@ -174,6 +174,7 @@ def test_all_of_them_is_an_error_that_says_where_they_are(run, abstract_state, c
         checkpoint.restore_params(run, abstract_state.params["fc6"]["kernel"].sharding)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_one_before_to_the_same_bits(run, config, whole, outcome, capsys):
     flip_a_bit(next(newest(run).glob("state/d/*")))
     assert training.train(config(), run) == "done"
@@ -181,6 +182,7 @@ def test_a_run_goes_on_from_the_one_before_to_the_same_bits(run, config, whole, 
     assert outcome(run) == whole[1]
 
 
+@pytest.mark.slow
 def test_a_process_says_it_in_one_line(images, tmp_path):
     arguments = runs.command(images, tmp_path / "run", **{"run.total_steps": 20})
     assert runs.run(arguments)[0] == 0

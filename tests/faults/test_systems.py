@@ -133,6 +133,7 @@ def start(root: pathlib.Path, workdir: pathlib.Path, **overrides: object):
     return starts.run([f"--workdir={workdir}", *flags], env=runs.environment())
 
 
+@pytest.mark.slow
 def test_kaggle_s_validation_images_sorted_into_folders(kaggle, tmp_path):
     """pycls#52: `valprep.sh`, which most guides run, was noticed at the first test, an epoch later."""
     val = kaggle.root / "kaggle/ILSVRC/Data/CLS-LOC/val"
@@ -279,6 +280,7 @@ def test_a_user_without_home_and_passwd_entry(home, images, net):  # noqa: F811
     assert done.returncode == 0 and done.stdout.count("\n") == 10, done.stderr
 
 
+@pytest.mark.slow
 def test_a_user_without_home_trains(images, tmp_path):
     where = {
         key: value for key, value in NOBODY.items() if not key.startswith("JAX")
@@ -289,6 +291,7 @@ def test_a_user_without_home_trains(images, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_home_that_is_needed_and_unknown(images):
     a_line(unknown_user("predict", "~/x.png", **NOBODY), "~/x.png: there is no such home directory")
     a_line(unknown_user("train", "--workdir=~/run", **NOBODY), "~/run: there is no such home directory")

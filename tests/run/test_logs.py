@@ -178,6 +178,7 @@ def records_in(path):
             parts = b""
 
 
+@pytest.mark.slow
 def test_weights_and_biases_mirrors_the_values_and_goes_on_with_the_same_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed (requirements-wandb.txt)")
     monkeypatch.setenv("WANDB_MODE", "offline")

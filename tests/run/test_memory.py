@@ -92,6 +92,7 @@ def test_free_memory_where_the_system_does_not_say(tmp_path, monkeypatch):
     assert memory.free_memory() == sys.maxsize
 
 
+@pytest.mark.slow
 def test_training_is_refused_before_a_batch_is_read_and_the_same_directory_takes_a_smaller_one(
     tmp_path, monkeypatch
 ):

@@ -76,6 +76,7 @@ def on_terminal(columns: int, command: list[str]) -> tuple[int, Screen]:
     return process.wait(60), screen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 40])
 def test_a_terminal_shows_what_runs_each_test_and_nothing_after_the_summary(columns, tmp_path):
     images = tiny.make_images(tmp_path / "images", train=TRAIN // 10, test=TEST // 10)

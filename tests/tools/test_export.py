@@ -11,6 +11,7 @@ from alexnet_jax.weights import pretrained
 from tests.tools.test_features import net  # noqa: F401  (a fixture)
 
 
+@pytest.mark.slow
 def test_stablehlo_is_the_same_function(net):  # noqa: F811
     loaded = pretrained.read(net)
     function = jax.export.deserialize(bytearray(export.stablehlo(loaded)))

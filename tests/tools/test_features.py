@@ -64,6 +64,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_pool5_of_photographs_agrees_with_pytorch_and_separates_ants_from_bees(real_data):
     loaded = pretrained.read(real_data / "torchvision_alexnet_features.npz", partial=True)
     sets, labels = {}, {}
@@ -132,6 +133,7 @@ def test_a_missing_layer(tmp_path, net, photos):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant, switches, absent",
     [

@@ -119,6 +119,7 @@ def test_the_name_of_the_cache_depends_on_images_net_weights_and_mean(finetune, 
     assert len(names) == 5
 
 
+@pytest.mark.slow
 def test_cached_features_on_a_mesh(finetune, tmp_path):
     training.train(finetune(), tmp_path / "one")
     training.train(finetune(**{"mesh.data": 2, "mesh.column": 2}), tmp_path / "mesh")
@@ -155,6 +156,7 @@ def test_weights_of_another_net_name_the_key_that_differs(finetune):
         training.Run(finetune(**{"init.path": "nowhere.pth"}), pathlib.Path("unused"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", ["all layers", "convolutions alone"])
 @pytest.mark.parametrize(
     "change, fit",
@@ -179,6 +181,7 @@ def test_layers_that_do_not_fit_are_new(finetune, weights, tmp_path, parts, chan
     assert_same_bits(start, {name: params[name] for name in (*cached_features.CONVOLUTIONS, *fit)})
 
 
+@pytest.mark.slow
 def test_the_first_lines_say_which_layers_are_new(finetune, tmp_path, capsys):
     training.train(finetune(**{"model.fc_widths": (16, 16), "run.total_steps": 1}), tmp_path / "run")
     said = capsys.readouterr()
