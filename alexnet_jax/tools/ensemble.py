@@ -104,7 +104,7 @@ def main(args: argparse.Namespace) -> int:
             ("top1_error", "top5_error", "loss"),
         )
         values |= {f"equal_weights_{key}": getattr(equal, key) for key in measures}
-        values["member_weights"] = weights
+        values |= {"member_weights": weights}
         progress.note(
             "chosen on these images, the weights flatter their error; --member_weights tests others"
         )

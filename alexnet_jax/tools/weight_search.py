@@ -66,8 +66,8 @@ def _errors(scores: np.ndarray, labels: np.ndarray, points: np.ndarray) -> np.nd
     beats[rows, labels] = False
     # Lost for all weights: one class beats the label in every member. Elsewhere only classes that do so in
     # some member can beat it in a mean, and these are few.
-    lost = beats.all(axis=-1).any(axis=-1)
-    rivals = beats.any(axis=-1) & ~lost[:, None]
+    lost = np.any(beats.all(axis=-1), axis=-1, keepdims=True)
+    rivals = beats.any(axis=-1) & ~lost
     images, leads = np.nonzero(rivals)[0], margins[rivals]
     errors = np.full(len(points), lost.sum())
     if not images.size:
