@@ -7,12 +7,11 @@ read by the module that owns it.
 import copy
 import dataclasses
 import fnmatch
-import itertools
 import json
 import math
 import pathlib
 import typing
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import ml_collections
@@ -86,7 +85,7 @@ class OptimizerConfig:
     drop_epochs: tuple[Annotated[float, at_least(0), at_most(MAX_EPOCHS)], ...]  # when the rate drops
     patience_evals: Annotated[int, at_least(1)]  # evaluations without a new best before a drop (plateau)
     max_drops: Annotated[int, at_least(0)]  # after these, training ends instead of a drop (plateau)
-    # Rates of single parameters, the latest holds: a layer, one of its two as conv1.kernel, or all as *.bias.
+    # Rates, the latest holds: a layer, one of its two as conv1.kernel; all as *.bias until one has its own.
     layer_rates: Annotated[tuple[tuple[str, float, float], ...], RATE_CHANGES]
 
 
@@ -213,13 +212,15 @@ def build_model(config: Config, num_classes: int) -> model.AlexNet:
     return variants.create_model(config.model["variant"], num_classes, **switches)
 
 
-def events_of(events: Iterable[tuple[str, Any, float]], layer: str, kind: str) -> list[tuple[Any, float]]:
-    """`(when, rate)` of those `(name, when, rate)` whose name means the `kernel` or `bias` of a layer.
+def events_of(events: Sequence[tuple[str, Any, float]], layer: str, kind: str) -> list[tuple[Any, float]]:
+    """`(when, rate)` of those `(name, when, rate)` that hold for the `kernel` or `bias` of a layer.
 
-    Names are those of `optimizer.layer_rates`.
+    Names are those of `optimizer.layer_rates`. A pattern such as `*.bias` ends where the layer's own begin.
     """
     names = layer, f"{layer}.{kind}"
-    return [(when, rate) for pattern, when, rate in events if fnmatch.filter(names, pattern)]
+    own = [(when, rate) for name, when, rate in events if name in names]
+    begin = min((when for when, _ in own), default=math.inf)
+    return [(w, rate) for name, w, rate in events if w < begin and fnmatch.filter(names, name)] + own
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -275,10 +276,10 @@ def _check_together(config: Config) -> None:
         raise UserError(f"data.resize_size={stored}: must be at least data.image_size={data.image_size}")
     layers = variants.layer_names(build_model(config, num_classes=2))
     rates, decays = config.optimizer.layer_rates, config.optimizer.layer_weight_decays
-    for event in rates:
-        if not any(events_of([event], *own) for own in itertools.product(layers, ("kernel", "bias"))):
+    for name, *_ in rates:
+        if not fnmatch.filter([layer + kind for layer in layers for kind in ("", ".kernel", ".bias")], name):
             remedy = f"the layers are {', '.join(layers)}, each with a kernel and a bias, as in conv1.bias"
-            raise UserError(f"optimizer.layer_rates={rates!r}: no parameter is named {event[0]!r}; {remedy}")
+            raise UserError(f"optimizer.layer_rates={rates!r}: no parameter is named {name!r}; {remedy}")
     if any(layer not in layers for layer, _ in decays):
         raise UserError(f"optimizer.layer_weight_decays={decays!r}: the layers are {', '.join(layers)}")
     for name in ("total", "eval_every", "save_every"):

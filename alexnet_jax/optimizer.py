@@ -58,8 +58,7 @@ class Rates:
     Attributes:
       weights: schedule of the weights.
       biases: schedule of the biases.
-      events: `(pattern, step, rate)` by step: from that step on, the parameters that match the pattern have
-        this rate. Patterns are those of `optimizer.layer_rates`, such as `conv1` or `conv1.kernel`.
+      events: `(pattern, step, rate)` by step: `optimizer.layer_rates` with steps for epochs.
     """
 
     weights: Schedule

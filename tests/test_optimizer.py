@@ -111,6 +111,26 @@ def test_which_rate_holds_for_which_parameter():
         assert tuple(found) == values, (layer, kind)
 
 
+def test_a_layer_keeps_its_own_rate_when_a_pattern_comes_later():
+    """A freeze or another rate of one layer outlives `*.bias`, which still holds until then and elsewhere."""
+    section = configs.resolve(default.get_config()).optimizer
+    changes = (("*.bias", 4.0, 5.0), ("conv1", 5.0, 0.0), ("*.bias", 6.0, 4.0), ("fc8.bias", 6.0, 3.0))
+    expected = {  # in epochs 3 to 6
+        ("conv1", "kernel"): (0.01, 0.01, 0.0, 0.0),
+        ("conv1", "bias"): (0.02, 5.0, 0.0, 0.0),
+        ("fc8", "kernel"): (0.01, 0.01, 0.01, 0.01),
+        ("fc8", "bias"): (0.02, 5.0, 5.0, 3.0),
+        ("conv2", "bias"): (0.02, 5.0, 5.0, 4.0),
+    }
+    for order in (changes, changes[::-1]):  # of the same epochs: the order of the tuple makes no difference
+        section = dataclasses.replace(section, schedule="constant", layer_rates=order)
+        rates = optimizer.make_rates(section, round)
+        for (layer, kind), values in expected.items():
+            schedule = rates.of(layer, kind)
+            found = [float(schedule(jnp.int32(step), jnp.int32(0))) for step in (3, 4, 5, 6)]
+            assert found == pytest.approx(values), (order, layer, kind)
+
+
 def test_constant_and_plateau_schedules():
     for step in (0, 10, 10**6):
         for drops in range(4):

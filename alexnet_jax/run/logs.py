@@ -179,12 +179,14 @@ def _short(values: dict[str, float], num_classes: int) -> str:
 
 def as_table(values: dict[str, Any], num_classes: int) -> str:
     """The results of a test as lines: errors in %, rounded, and no top-5 error of up to five classes."""
-    lines = []
+    names = {key: key.replace("_", " ").replace("top", "top-") for key in values}
+    lines, width = [], max(12, *map(len, names.values()))
     for key, value in values.items():
-        if key == "top5_error" and num_classes <= 5:
+        if key.endswith("top5_error") and num_classes <= 5:
             continue
-        form = "{:.2f} %" if key.endswith("_error") else "{:.4f}" if key == "loss" else "{:,}"
-        lines.append(f"{key.replace('_', ' ').replace('top', 'top-'):12} {form.format(value)}")
+        form = "{:.2f} %" if key.endswith("_error") else "{:.4f}" if key.endswith("loss") else "{:,}"
+        text = ",".join(map(str, value)) if isinstance(value, list) else form.format(value)
+        lines.append(f"{names[key]:{width}} {text}")
     return "\n".join(lines)
 
 

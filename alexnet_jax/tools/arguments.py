@@ -115,16 +115,20 @@ def ensemble(parser: Parser) -> None:
 
     python -m alexnet_jax ensemble runs/a runs/b --views=10 --out=predictions.npz
     python -m alexnet_jax ensemble a.npz b.npz --member_weights=2,1
+    python -m alexnet_jax ensemble a.npz b.npz --search_weights
     python -m alexnet_jax ensemble runs/a --images=TEST --submission=test.txt --devkit=KIT
 
     Each MEMBER is a run's workdir, a file of weights (or the name of published ones), or a file of
-    predictions that this command wrote. Their probabilities are averaged (Table 2). Without --source and
+    predictions that this command wrote. Their probabilities are averaged (Table 2). Weights that
+    --search_weights finds flatter the error on the same images: test them on others. Without --source and
     --images, the images are the test images of the first workdir.
     """
     members = "workdirs, weights, predictions"
     parser.add_argument("members", nargs="+", metavar="MEMBER", type=user_path, help=members)
     _of_weights(parser)
     parser.add_argument("--member_weights", type=_numbers, help="such as 2,1,1 (default: equal)")
+    search = "find the member weights with the smallest top-1 error; needs labels"
+    parser.add_argument("--search_weights", action="store_true", help=search)
     _views(parser)
     parser.add_argument("--source", help="as data.source in a config (default: the first workdir's)")
     parser.add_argument("--images", action="append", metavar="PATH", help="a file or folder without labels")

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from alexnet_jax import config as configs
+from alexnet_jax.common import progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import write_text
 from alexnet_jax.data import inference, sources, tars
 from alexnet_jax.data.folders import FileSource
 from alexnet_jax.data.sources import Source
 from alexnet_jax.run import logs
-from alexnet_jax.tools import predictions
+from alexnet_jax.tools import predictions, weight_search
 from alexnet_jax.tools.predictions import UNKNOWN, Predictions
 from alexnet_jax.weights import pretrained
 
@@ -70,6 +71,8 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("--source and --images: give one of them")
     if args.submission and not args.devkit:
         raise UserError("--submission: needs --devkit=PATH, which holds the server's numbers of the classes")
+    if args.search_weights and (args.member_weights or args.images or len(args.members) < 2):
+        raise UserError("--search_weights: needs two members or more, labels, and no --member_weights")
     numbers = tars.numbers(args.devkit) if args.devkit else {}
     weights = predictions.member_weights(args.member_weights, len(args.members))
 
@@ -85,6 +88,7 @@ def main(args: argparse.Namespace) -> int:
         class_ids = loaded.class_ids or tuple(map(str, range(loaded.model.num_classes)))
         source = source or unlabelled(args.images, class_ids)
         members.append(predictions.predict(loaded, source, views=args.views))
+    weights = weight_search.search(members) if args.search_weights else weights
     mean = predictions.average(members, weights)
     errors = predictions.errors(mean)
     if args.out:
@@ -94,5 +98,15 @@ def main(args: argparse.Namespace) -> int:
     values = {"members": len(members), "images": len(mean.ids)}
     values |= {"views": args.views} if nets else {}
     values |= dataclasses.asdict(errors) if errors else {}
+    if args.search_weights:
+        equal, measures = (
+            predictions.errors(predictions.average(members)),
+            ("top1_error", "top5_error", "loss"),
+        )
+        values |= {f"equal_weights_{key}": getattr(equal, key) for key in measures}
+        values |= {"member_weights": weights}
+        progress.note(
+            "chosen on these images, the weights flatter their error; --member_weights tests others"
+        )
     print(json.dumps(values) if args.json else logs.as_table(values, len(mean.classes)))
     return 0

@@ -121,21 +121,30 @@ def _first_difference(ours: Sequence[object], theirs: Sequence[object]) -> str |
     return next((f"number {n} is {our} against {their}" for n, (our, their) in pairs if our != their), None)
 
 
+def judged(predictions: Predictions) -> np.ndarray:
+    """bool `[N]`: readable images with a label."""
+    return ~predictions.bad & (predictions.labels != UNKNOWN)
+
+
+def cross_entropy(own: np.ndarray) -> float:
+    """The mean loss, of the probabilities `[N]` of the labels."""
+    return float(np.mean(-np.log(np.maximum(own, np.finfo(np.float32).tiny))))
+
+
 def errors(predictions: Predictions) -> Errors | None:
     """Top-1 and top-5 error and loss; None if no readable image has a label.
 
     Ties count against the label, as in training (`steps.topk_errors`).
     """
-    judged = ~predictions.bad & (predictions.labels != UNKNOWN)
-    if not judged.any():
+    counted = judged(predictions)
+    if not counted.any():
         return None
-    examples = int(judged.sum())
-    labels = jnp.asarray(predictions.labels[judged])
-    scores = jnp.asarray(predictions.probabilities[judged])
+    examples = int(counted.sum())
+    labels = jnp.asarray(predictions.labels[counted])
+    scores = jnp.asarray(predictions.probabilities[counted])
     top1, top5 = (100.0 * float(jnp.sum(steps.topk_errors(scores, labels, k))) / examples for k in (1, 5))
-    own = predictions.probabilities[judged, predictions.labels[judged]].astype(np.float64)
-    loss = float(np.mean(-np.log(np.maximum(own, np.finfo(np.float32).tiny))))
-    return Errors(top1, top5, loss, examples, int(predictions.bad.sum()))
+    own = predictions.probabilities[counted, predictions.labels[counted]].astype(np.float64)
+    return Errors(top1, top5, cross_entropy(own), examples, int(predictions.bad.sum()))
 
 
 # --- Files ------------------------------------------------------------------------------------------------

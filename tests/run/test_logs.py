@@ -272,6 +272,17 @@ def test_results_of_a_test_are_rounded_and_have_units():
     ]
 
 
+def test_long_names_and_weights_are_aligned():
+    values = {"members": 2, "equal_weights_top1_error": 12.345, "equal_weights_loss": 0.5}
+    assert logs.as_table({**values, "member_weights": [0.25, 0.75]}, 10).splitlines() == [
+        "members                   2",
+        "equal weights top-1 error 12.35 %",
+        "equal weights loss        0.5000",
+        "member weights            0.25,0.75",
+    ]
+    assert logs.as_table({"equal_weights_top5_error": 1.0}, 5) == ""
+
+
 @pytest.mark.parametrize("num_classes", [2, 5, 6])
 def test_the_top_5_error_of_five_classes_is_not_shown(num_classes, tmp_path, capsys):
     shown = num_classes > 5

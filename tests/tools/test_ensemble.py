@@ -1,7 +1,9 @@
 """Predictions and their files, ensembles and submissions, against NumPy and cases computed by hand."""
 
+import dataclasses
 import io
 import json
+import math
 import tarfile
 
 import numpy as np
@@ -11,7 +13,7 @@ from alexnet_jax import UserError, __main__, evaluate
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.data import sources, tars
-from alexnet_jax.tools import ensemble
+from alexnet_jax.tools import ensemble, weight_search
 from alexnet_jax.tools import predictions as predicting
 from alexnet_jax.tools.predictions import Predictions
 from alexnet_jax.weights import pretrained
@@ -90,6 +92,112 @@ def test_an_ensemble_is_the_weighted_mean(weights):
 def test_mismatched_members_are_refused(other, weights, words):
     with pytest.raises(UserError, match=words):
         predicting.average([made(), other], weights)
+
+
+def compositions(parts, members):
+    """All ways to divide `parts` among the members."""
+    if members == 1:
+        return [[parts]]
+    return [[n, *rest] for n in range(parts + 1) for rest in compositions(parts - n, members - 1)]
+
+
+def brute_force(members, parts, counted):
+    """(top-1 error in %, loss, weights) of equal weights and of each point of the grid, in float64."""
+    stacked = np.stack([member.probabilities.astype(np.float64) for member in members])[:, counted]
+    labels = members[0].labels[counted]
+    found = []
+    for weights in (
+        np.full(len(members), 1 / len(members)),
+        *np.array(compositions(parts, len(members))) / parts,
+    ):
+        mean = sum(weight * one for weight, one in zip(weights, stacked, strict=True))
+        own = mean[np.arange(len(labels)), labels]
+        errors = [(np.delete(row, label) >= p).any() for row, label, p in zip(mean, labels, own, strict=True)]
+        found.append((100 * np.mean(errors), np.mean(-np.log(own)), tuple(weights)))
+    return found
+
+
+def learned(seed, strength, count=300):
+    """Predictions that favour the label, and the more the stronger they are."""
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((count, len(CLASSES)))
+    logits[np.arange(count), np.arange(count) % len(CLASSES)] += strength
+    labels = np.where(np.arange(count) % 50 == 7, predicting.UNKNOWN, np.arange(count) % len(CLASSES))
+    probabilities = reference.softmax(logits).astype(np.float32)
+    return made(count=count, labels=labels.astype(np.int32), probabilities=probabilities)
+
+
+@pytest.mark.parametrize(
+    ("strengths", "parts"), [((0.5, 2.0), 100), ((1.5, 1.2, 0.2), 100), ((1, 2, 1, 0), 20)]
+)
+def test_the_search_of_weights_against_brute_force(strengths, parts):
+    members = [learned(seed, strength) for seed, strength in enumerate(strengths)]
+    bad = np.arange(300) % 40 == 3
+    members[1] = dataclasses.replace(members[1], bad=bad)
+    points = weight_search.grid(len(members))
+    assert len(points) == 1 + len(compositions(parts, len(members)))
+    table = brute_force(members, parts, ~bad & (members[0].labels != predicting.UNKNOWN))
+    best = min(table)
+    found = weight_search.search(members)
+    np.testing.assert_allclose(found, best[2], atol=1e-12)
+    assert (min(found), sum(found)) == (pytest.approx(min(best[2])), pytest.approx(1))
+    errors = predicting.errors(predicting.average(members, found))
+    assert (errors.top1_error, errors.loss) == pytest.approx(best[:2], rel=1e-6)
+    assert errors.top1_error < table[0][0]  # of equal weights
+    assert weight_search.search(members) == found
+
+
+def test_a_search_among_equals_takes_the_smallest_loss_then_equal_weights():
+    sure, unsure = learned(0, 20.0), learned(1, 8.0)
+    assert weight_search.search([unsure, sure]) == [0.0, 1.0]  # without an error for most weights
+    assert weight_search.search([unsure, unsure, unsure]) == [0.3333] * 3
+    tied = made(probabilities=np.full((7, 6), 1 / 6, np.float32))  # a tie is an error, as in errors()
+    assert weight_search.search([tied, tied]) == [0.5, 0.5]
+    with pytest.raises(UserError, match="--search_weights: none of the images has a label"):
+        weight_search.search([made(labels=np.full(7, -1, np.int32))] * 2)
+    with pytest.raises(UserError, match="other labels"):
+        weight_search.search([made(), made(labels=np.ones(7, np.int32))])
+
+
+@pytest.mark.parametrize(("members", "parts"), [(2, 100), (3, 100), (5, 20), (7, 10), (10, 5), (30, 2)])
+def test_the_grid_of_weights(members, parts):
+    points = weight_search.grid(members)
+    assert len(points) - 1 == math.comb(parts + members - 1, members - 1) <= 20_000
+    assert len(np.unique(points[1:], axis=0)) == len(points) - 1
+    assert points.min() >= 0
+    np.testing.assert_allclose(points.sum(axis=1), 1)
+    np.testing.assert_allclose(points[1:] * parts, np.round(points[1:] * parts), atol=1e-9)
+    np.testing.assert_array_equal(points[0], np.full(members, 1 / members))
+
+
+def test_chunks_of_the_search_change_nothing(monkeypatch):
+    members = [learned(seed, 1.0) for seed in range(3)]
+    found = weight_search.search(members)
+    monkeypatch.setattr(weight_search, "MOST_LEADS", 10)  # fewer than there are at a point
+    monkeypatch.setattr(weight_search, "BLOCK", 150)
+    assert weight_search.search(members) == found
+
+
+def test_weights_chosen_on_one_set_are_applied_to_another(tmp_path, capsys):
+    for name, shift in (("valid", 0), ("test", 10)):
+        for number, strength in enumerate((0.5, 2.0)):
+            predicting.save(tmp_path / f"{name}{number}.npz", learned(number + shift, strength))
+    valid, test = ([str(tmp_path / f"{name}{number}.npz") for number in (0, 1)] for name in ("valid", "test"))
+    assert __main__.main(["ensemble", *valid, "--search_weights", "--json"]) == 0
+    printed, said = capsys.readouterr()
+    found = json.loads(printed)
+    members = [predicting.load(path) for path in valid]
+    assert found["member_weights"] == weight_search.search(members)
+    equal = predicting.errors(predicting.average(members))
+    assert found["equal_weights_top1_error"] == equal.top1_error > found["top1_error"]
+    assert (found["equal_weights_top5_error"], found["equal_weights_loss"]) == (equal.top5_error, equal.loss)
+    assert "the weights flatter their error; --member_weights tests others" in said
+    assert __main__.main(["ensemble", *valid, "--search_weights"]) == 0
+    weights = capsys.readouterr().out.splitlines()[-1].removeprefix("member weights").strip()
+    assert __main__.main(["ensemble", *test, f"--member_weights={weights}", "--json"]) == 0
+    applied = json.loads(capsys.readouterr().out)
+    others = predicting.average([predicting.load(path) for path in test], found["member_weights"])
+    assert applied["top1_error"] == predicting.errors(others).top1_error
 
 
 def test_predictions_survive_a_round_trip_through_a_file(tmp_path):
@@ -260,6 +368,12 @@ def test_a_submission_of_images_without_labels(run, images, tmp_path, capsys):
         (["{run}", "--source=embedded", "--images=x"], "give one of them"),
         (["{run}", "--member_weights=a"], "--member_weights: a: give numbers such as 2,1,1"),
         (["{run}", "--source=folder:nowhere", "--member_weights=1,2"], "give 1 weights"),  # before any work
+        (["{run}", "--search_weights"], "--search_weights: needs two members"),
+        (
+            ["{run}", "{run}", "--search_weights", "--images=x"],
+            "--search_weights: needs two members or more, lab",
+        ),
+        (["{run}", "{run}", "--search_weights", "--member_weights=1,2"], "and no --member_weights"),
         (["{run}", "--views=3"], "--views"),
         (["{run}", "--out=x.parquet"], "x.parquet: must end in .npz"),
     ],

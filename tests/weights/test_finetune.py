@@ -81,6 +81,7 @@ def test_training_on_cached_features_gives_the_same_losses(finetune, tmp_path, m
     kernel, bias = ("conv1.kernel", 0.0, 0.0), ("*.bias", 0.0, 0.0)
     assert not cached_features.is_frozen(finetune(**{"optimizer.layer_rates": (*FROZEN[1:], kernel)}))
     assert cached_features.is_frozen(finetune(**{"optimizer.layer_rates": (*FROZEN[1:], kernel, bias)}))
+    assert cached_features.is_frozen(finetune(**{"optimizer.layer_rates": (*FROZEN, ("*.bias", 3.0, 0.1))}))
     assert not cached_features.is_frozen(
         finetune(**{"optimizer.layer_rates": (*FROZEN, ("conv1", 3.0, 0.1))})
     )
