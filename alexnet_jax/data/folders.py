@@ -160,6 +160,7 @@ def files_by_class(directory: pathlib.Path, classes: Sequence[str]) -> tuple[lis
 # --- What is an image -------------------------------------------------------------------------------------
 
 NO_IMAGES, HIDDEN = "left out as no images", "left out as hidden or system files"
+NO_CLASS = ""  # the class of an image beside class folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,16 +251,16 @@ def note_choices(folder: str | os.PathLike[str], choices: Mapping[str, Sequence[
 def classes_of(folder: pathlib.Path, images: Sequence[str]) -> list[str]:
     """The class of each image of `list_images(folder)`: as in training, the folder right below `folder`.
 
-    If that has only a `train` and a `val`, the folder right below those. A folder with images of its own is
-    one class.
+    If that has only a `train` and a `val`, the folder right below those. Images beside two class folders or
+    more are of `NO_CLASS`; with fewer, the folder itself is the class.
     """
     above = [image.split("/")[:-1] for image in images]
     splits = set(itertools.chain(*_SPLIT_NAMES.values()))
     if all(names and names[0].lower() in splits for names in above):
         above = [names[1:] for names in above]
-    if not all(above):
+    if not all(above) and len({names[0] for names in above if names}) < 2:
         return [folder.resolve().name] * len(images)
-    return [names[0] for names in above]
+    return [names[0] if names else NO_CLASS for names in above]
 
 
 def _printable(name: str) -> str:

@@ -57,9 +57,17 @@ def find_with_classes(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str
         path = expanded(name)
         if _is_folder(path):
             listing = folders.list_images(path)
-            folders.note_choices(path, {folders.NO_IMAGES: listing.others, folders.HIDDEN: listing.hidden})
-            names = [str(path / image) for image in listing.images]
-            found += zip(names, folders.classes_of(path, listing.images), strict=True)
+            classes = folders.classes_of(path, listing.images)
+            pairs = zip(listing.images, classes, strict=True)
+            choices = {
+                folders.NO_IMAGES: listing.others,
+                folders.HIDDEN: listing.hidden,
+                "of no class, beside the classes": [
+                    image for image, name in pairs if name == folders.NO_CLASS
+                ],
+            }
+            folders.note_choices(path, choices)
+            found += zip([str(path / image) for image in listing.images], classes, strict=True)
         else:
             found.append((str(path), path.parent.name))
     if not found:

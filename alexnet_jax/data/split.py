@@ -11,17 +11,11 @@ import numpy as np
 
 from alexnet_jax.common import progress
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.data import folders
 
 _PARTS = {"train", "training", "val", "valid", "validation", "test"}
 # `os.link` across file systems, on one without hard links, or on a file of another user.
 _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EACCES, errno.EMLINK, errno.ENOSYS}
-
-
-def visible(folder: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Sorted names of a folder's visible folders and files."""
-    with os.scandir(folder) as entries:
-        shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
-        return [e.name for e in shown if e.is_dir()], [e.name for e in shown if e.is_file()]
 
 
 def choose(files: Sequence[str], fraction: float, key: Sequence[int]) -> set[str]:
@@ -44,7 +38,7 @@ def plan(root: pathlib.Path, fraction: float, seed: int) -> dict[str, list[str]]
         raise UserError(f"--seed={seed}: must be 0 or more")
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give one with a folder of images per class")
-    classes, _ = visible(root)
+    classes = [name for name, kind in folders.scan(root).items() if kind == "folder"]
     if parts := [name for name in classes if name.lower() in _PARTS]:
         raise UserError(
             f"{root} has a folder {parts[0]}: if it is split already, train with data.source=folder:{root}; "
@@ -53,8 +47,16 @@ def plan(root: pathlib.Path, fraction: float, seed: int) -> dict[str, list[str]]
     if len(classes) < 2:
         raise UserError(f"{root} needs a folder for each of two or more classes; it has {classes or 'none'}")
     found: dict[str, list[str]] = {"train": [], "val": []}
-    for name in classes:
-        _, files = visible(root / name)
+    listings = {name: folders.list_images(root / name) for name in classes}
+    left_out = {
+        folders.NO_IMAGES: [
+            f"{name}/{file}" for name, listing in listings.items() for file in listing.others
+        ],
+        folders.HIDDEN: [f"{name}/{file}" for name, listing in listings.items() for file in listing.hidden],
+    }
+    folders.note_choices(root, left_out)
+    for name, listing in listings.items():
+        files = listing.images
         if len(files) < 2:
             raise UserError(
                 f"{root / name} has {len(files)} image(s), but each class needs one to train on and one to "
@@ -91,6 +93,10 @@ def main(args: argparse.Namespace) -> int:
     partial = out.with_name(f"{out.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # of an earlier try that was interrupted
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--out={out}: cannot be written ({error.strerror}); name another folder") from error
     pairs = [(part, path) for part, paths in parts.items() for path in paths]
     linked = 0
     for part, path in progress.bar(len(pairs), "image", iterable=pairs):
@@ -98,6 +104,7 @@ def main(args: argparse.Namespace) -> int:
     partial.rename(out)
     how = "hard links" if linked == len(pairs) else f"{len(pairs) - linked:,} copies"
     counts = " and ".join(f"{len(paths):,} {part}" for part, paths in parts.items())
-    print(f"{out}: {counts} images in {len(visible(root)[0]):,} classes ({how})")
+    classes = {path.split("/")[0] for path in parts["train"]}
+    print(f"{out}: {counts} images in {len(classes):,} classes ({how})")
     print(f"train      python main.py --config=configs/finetune.py --config.data.source=folder:{out}")
     return 0

@@ -20,6 +20,7 @@ import jax
 from absl import flags
 from orbax.checkpoint import v1 as ocp
 
+from alexnet_jax.common import paths
 from alexnet_jax.common.errors import Fault, UserError, one_line
 from alexnet_jax.run import intact, processes
 
@@ -160,14 +161,21 @@ class Checkpoints:
             self.saved_step = step
 
     def _check_room(self, state: Any) -> None:
-        """Raises `OSError` in all processes if the disk is too full, before orbax logs a page about it."""
+        """Raises `OSError` in all processes if the disk is full or read-only: orbax would log pages on it."""
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))  # compression saves less than a tenth
-        free = size
-        with contextlib.suppress(OSError):  # orbax will say what is wrong
+        problem = 0
+        try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self._directory).free
-        if not processes.all_of(free >= size):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            temporary = paths.temporary(self._directory / "save")
+            temporary.touch()
+            temporary.unlink()
+            if shutil.disk_usage(self._directory).free < size:
+                problem = errno.ENOSPC
+        except OSError as error:
+            problem = error.errno or errno.EIO
+        if not processes.all_of(problem == 0):
+            problem = problem or errno.EIO  # of another process
+            raise OSError(problem, os.strerror(problem))
 
     def _finish(self, saving: Any, path: pathlib.Path) -> None:
         """Waits until orbax has written the checkpoint, then adds the checksums."""

@@ -18,6 +18,7 @@ from alexnet_jax.run import checkpoint, faults, logs, processes
 
 LOCK = "lock"
 VISIBLE_WITHIN_SECONDS = 20.0
+NAME_MAX = 255  # bytes: Linux's limit for a folder's name
 PATH_MAX, LONGEST_BELOW = 4096, 300  # bytes: Linux's limit, and what the paths below the directory need
 
 
@@ -64,6 +65,12 @@ def check_path(workdir: pathlib.Path) -> None:
         raise UserError(
             f"--workdir={workdir}: orbax cannot save to a path with {found.group()!a}; choose one "
             "without *, ?, [...], backslashes and bytes that are not UTF-8"
+        )
+    if (
+        name := next((part for part in workdir.parts if len(os.fsencode(part)) > NAME_MAX), None)
+    ) is not None:
+        raise UserError(
+            f"--workdir={name[:60]}...: a name of more than {NAME_MAX} bytes; choose a shorter one"
         )
     if (longest := len(os.fsencode(path)) + LONGEST_BELOW) > PATH_MAX:
         raise UserError(

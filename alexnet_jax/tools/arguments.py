@@ -5,7 +5,6 @@ Kept apart from the commands, so that `--help` and a wrong argument are answered
 
 import argparse
 import contextlib
-import pathlib
 from collections.abc import Sequence
 
 from alexnet_jax.common.command_line import Parser, new_file, new_folder, user_path
@@ -188,10 +187,10 @@ def split(parser: Parser) -> None:
     data.source=folder:... reads them, with hard links to the images where the disk has links. PHOTOS stays as
     it is.
     """
-    parser.add_argument("folder", type=pathlib.Path, help="a folder with a folder of images per class")
+    parser.add_argument("folder", type=user_path, help="a folder with a folder of images per class")
     parser.add_argument("--val", type=_fraction, default=0.2, help="fraction of each class to test on")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice, 0 or more")
-    parser.add_argument("--out", type=pathlib.Path, help="the folder to create (default: PHOTOS-split)")
+    parser.add_argument("--out", type=new_folder, help="the folder to create (default: PHOTOS-split)")
     parser.add_argument("--copy", action="store_true", help="copy the images instead of linking them")
 
 

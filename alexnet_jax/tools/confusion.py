@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing, write_text
 from alexnet_jax.data.classes import ids_of, match_labels, readable_names
+from alexnet_jax.data.folders import NO_CLASS
 
 LISTED = 20  # classes in the text, those with most errors
 _NAMED = 60  # classes up to which the picture has names
@@ -23,17 +23,19 @@ _FULL = np.array([8, 48, 107])  # colour of a class whose images all got one ans
 
 
 def folder_labels(
-    files: Sequence[str], classes: Sequence[str], class_ids: Sequence[str] | None = None
-) -> list[int] | None:
-    """The label of each file, whose folder stands for a class as in `match_labels`; None if one does not."""
-    folders = [os.path.basename(os.path.dirname(os.path.abspath(file))) for file in files]
-    own, net_ids = sorted(set(folders)), class_ids or ids_of(tuple(classes))
+    folders: Sequence[str], classes: Sequence[str], class_ids: Sequence[str] | None = None
+) -> list[int | None] | None:
+    """The label of each image by the name of its class folder, as in `match_labels`; None for `NO_CLASS`.
+
+    None in all if a folder stands for no class of the net.
+    """
+    own, net_ids = sorted(set(folders) - {NO_CLASS}), class_ids or ids_of(tuple(classes))
     try:
         labels = match_labels(own, readable_names(own), len(classes), net_ids, classes)
     except UserError:
         return None
     known = dict(zip(own, range(len(own)) if labels is None else labels.tolist(), strict=True))
-    return [known[folder] for folder in folders]
+    return [known.get(folder) for folder in folders]
 
 
 class Confusion:

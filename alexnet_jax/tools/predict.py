@@ -3,7 +3,6 @@
 import argparse
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
@@ -14,7 +13,7 @@ import numpy as np
 import tqdm
 
 from alexnet_jax import evaluate
-from alexnet_jax.common import host, progress
+from alexnet_jax.common import host, paths, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
 from alexnet_jax.data.folders import IMAGE_START
@@ -93,19 +92,20 @@ def as_text(answer: dict[str, Any]) -> str:
 
 def main(args: argparse.Namespace) -> int:
     from_pipe = args.images in ([], ["-"])
-    files = standard_input(sys.stdin.buffer) if from_pipe else inference.find(args.images)
+    found = [] if from_pipe else inference.find_with_classes(args.images)
+    files = standard_input(sys.stdin.buffer) if from_pipe else [file for file, _ in found]
     loaded = pretrained.read(args.weights, partial=True, variant=args.variant, mean=args.mean)
     classes = class_names(loaded)
-    judged = not from_pipe and (args.confusion or any(map(os.path.isdir, args.images)))
-    names = (classes, loaded.class_ids)
-    truth = confusion.folder_labels(files, *names) if judged else None  # type: ignore[arg-type]
+    judged = found and (args.confusion or any(paths.expanded(image).is_dir() for image in args.images))
+    folders = [folder for _, folder in found]
+    truth = confusion.folder_labels(folders, classes, loaded.class_ids) if judged else None
     if args.confusion and truth is None:
         names = ", ".join(classes[:3])
         raise UserError(
             f"--confusion={args.confusion}: needs images in folders named by class ({names}, ...)"
         )
     matrix, labels = confusion.Confusion(classes, args.topk), iter(truth or ())
-    total = None if from_pipe else len(files)  # type: ignore[arg-type]
+    total = None if from_pipe else len(found)
     answers = predictions(loaded, files, topk=args.topk, views=args.views)
     readable = set()
     # On a terminal the answers themselves show the progress.

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.data.folders import NO_CLASS
 from alexnet_jax.tools import features
 
 L2 = 0.1  # for standardised features; 0.001 to 1 do equally well on ants against bees
@@ -66,9 +68,15 @@ def fit(points: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2
     return Probe(mean, std, np.asarray(params["weights"]), np.asarray(params["biases"]))
 
 
+def _of_a_class(path: pathlib.Path) -> tuple[np.ndarray, list[str]]:
+    """The features `[N, D]` and classes of the images in a file of features that have a class."""
+    (_, points), classes = features.load(path), features.load_classes(path)
+    kept = [name != NO_CLASS for name in classes]
+    return points[np.array(kept)], [name for name in classes if name != NO_CLASS]
+
+
 def main(args: argparse.Namespace) -> int:
-    (_, points), (_, test_points) = features.load(args.train), features.load(args.test)
-    classes, test_classes = features.load_classes(args.train), features.load_classes(args.test)
+    (points, classes), (test_points, test_classes) = map(_of_a_class, (args.train, args.test))
     names = sorted(set(classes))
     if unknown := sorted(set(test_classes) - set(names)):
         raise UserError(f"{args.test}: has the class {unknown[0]}, but {args.train} only {', '.join(names)}")

@@ -230,7 +230,9 @@ def test_every_command_sees_the_images_of_training(clean, net, tmp_path, capsys)
 
     assert __main__.main(["predict", folder, f"--weights={net}", "--json"]) == 0
     said = capsys.readouterr()
-    assert [json.loads(line)["file"] for line in said.out.splitlines()] == names
+    *answers, summary = map(json.loads, said.out.splitlines())
+    assert [answer["file"] for answer in answers] == names
+    assert sum(row["images"] for row in summary["classes"]) == 6
     assert said.err.count("note: ") == 1 and "bad image" not in said.err
 
     out = tmp_path / "f.npz"
@@ -285,3 +287,18 @@ def test_no_image_at_all(clean):
         of_source(clean)
     with pytest.raises(UserError, match="no images there"):
         of_find(clean / "train")
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (["ant/1.png", "bee/2.png"], ["ant", "bee"]),
+        (["train/ant/1.png", "val/bee/2.png"], ["ant", "bee"]),
+        (["1.png", "2.png"], ["photos", "photos"]),
+        (["1.png", "batch2/2.png"], ["photos", "photos"]),  # the second part of a class
+        (["ant/1.png", "bee/2.png", "overview.png"], ["ant", "bee", folders.NO_CLASS]),
+    ],
+)
+def test_the_class_of_each_image(tmp_path, images, expected):
+    """An image beside the class folders once made all of them one class."""
+    assert folders.classes_of(tmp_path / "photos", images) == expected

@@ -131,3 +131,28 @@ def test_folders_that_are_no_classes(tmp_path):
         __main__.main(["split", str(tmp_path)])
     with pytest.raises(UserError, match=r"python -m alexnet_jax split makes both"):
         sources.open_source(f"folder:{tmp_path}", "train")
+
+
+def test_images_and_classes_are_those_of_training(photos, capsys):
+    """Sub-folders belong to their class; other files are left out, with a line (datasets#4015, vision#79)."""
+    (photos / "bee" / "batch2").mkdir()
+    for i in range(5):
+        (photos / "bee" / "batch2" / f"{i}.jpg").write_text(f"second bee {i}")
+    (photos / "cat" / "labels.csv").write_text("a,b")
+    (photos / "__MACOSX").mkdir()
+    assert __main__.main(["split", str(photos), "--val=0.2"]) == 0
+    out = photos.with_name("photos-split")
+    placed = {**files(out / "train"), **files(out / "val")}
+    assert len(placed) == 22
+    assert sum(name.startswith("bee/batch2/") for name in placed) == 5
+    assert not any(name.endswith(".csv") for name in placed)
+    said = capsys.readouterr()
+    assert "in 3 classes" in said.out
+    assert "left out as no images: 2 (ant/nowhere.jpg, cat/labels.csv)" in said.err
+    assert len(sources.open_source(f"folder:{out}", "train")) == 17
+
+
+@pytest.mark.parametrize("out", ["/proc/none/x", "/sys/none"])
+def test_where_nothing_can_be_written(photos, out):
+    with pytest.raises(UserError, match=f"--out={out}: cannot be written"):
+        __main__.main(["split", str(photos), f"--out={out}"])
