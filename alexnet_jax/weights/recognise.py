@@ -109,7 +109,8 @@ def find_layers(arrays: Mapping[str, Any], **known: Any) -> Stored:
         weights = swap_colours(weights)
     elif weights["conv1"][1].shape == (64,):
         known["variant"] = "torchvision"
-    ignored = [key for key in everything if key not in set().union(*names.values())]
+    used = set().union(*names.values())
+    ignored = [key for key in everything if key not in used]
     # First what could have been conv1, so that a message with the first few names each net.
     ignored.sort(key=lambda key: (tuple(everything[key].shape) != found["conv1"].shape, key not in arrays))
     return Stored(weights, names, ignored=tuple(ignored), **known)
