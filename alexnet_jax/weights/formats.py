@@ -14,7 +14,7 @@ from alexnet_jax.common.files import replacing, write_npz
 from alexnet_jax.variants import create_model
 from alexnet_jax.weights import caffe_files, numpy_files, torch_files
 from alexnet_jax.weights.layouts import LAYERS, TORCH_NAMES, Layers, swap_colours
-from alexnet_jax.weights.recognise import Stored, find_layers, in_natural_order
+from alexnet_jax.weights.recognise import Stored, find_layers, in_natural_order, is_of_optimizer
 
 _DESCRIPTION_KEY = "alexnet_jax"  # where our files store the description of the net
 _TORCH_KEYS = {name: (f"{torch}.weight", f"{torch}.bias") for name, torch in TORCH_NAMES.items()}
@@ -38,6 +38,8 @@ def read(path: pathlib.Path) -> Stored:
         raise UserError("a web page, not weights; the download failed, so fetch the file itself")
     if head.startswith(b"version https://git-lfs"):
         raise UserError("a Git LFS pointer, not the weights; run git lfs pull")
+    if head.startswith(b"\x1f\x8b"):
+        raise UserError("compressed with gzip; unpack it first: gunzip or tar -xzf")
     suffix = path.suffix.lower()
     is_safetensors = head[5:9] == b"\0\0\0{"  # after a length that may begin as a pickle does
     if head.startswith(b"\x93NUMPY") or (head.startswith(b"PK") and suffix == ".npz"):
@@ -111,18 +113,27 @@ def _described(arrays: Mapping[str, Any], keys: dict[str, tuple[str, str]], desc
 
 
 def _arrays(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of a model's state dict, which a checkpoint stores next to the optimizer's."""
+    """The arrays of a model's state dict, which a checkpoint stores next to the optimizer's.
 
-    def dictionaries(values: Any, depth: int) -> Iterator[dict[str, Any]]:
+    Several models are returned together, with the keys of their dictionaries before the names.
+    """
+
+    def dictionaries(values: Any, depth: int, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
         if isinstance(values, dict) and depth:
             items = dict.items(values)  # not `values.items()`: a pickle can set that attribute
-            yield {str(key): value for key, value in items if hasattr(value, "shape")}
-            for _, value in items:
-                yield from dictionaries(value, depth - 1)
+            yield path, {str(key): value for key, value in items if hasattr(value, "shape")}
+            for key, value in items:
+                yield from dictionaries(value, depth - 1, f"{path}{key}.")
+
+    def is_model(path: str, arrays: dict[str, Any]) -> bool:
+        kernels = [key for key, array in arrays.items() if len(array.shape) == 4]
+        return sum(not is_of_optimizer(f"{path}{key}") for key in kernels) >= 5
 
     found = list(dictionaries(dict(saved), 4))
-    models = (arrays for arrays in found if sum(len(a.shape) == 4 for a in arrays.values()) >= 5)
-    return in_natural_order(next(models, found[0]))
+    models = [pair for pair in found if is_model(*pair)]
+    if len(models) > 1:
+        return in_natural_order({f"{path}{key}": a for path, arrays in models for key, a in arrays.items()})
+    return in_natural_order((models or found)[0][1])
 
 
 def _caffe_layers(net: list[caffe_files.Layer]) -> Stored:

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -100,8 +100,11 @@ def read(
     if path.is_dir():
         if mean is not None:
             raise UserError(f"{path}: a run has its own mean; leave mean out")
+        _refuse_hugging_face(path)
         net = read_description(path)
         params, _ = checkpoint.restore_params(path, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        with named(path):
+            _check_finite((f"{name}/{key}", array) for name in params for key, array in params[name].items())
         return dataclasses.replace(net, variables={"params": params})
     if isinstance(mean, str | os.PathLike):
         with named(mean):
@@ -198,6 +201,26 @@ def _check_layers(stored: Stored, shapes: Mapping[str, Any]) -> None:
                 wrong.append(f"{key} is of {np.dtype(array.dtype).name}, not floats")
     if wrong:
         raise UserError(f"not this AlexNet: {'; '.join(wrong)}")
+    _check_finite(
+        pair for name in stored.layers for pair in zip(stored.names[name], stored.layers[name], strict=True)
+    )
+
+
+def _check_finite(arrays: Iterable[tuple[str, Any]]) -> None:
+    """Raises a `UserError` for the first of the named arrays with NaN or infinity, as float32."""
+    for key, array in arrays:
+        with np.errstate(over="ignore", invalid="ignore"):
+            numbers = np.asarray(array, np.float32)
+            extremes = numbers.min(initial=0), numbers.max(initial=0)  # NaN passes through both
+        if not np.isfinite(extremes).all():
+            raise UserError(f"{key} has NaN or infinity; give weights from before the training diverged")
+
+
+def _refuse_hugging_face(folder: pathlib.Path) -> None:
+    """Raises a `UserError` that names the weight file if the folder is a model's from Hugging Face."""
+    for file in (folder / "model.safetensors", folder / "pytorch_model.bin"):
+        if file.exists() and not (folder / DESCRIPTION).exists():
+            raise UserError(f"{folder}: a folder of Hugging Face, not the workdir of a run; give {file}")
 
 
 # --- writing ----------------------------------------------------------------------------------------------

@@ -17,6 +17,14 @@ from alexnet_jax.weights.layouts import CONVOLUTIONS, DENSE, Layers, layer_shape
 # Last parts of names: PyTorch's, caffe-tensorflow's, tensorpack's, Flax's, and pycaffe's numbers of blobs.
 _BIASES = {"weight": "bias", "weights": "biases", "W": "b", "w": "b", "kernel": "bias", "0": "1"}
 _SEPARATORS = re.compile(r"[./]")
+# Parts of the names of moments and gradients, in PyTorch, optax and TensorFlow; `mu` alone may be a layer.
+_OPTIMIZER = re.compile(
+    r"(^|[./])(optim(izers?)?|opt(imizer)?_states?|exp_avg\w*|momentum(_buffers?)?|adam(_1)?"
+    r"|grad(s|ients?)?(_avg|_sum)?|(mu|nu)(?=[./][^./]+[./]))([./]|$)",
+    re.IGNORECASE,
+)
+_COPY = re.compile(r"(^|[./_])(ema|swa|averaged|teacher|target|momentum|encoder_k)([./_]|$)", re.IGNORECASE)
+_MODEL = re.compile(r"(^|[./])(state_dict|model|params|module)[./]")
 _CHANNELS_LAST = (3, 2, 0, 1)  # axes of [h, w, I, O] in the order [O, I, h, w]
 
 
@@ -65,10 +73,17 @@ def in_natural_order(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {name: arrays[name] for name in sorted(arrays, key=parts)}
 
 
+def is_of_optimizer(name: str) -> bool:
+    """Whether a name is that of a moment or gradient, which has the shape of its weight."""
+    return _OPTIMIZER.search(name) is not None
+
+
 def find_layers(arrays: Mapping[str, Any], **known: Any) -> Stored:
     """Finds the five convolutions and, if they are AlexNet's, the fully connected layers.
 
-    Names matter only where the file has several layers of the same shape: of two nets, the first is taken.
+    Names matter only where the file has several layers of the same shape. The optimizer's are passed over.
+    Of several nets, one that is no moving average or teacher is taken, then one under `state_dict`, `model`,
+    `params` or `module`, then the first.
     Where channels come last, or layers have numbers for weight and bias, the net is Caffe's and reads BGR.
 
     Args:
@@ -77,6 +92,8 @@ def find_layers(arrays: Mapping[str, Any], **known: Any) -> Stored:
     Raises:
       UserError: there are no five convolutions, or there are other layers among them.
     """
+    everything = arrays
+    arrays = {key: array for key, array in everything.items() if not is_of_optimizer(key)}
     layers = list(_layers(arrays))
     found, channels_last = _convolutions(layers, arrays)
     for layer in found.values():
@@ -92,8 +109,11 @@ def find_layers(arrays: Mapping[str, Any], **known: Any) -> Stored:
         weights = swap_colours(weights)
     elif weights["conv1"][1].shape == (64,):
         known["variant"] = "torchvision"
-    ignored = set(arrays).difference(*names.values())
-    return Stored(weights, names, ignored=tuple(key for key in arrays if key in ignored), **known)
+    used = set().union(*names.values())
+    ignored = [key for key in everything if key not in used]
+    # First what could have been conv1, so that a message with the first few names each net.
+    ignored.sort(key=lambda key: (tuple(everything[key].shape) != found["conv1"].shape, key not in arrays))
+    return Stored(weights, names, ignored=tuple(ignored), **known)
 
 
 def _layers(arrays: Mapping[str, Any]) -> Iterator[_Layer]:
@@ -122,7 +142,7 @@ def _convolutions(layers: list[_Layer], arrays: Mapping[str, Any]) -> tuple[dict
     for shapes, channels_last in _convolution_shapes():
         fitting = {name: [layer for layer in layers if layer.shape == shapes[name]] for name in CONVOLUTIONS}
         if all(fitting.values()):
-            first = fitting["conv1"][0]
+            first = min(fitting["conv1"], key=lambda layer: _rank(layer.weight))
             nearest = {name: _nearest(first, some)[0] for name, some in fitting.items()}
             return nearest, channels_last
     convolutions = [layer for layer in layers if len(layer.shape) == 4]
@@ -135,6 +155,11 @@ def _convolutions(layers: list[_Layer], arrays: Mapping[str, Any]) -> tuple[dict
             f"weights, where an AlexNet has 5 and 3 of its own shapes; it has {textwrap.shorten(some, 100)}"
         )
     return dict(zip(CONVOLUTIONS, convolutions, strict=True)), False
+
+
+def _rank(name: str) -> tuple[bool, bool]:
+    """Orders the nets of a file by the name of a weight; the smallest is taken."""
+    return _COPY.search(name) is not None, _MODEL.search(name) is None
 
 
 def _refuse_other_layers(

@@ -254,6 +254,27 @@ def test_caffes_weights_and_mean_in_numpys_files(finetune, tmp_path):
     np.testing.assert_array_equal(run.preprocess.mean, bgr[::-1].transpose(1, 2, 0))
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_run_whose_weights_are_not_finite_is_refused(finetune, tmp_path, value):
+    run, folder = training.Run(finetune(), tmp_path / "run"), tmp_path / "run"
+    folder.mkdir()
+    pretrained.describe(folder, run.model, run.preprocess, run.source, may_be_renamed=False)
+    state = run.init_state()
+    checkpoints = checkpoint.Checkpoints(folder)
+    checkpoints.save(1, state, training.Record(images=len(run.source)).to_json(), last=True)
+    np.testing.assert_array_equal(
+        pretrained.read(folder).variables["params"]["fc6"]["bias"], state.params["fc6"]["bias"]
+    )
+    fc6 = {**state.params["fc6"], "bias": state.params["fc6"]["bias"].at[-1, -1].set(value)}
+    state = state.replace(params={**state.params, "fc6": fc6})
+    checkpoints.save(2, state, training.Record(images=len(run.source)).to_json(), last=True)
+    checkpoints.close()
+    with pytest.raises(UserError) as caught:
+        pretrained.read(folder)
+    assert str(caught.value).startswith(f"{folder}: fc6/bias has NaN or infinity; ")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_damaged_description_is_one_clear_line(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match=r"net.json: unreadable .*give the workdir of a run"):

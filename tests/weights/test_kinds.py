@@ -145,6 +145,10 @@ def momentum(key: str) -> dict[str, np.ndarray]:
     return {"momentum_buffer": np.zeros_like(TORCHVISION[key.removeprefix("module.")])}
 
 
+def ones_like(state) -> dict[str, np.ndarray]:
+    return {key: np.ones_like(array) for key, array in state.items()}
+
+
 CHECKPOINTS = {
     "Lightning's": lambda state: {"epoch": 3, "state_dict": state, "optimizer_states": [{"state": {}}]},
     "timm's": lambda state: {"epoch": 3, "arch": "alexnet", "state_dict": state, "state_dict_ema": {}},
@@ -153,6 +157,10 @@ CHECKPOINTS = {
         "optimizer": {"state": {0: {"exp_avg": np.zeros((64, 3, 11, 11))}}},
         "model": state,
     },
+    "with gradients of all weights": lambda state: {"grad_avg": ones_like(state), "state_dict": state},
+    "with moments of all weights": lambda state: {"opt": {"mu": ones_like(state)}, "params": state},
+    "with a moving average": lambda state: {"state_dict_ema": ones_like(state), "state_dict": state},
+    "with a teacher": lambda state: {"teacher": ones_like(state), "student": state},
     "of a list of names": lambda state: {"names": list(state), "net": state},
 }
 

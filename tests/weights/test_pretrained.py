@@ -300,6 +300,58 @@ def test_what_is_left_out_is_said(tmp_path, capsys, convolutions):
         load_pretrained(path)
 
 
+def test_of_several_nets_a_line_says_which_is_taken(monkeypatch, tmp_path, capsys, convolutions):
+    ones = {key: np.ones_like(array) for key, array in convolutions.items()}
+    saved = {"state_dict_ema": ones, "grad_avg": ones, "state_dict": convolutions}
+    monkeypatch.setattr(torch_files, "read", lambda path: saved)
+    (tmp_path / "c.pth").write_bytes(b"PK\x03\x04")
+    load_pretrained(tmp_path / "c.pth", partial=True)
+    said = capsys.readouterr().err
+    assert "(conv1 is state_dict.features.0.weight); ignores state_dict_ema.features.0.weight, " in said
+    assert said.count("\n") == 1
+
+    flat = {f"{prefix}.{key}": a for prefix, state in saved.items() for key, a in state.items()}
+    path = write_convolutions(tmp_path / "w.safetensors", flat)
+    _, variables, _ = load_pretrained(path, partial=True)
+    expected = convolutions["features.0.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(variables["params"]["conv1"]["kernel"][0], expected)
+    ignored = "ignores state_dict_ema.features.0.weight, grad_avg.features.0.weight, "
+    assert f"(conv1 is state_dict.features.0.weight); {ignored}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["features.0.weight", "features.10.bias"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, convolutions, key, value):
+    array = convolutions[key].copy()
+    array.flat[-1] = value
+    path = write_convolutions(tmp_path / "w.safetensors", {**convolutions, key: array})
+    with pytest.raises(UserError) as caught:
+        load_pretrained(path, partial=True)
+    assert str(caught.value).startswith(f"{path}: {key} has NaN or infinity; ")
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_beyond_float32_are_refused_and_large_ones_read(tmp_path, convolutions):
+    for scale, is_read in ((3e38, True), (1e39, False)):
+        bias = np.full(64, scale)  # in float32, the sum is infinite for both
+        path = tmp_path / "w.npz"
+        np.savez(path, **{**convolutions, "features.0.bias": bias})
+        if is_read:
+            params = load_pretrained(path, partial=True)[1]["params"]
+            np.testing.assert_array_equal(params["conv1"]["bias"], np.full((1, 64), 3e38, np.float32))
+        else:
+            with pytest.raises(UserError, match=r"features.0.bias has NaN or infinity"):
+                load_pretrained(path, partial=True)
+
+
+def test_a_folder_of_hugging_face_names_its_file(tmp_path, convolutions):
+    (tmp_path / "config.json").write_text("{}")
+    for file in ("pytorch_model.bin", "model.safetensors"):
+        (tmp_path / file).write_bytes(b"")
+        with pytest.raises(UserError, match=f"a folder of Hugging Face.*; give {tmp_path / file}$"):
+            load_pretrained(tmp_path)
+
+
 def test_a_prefix_may_not_hide_another_net(tmp_path, convolutions):
     state = {f"net.{key}": array for key, array in convolutions.items()}
     state["net.features.12.weight"] = np.zeros((1, 1, 3, 3), np.float32)
@@ -565,6 +617,7 @@ def test_a_changed_bit_of_a_weight_is_one_clear_line(tmp_path, convolutions):
         ("w.caffemodel", b"<html>", "a web page, not weights"),
         ("w.pth", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         ("w.pth", b"", "an empty file"),
+        ("w.npz.gz", b"\x1f\x8b\x08\x00", "compressed with gzip; unpack it first"),
         ("w.pth", b"no weights at all", "not weights, or damaged in its first bytes"),
         ("w.safetensors", b"\xff" * 100, "damaged or truncated .safetensors"),
         ("w.npz", b"PK\x03\x04 and no more", "damaged or truncated .npz"),

@@ -82,9 +82,18 @@ def test_any_names(scheme, shapes):
 
 def test_the_first_of_two_nets_with_its_own_head():
     """moco's query and key encoders, students and teachers: layers of two nets are never mixed."""
-    for one, two in itertools.combinations(["ema", "net", "student.net", "teacher.model"], 2):
+    best_first = [
+        "model",
+        "net",
+        "student.net",
+        "momentum_encoder.model",
+        "teacher.model",
+        "ema",
+        "encoder_k",
+    ]
+    for one, two in itertools.combinations(best_first, 2):
         arrays = {}
-        for prefix in (one, two):
+        for prefix in (two, one):
             arrays |= arrays_of([f"{prefix}.{name}" for name in seeded.TORCHVISION])
         assert found_in(arrays) == {
             layer: f"{one}.{name}" for layer, name in zip(LAYERS, seeded.TORCHVISION, strict=True)
@@ -93,6 +102,52 @@ def test_the_first_of_two_nets_with_its_own_head():
     heads_only_in_the_second |= arrays_of([f"b.{name}" for name in seeded.TORCHVISION])
     names = [f"a.{name}" for name in list(seeded.TORCHVISION)[:5]]
     assert found_in(heads_only_in_the_second) == dict(zip(CONVOLUTIONS, names, strict=True))
+
+
+OPTIMIZERS = (
+    *("opt_state.0.mu.params", "optimizer.exp_avg", "grad_avg", "exp_avg_sq", "momentum_buffer", "0.nu"),
+    *("Gradients", "optimizer_states.0", "optim"),
+)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("prefix", ["", "params.", "z.net.", "teacher."])
+def test_moments_and_gradients_are_not_taken_for_the_net(optimizer, prefix):
+    moments = arrays_of([f"{optimizer}.{name}" for name in seeded.TORCHVISION])
+    names = [prefix + name for name in seeded.TORCHVISION]
+    arrays = in_natural_order({**moments, **arrays_of(names)})
+    assert found_in(arrays) == dict(zip(LAYERS, names, strict=True))
+    assert set(find_layers(arrays).ignored) == set(moments)
+    with pytest.raises(UserError, match="not an AlexNet: 0 convolutions"):
+        find_layers(moments)
+
+
+def test_tensorflows_slots_and_optax_factors_are_no_other_layers():
+    """A slot beside its weight, and Adafactor's row of numbers for each filter."""
+    arrays = arrays_of(LAYERS, weight="weights", bias="biases", separator="/")
+    slots = {f"{key}/{slot}": array for key, array in arrays.items() for slot in ("Momentum", "Adam_1")}
+    rows = {f"opt_state.v_row.{name}.weight": zeros(shape[0]) for name, shape in ONE_COLUMN.items()}
+    assert set(find_layers({**arrays, **slots, **rows}).ignored) == {*slots, *rows}
+
+
+def test_layers_whose_names_only_resemble_an_optimizers():
+    names = [f"momentum_encoder.gradcam.{name}" for name in seeded.TORCHVISION]
+    assert found_in(arrays_of(names)) == dict(zip(LAYERS, names, strict=True))
+    heads = arrays_of(list(seeded.TORCHVISION)[:7])
+    for head in ("mu", "logvar"):  # of a variational net: neither is fc8
+        heads |= {f"classifier.{head}.weight": zeros(9, 4096), f"classifier.{head}.bias": zeros(9)}
+    assert tuple(find_layers(heads).names) == LAYERS[:7]
+
+
+def test_each_other_net_is_the_first_that_is_ignored():
+    prefixes = ("aa.optimizer", "ema", "student", "teacher")
+    arrays = {}
+    for prefix in prefixes:
+        arrays |= arrays_of([f"{prefix}.{name}" for name in seeded.TORCHVISION])
+    found = find_layers(in_natural_order(arrays))
+    assert found.names["conv1"][0] == "student.features.0.weight"
+    firsts = [f"{prefix}.features.0.weight" for prefix in ("ema", "teacher", "aa.optimizer")]
+    assert list(found.ignored[:3]) == firsts
 
 
 # Heads as people replace them: names and shapes, and which layers of torchvision's are still those.
