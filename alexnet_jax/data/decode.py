@@ -65,8 +65,7 @@ def decode_square(data: bytes, size: int) -> np.ndarray | None:
     """Decodes an image of any common format to its central square.
 
     Every mode becomes RGB: grey is repeated, transparency dropped, numbers of more than 8 bits reduced to 8,
-    CMYK converted. Only the first frame of an animation is read. EXIF's orientation tag is not applied, as in
-    2012.
+    CMYK converted. Only an animation's first frame is read. EXIF's orientation is not applied, as in 2012.
 
     Args:
       data: the encoded image.
@@ -102,8 +101,7 @@ def _decode_jpeg(data: bytes, size: int) -> np.ndarray | None:
 def decode(data: bytes, square: Callable[[Image.Image], np.ndarray]) -> np.ndarray | None:
     """Applies `square` to an encoded image; None if it is not a complete image of allowed size.
 
-    Only what decoders raise on damaged data makes a bad image: other errors, such as `MemoryError` and an
-    import that fails, are raised.
+    Only what decoders raise on damaged data makes a bad image; `MemoryError` and failed imports are raised.
     """
     set_up()
     try:
@@ -144,9 +142,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def _grey_levels(image: Image.Image) -> np.ndarray:
     """Grey integers or floats, `[H, W]`, as uint8 with white as 255, also where TIFF has white as 0.
 
-    Pillow scales PGM and JPEG 2000 to 16 bits, and TIFF's 12 bits are 12. Other numbers may have any scale,
-    so their largest decides: floats up to 1 are fractions of white, numbers up to 255 grey levels, those up
-    to 4,095 12 bits and those up to 65,535 16 bits.
+    Pillow scales PGM and JPEG 2000 to 16 bits; TIFF may state 12. Of other images the largest number decides:
+    floats up to 1 are fractions of white, numbers up to 255 grey levels, up to 4,095 12 bits, else 16 bits.
     """
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     low, high = values.min(), values.max()
