@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -46,25 +47,22 @@ def match_labels(
     """The net's label of each class of a data set, int32 `[K]`; None if all classes have the same labels.
 
     Classes are the same if their ids are, or if an id or name of one and of the other mean the same: the text
-    itself, or the one class of ImageNet that has this id or this word. Ids that are whole numbers are labels
-    of the net, unless its own ids are numbers.
+    itself, the number, or the one class of ImageNet that has this id or word. Ids that are whole numbers are
+    labels of the net, unless its own ids are numbers.
 
     Args:
       ids, names: of the data set's K classes, by label.
       num_classes: number of the net's classes.
-      net_ids, net_names: of the net's classes, by label; without one for each class, only the numbers
-        of classes must agree.
+      net_ids, net_names: of the net's classes, by label; if not one for each, only the numbers must agree.
 
     Raises:
       UserError: a class of the data set is none of the net's, or could be several.
     """
     net_ids, net_names = net_ids or (), net_names or ()
     if {len(net_ids), len(net_names)} != {num_classes}:
-        if len(ids) != num_classes:
-            raise UserError(
-                f"the names of the net's {num_classes} classes are unknown; use images of as many"
-            )
-        return None
+        if len(ids) == num_classes:
+            return None
+        raise UserError(f"the names of the net's {num_classes} classes are unknown; use images of as many")
     if tuple(ids) in (tuple(net_ids), tuple(net_names)):
         return None
     if are_numbers(ids) and not are_numbers(net_ids):
@@ -93,9 +91,9 @@ def _labels(values: Iterable[str | None]) -> dict[str | None, int]:
 
 
 def _meaning(text: str) -> str | None:
-    """The id of the ImageNet class with this word, None if several have it; any other text in lower case."""
-    word = text.lower().replace("_", " ")
-    return _meanings().get(word, word)
+    """The id of the ImageNet class with this word, None if several have it; else lower case, 7 for 007."""
+    word = unicodedata.normalize("NFC", text).lower().replace("_", " ")
+    return str(int(word)) if word.isdecimal() else _meanings().get(word, word)
 
 
 @functools.cache

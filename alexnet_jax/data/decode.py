@@ -35,7 +35,7 @@ simplejpeg = _optional("simplejpeg")
 # The largest photograph of ILSVRC has 61 million pixels; decoding a larger image would take gigabytes.
 MAX_PIXELS = 100_000_000
 
-_BITS_PER_SAMPLE = 258  # TIFF's tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # two tags of TIFF, and a value of the second
 _resizers = threading.local()  # one per thread, as a resizer holds buffers
 
 # What Pillow raises on damaged data, as found by cutting and changing files (`NotImplementedError` for kinds
@@ -65,8 +65,7 @@ def decode_square(data: bytes, size: int) -> np.ndarray | None:
     """Decodes an image of any common format to its central square.
 
     Every mode becomes RGB: grey is repeated, transparency dropped, numbers of more than 8 bits reduced to 8,
-    CMYK converted. Only the first frame of an animation is read. EXIF's orientation tag is not applied, as in
-    2012.
+    CMYK converted. Only an animation's first frame is read. EXIF's orientation is not applied, as in 2012.
 
     Args:
       data: the encoded image.
@@ -102,8 +101,7 @@ def _decode_jpeg(data: bytes, size: int) -> np.ndarray | None:
 def decode(data: bytes, square: Callable[[Image.Image], np.ndarray]) -> np.ndarray | None:
     """Applies `square` to an encoded image; None if it is not a complete image of allowed size.
 
-    Only what decoders raise on damaged data makes a bad image: other errors, such as `MemoryError` and an
-    import that fails, are raised.
+    Only what decoders raise on damaged data makes a bad image; `MemoryError` and failed imports are raised.
     """
     set_up()
     try:
@@ -142,24 +140,23 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_levels(image: Image.Image) -> np.ndarray:
-    """Grey integers or floats, `[H, W]`, as uint8.
+    """Grey integers or floats, `[H, W]`, as uint8 with white as 255, also where TIFF has white as 0.
 
-    The upper 8 bits if the format gives the number of bits. TIFF's 32-bit numbers and floats may have any
-    scale, so their largest decides: floats up to 1 are fractions of white, numbers up to 255 grey levels, and
-    those up to 65,535 16 bits.
+    Pillow scales PGM and JPEG 2000 to 16 bits; TIFF may state 12. Of other images the largest number decides:
+    floats up to 1 are fractions of white, numbers up to 255 grey levels, up to 4,095 12 bits, else 16 bits.
     """
-    values = np.asarray(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
-        return (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     low, high = values.min(), values.max()
     if not 0 <= low <= high < 2**16:  # nor NaN
-        raise UserError(f"pixels of {low:g} to {high:g}; the scales known are 0 to 1, 255 and 65535")
-    if high > 255:
+        raise UserError(f"pixels of {low:g} to {high:g}; the scales known are 0 to 1, 255, 4095 and 65535")
+    if image.format in ("PPM", "JPEG2000") and image.mode != "F":
         values = values // 256
+    elif high > 255 or tags.get(_BITS_PER_SAMPLE) == (12,):
+        values = values // (256 if high > 4095 else 16)
     elif image.mode == "F":
         values = np.round(values * (255 if high <= 1 else 1))
-    return values.astype(np.uint8)
+    levels = values.astype(np.uint8)
+    return 255 - levels if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else levels
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from unicodedata import normalize
 
 import numpy as np
 
@@ -108,12 +109,16 @@ def open_folder(root: pathlib.Path, split: str) -> FileSource:
     classes = _folders(train)
     if are_numbers(classes):
         classes.sort(key=int)
-    if unknown := sorted(set(_folders(directory)) - set(classes)):
+    # The same name may have an accent as a character of its own (NFD), as macOS writes it.
+    own = set(_folders(directory))
+    other_forms = {normalize("NFC", name): name for name in own.difference(classes)}
+    own_names = [name if name in own else other_forms.get(normalize("NFC", name), name) for name in classes]
+    if unknown := sorted(own.difference(own_names)):
         raise UserError(f"{directory} has {unknown[0]}, which is missing from {train}; both need all classes")
     if len(classes) < 2:
         have = f"only {classes[0]}" if classes else "none"
         raise UserError(f"{train} needs a folder for each of two or more classes; it has {have}")
-    paths, labels = files_by_class(directory, classes)
+    paths, labels = files_by_class(directory, own_names)
     num_empty = len(classes) - len(np.unique(labels))
     note = f" ({num_empty} of them empty)" if num_empty else ""
     class_ids = tuple(map(_printable, classes))

@@ -38,6 +38,15 @@ def match(ids, net_ids, names=None, net_names=None, num_classes=None):
         (("10", "2", "0"), tuple("abcdefghijk"), [10, 2, 0]),
         (("002", "1"), INSECTS, [2, 1]),
         (("7", "5"), ("5", "6", "7"), [2, 0]),
+        # Numbers of a net whose classes are numbers, with or without zeros in front
+        (tuple(f"{n:02}" for n in range(1, 11)), tuple(str(n) for n in range(1, 11)), None),
+        (("01", "10"), tuple(sorted(str(n) for n in range(1, 11))), [0, 1]),
+        (("3", "10", "1"), tuple(f"{n:03}" for n in range(1, 11)), [2, 9, 0]),
+        (("01", "1"), ("1", "01", "2"), [1, 0]),
+        # Accents as macOS writes them, as two characters (NFD), and in one (NFC)
+        (("bar", "cafe\u0301"), ("bar", "caf\u00e9", "zoo"), [0, 1]),
+        (("zoo", "Caf\u00e9"), ("bar", "cafe\u0301", "zoo"), [2, 1]),
+        (("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9"), [1, 0]),
         # Words and WordNet's ids
         (("n02206856", "n02219486"), ("ant", "bee"), [1, 0]),
         (("bee", "ant"), ("n02219486", "n02206856"), [1, 0]),
@@ -66,6 +75,9 @@ def test_labels_by_hand(ids, net_ids, expected):
         # Two words for one class
         (("cougar", "puma", "tench"), IDS, "cougar, puma"),
         (("1", "01", "2"), INSECTS, "1, 01"),
+        (("1", "01", "2"), ("1", "2", "3"), "1, 01"),
+        (("01", "04"), ("1", "2", "3"), "04"),
+        (("caf\u00e9", "cafe\u0301"), ("caf\u00e9", "zoo"), "caf\u00e9, cafe\u0301"),
     ],
 )
 def test_what_the_net_lacks_is_named(ids, net_ids, named):

@@ -87,6 +87,31 @@ def test_clean_folders_say_nothing(clean, capsys):
     assert capsys.readouterr().err == ""
 
 
+NFC, NFD = "caf\u00e9", "cafe\u0301"  # one name: on macOS, a zip may hold the second
+
+
+@pytest.mark.parametrize(("of_train", "of_test"), [(NFC, NFD), (NFD, NFC)])
+def test_a_class_whose_name_has_another_unicode_form_in_the_test_folder(of_train, of_test, clean, capsys):
+    write(clean / "train" / of_train / "7.png", PNG)
+    write(clean / "val" / of_test / "8.png", PNG)
+    assert ("ant/0.png", "ant") in of_source(clean) and (f"{of_train}/7.png", of_train) in of_source(clean)
+    expected = [("ant/0.png", "ant"), ("bee/0.png", "bee"), (f"{of_test}/8.png", of_train)]
+    assert of_source(clean, "test") == expected
+    assert capsys.readouterr().err == ""
+
+
+def test_two_folders_of_one_name_in_two_unicode_forms_are_two_classes(clean):
+    """Linux allows both; images are counted once, in the class of their own form."""
+    for name in (NFC, NFD):
+        write(clean / "train" / name / "7.png", PNG)
+    write(clean / "val" / NFC / "8.png", PNG)
+    assert of_source(clean, "test")[2:] == [(f"{NFC}/8.png", NFC)]
+    shutil.rmtree(clean / "train" / NFC)
+    write(clean / "val" / NFD / "8.png", PNG)
+    with pytest.raises(UserError, match=f"has {NFC}, which is missing from"):
+        of_source(clean, "test")
+
+
 @pytest.mark.parametrize("where", ["train", "train/ant", "both"])
 @pytest.mark.parametrize("name", STRAY)
 def test_a_stray_file_changes_nothing_and_is_counted(name, where, clean, capsys):

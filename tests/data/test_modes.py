@@ -135,7 +135,7 @@ def test_files_of_every_mode_that_a_format_stores(kind):
     """The same levels from files without losses, by all three rules of resizing."""
     stored = set()
     for mode, (image, expected, tolerance) in MODES.items():
-        if mode == "I" and kind in ("PNG", "PPM"):  # stored as 16 bits, of which these are dark
+        if mode == "I" and kind in ("PNG", "PPM"):  # stored as 16 bits
             continue
         data = io.BytesIO()
         try:
@@ -153,7 +153,7 @@ def test_files_of_every_mode_that_a_format_stores(kind):
         assert stored >= {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "LAB", "I;16", "I;16B", "I", "F"}
 
 
-def tiff(values: np.ndarray, bits: int | None = None) -> bytes:
+def tiff(values: np.ndarray, bits: int | None = None, photometric: int = 1) -> bytes:
     """A grey TIFF of any type of number, by its specification; of 12 bits, two are in three bytes."""
     height, width = values.shape
     kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
@@ -161,8 +161,8 @@ def tiff(values: np.ndarray, bits: int | None = None) -> bytes:
     if bits == 12:
         pairs = values.astype(int).reshape(-1, 2)
         data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
-    tags = {256: width, 257: height, 258: bits or 8 * values.itemsize, 259: 1, 262: 1, 277: 1, 278: height}
-    tags |= {279: len(data), 339: kind, 273: 8 + 2 + 12 * 10 + 4}
+    tags = {256: width, 257: height, 258: bits or 8 * values.itemsize, 259: 1, 262: photometric, 277: 1}
+    tags |= {278: height, 279: len(data), 339: kind, 273: 8 + 2 + 12 * 10 + 4}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + data
 
@@ -178,8 +178,18 @@ def tiff(values: np.ndarray, bits: int | None = None) -> bytes:
         (SIXTEEN.astype("<i4"), None, SIXTEEN // 256),
         (SIXTEEN.astype("<u4"), None, SIXTEEN // 256),
         (SIXTEEN, None, SIXTEEN // 256),
-        (np.round(200 * RAMP).astype("<u2"), None, np.zeros_like(RAMP)),  # truly dark: 16 bits are 16 bits
+        (BYTES.astype("<u2"), None, BYTES),
+        (np.round(1023 * RAMP).astype("<u2"), None, np.round(1023 * RAMP) // 16),
+        (np.round(4095 * RAMP).astype("<u2"), None, np.round(4095 * RAMP) // 16),
+        (np.round(4095 * RAMP).astype("<i4"), None, np.round(4095 * RAMP) // 16),
+        (np.round(5000 * RAMP).astype("<u2"), None, np.round(5000 * RAMP) // 256),
+        (np.full((SIDE, SIDE), 255, "<u2"), None, np.full((SIDE, SIDE), 255)),
+        (np.full((SIDE, SIDE), 256, "<u2"), None, np.full((SIDE, SIDE), 16)),
+        (np.full((SIDE, SIDE), 4095, "<u2"), None, np.full((SIDE, SIDE), 255)),
+        (np.full((SIDE, SIDE), 4096, "<u2"), None, np.full((SIDE, SIDE), 16)),
+        (np.round(200 * RAMP).astype("<u2"), 12, np.round(200 * RAMP) // 16),  # dark: 12 bits are 12 bits
         ((SIXTEEN // 2).astype("<i2"), None, SIXTEEN // 2 // 256),
+        (BYTES.astype("<i2"), None, BYTES),
         (np.round(4095 * RAMP).astype("<u2"), 12, np.round(4095 * RAMP) // 16),
         (BYTES, None, BYTES),
     ],
@@ -191,6 +201,52 @@ def test_tiffs_of_all_numbers(values, bits, expected):
     np.testing.assert_array_equal(found, grey(expected))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        BYTES,
+        BYTES.astype("<u2"),
+        np.round(4095 * RAMP).astype("<u2"),
+        SIXTEEN,
+        RAMP.astype("<f4"),
+        (65535 * RAMP).astype("<f4"),
+    ],
+    ids=lambda values: f"{values.dtype} to {values.max():g}",
+)
+def test_a_tiff_whose_zero_is_white_is_the_negative_of_one_whose_zero_is_black(values):
+    white = float(next(most for most in (1, 255, 4095, 65535) if values.max() <= most))
+    expected = 255 * (1 - values.astype(np.float64) / white)
+    found = decode.decode_square(tiff(values, photometric=0), SIDE)
+    assert found is not None
+    assert np.abs(found - grey(expected)).max() <= 1
+    black_is_zero = decode.decode_square(tiff(values), SIDE)
+    assert black_is_zero is not None
+    np.testing.assert_array_equal(found, 255 - black_is_zero)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])
+def test_small_numbers_in_16_bits_are_grey_levels(mode):
+    image = raw(mode, BYTES.astype(">u2" if mode == "I;16B" else "<u2"))
+    np.testing.assert_array_equal(np.asarray(decode.as_rgb(image)), grey(BYTES))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_files_with_small_numbers_in_16_bits(kind):
+    data = io.BytesIO()
+    Image.fromarray(BYTES.astype(np.uint16)).save(data, kind)
+    for resize in ("central", "squash"):
+        np.testing.assert_array_equal(Preprocess(SIDE, SIDE, resize).decode(data.getvalue()), grey(BYTES))
+
+
+def test_jpeg_2000_is_scaled_by_its_own_precision():
+    """Its 16 bits are of the format, so a dark image stays dark, as a PGM does."""
+    data = io.BytesIO()
+    Image.fromarray(np.round(2000 * RAMP).astype(np.uint16)).save(data, "JPEG2000", irreversible=False)
+    np.testing.assert_array_equal(
+        decode.decode_square(data.getvalue(), SIDE), grey(np.round(2000 * RAMP) // 256)
+    )
+
+
 @pytest.mark.parametrize(("numbers", "kind"), [
     ([-0.5, 0.5], "<f4"), ([0, 1e5], "<f4"), ([0, np.inf], "<f4"), ([np.nan, 1], "<f4"),
     ([-np.inf, 0], "<f4"),
@@ -200,7 +256,7 @@ def test_numbers_of_no_known_scale_are_a_bad_image(numbers, kind):
     values = np.resize(np.array(numbers).astype(kind), (SIDE, SIDE))
     assert decode.decode_square(tiff(values), SIDE) is None
     assert Preprocess(SIDE, SIDE, "squash").decode(tiff(values)) is None
-    with pytest.raises(UserError, match="the scales known are 0 to 1, 255 and 65535"):
+    with pytest.raises(UserError, match="the scales known are 0 to 1, 255, 4095 and 65535"):
         Preprocess(SIDE, SIDE).stored(raw("F", values.astype(np.float32)))
 
 
