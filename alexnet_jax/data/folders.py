@@ -4,6 +4,7 @@ An image is a visible file with a known ending, or one that begins like an image
 images in its sub-folders belong to it. Whatever is left out is counted in a line.
 """
 
+import abc
 import dataclasses
 import errno
 import itertools
@@ -43,7 +44,7 @@ _SYSTEM = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ListedSource:
+class ListedSource(abc.ABC):
     """Images that are read one by one, with labels known from the start. See `sources.Source`."""
 
     labels: np.ndarray  # int32
@@ -62,8 +63,9 @@ class ListedSource:
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         return [self.read_image(index) for index in indices.tolist()], self.labels[indices]
 
+    @abc.abstractmethod
     def read_image(self, index: int) -> bytes:
-        raise NotImplementedError
+        """The encoded image at `index`; `b""` if it cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
