@@ -156,6 +156,8 @@ def skip_keras() -> None:
     Only for commands: it changes what `tf.keras` means in this process.
     """
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    # What TensorFlow keeps of Keras writes its settings to ~/.keras, for a user without a home to a folder ~.
+    os.environ.setdefault("KERAS_HOME", os.devnull)
 
 
 def require_tensorflow() -> None:

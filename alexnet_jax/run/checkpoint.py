@@ -161,7 +161,7 @@ class Checkpoints:
             self.saved_step = step
 
     def _check_room(self, state: Any) -> None:
-        """Raises `OSError` in all processes if the disk is full or read-only, before orbax logs tracebacks."""
+        """Raises `OSError` in all processes if the disk is full or read-only, before orbax tries to write."""
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))  # compression saves less than a tenth
         problem = 0
         try:

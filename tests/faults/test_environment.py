@@ -289,6 +289,7 @@ def test_a_user_without_home_trains(images, tmp_path):
     flags = [f"--config.{key}={value}".replace(" ", "") for key, value in keys.items()]
     done = unknown_user("train", f"--workdir={tmp_path / 'run'}", *flags, **where)
     assert done.returncode == 0, done.stderr
+    assert not (starts.ROOT / "~").exists()  # where TensorFlow's part of Keras wrote its settings
 
 
 @pytest.mark.slow
