@@ -157,14 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     calls = {"ours": ours, "xla": xla, "product": product}
                     names = {"layer": layer, "images": size, "filters": width, "program": program}
                     rows.append(row_of(names, in_turns(calls, given.rounds), operations))
-    label = {
-        **tables.machine(),
-        "device": jax.devices()[0].device_kind,
-        "precision": "float32",
-        "batch": given.batch,
-        "rounds": given.rounds,
-        "jax": jax.__version__,
-    }
+    label = tables.of_operations(given.batch, given.rounds)
     tables.publish(given.out, "convolutions", rows, COLUMNS, label)
 
 

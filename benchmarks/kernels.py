@@ -173,16 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     chosen = (case for case in cases(given.batch) if re.search(given.only, case[0]))
     rows = [measure(case, given.batch, given.rounds) for case in chosen]
-
-    device = jax.devices()[0]
-    label = {
-        **tables.machine(),
-        "device": device.device_kind,
-        "precision": "float32",
-        "batch": given.batch,
-        "rounds": given.rounds,
-        "jax": jax.__version__,
-    }
+    label = tables.of_operations(given.batch, given.rounds)
     tables.publish(given.out, "kernels", rows, COLUMNS, label)
 
 

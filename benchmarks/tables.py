@@ -59,6 +59,15 @@ def machine() -> dict[str, Any]:
     return {"machine": name, "cores": cores(), "isa": vectors}
 
 
+def of_operations(batch: int, rounds: int) -> dict[str, Any]:
+    """What a table of single operations was measured with."""
+    import jax  # not at the top: most benchmarks leave it to the processes that they time
+
+    device = jax.devices()[0].device_kind
+    measured = {"precision": "float32", "batch": batch, "rounds": rounds, "jax": jax.__version__}
+    return {**machine(), "device": device, **measured}
+
+
 def available_bytes() -> int | None:
     """The memory available to a new process without swapping; None if not on Linux."""
     return _kilobytes("/proc/meminfo", "MemAvailable")
