@@ -175,7 +175,7 @@ def of_sweep(results: dict[str, Any], temporary: pathlib.Path) -> list[str]:
     rows = []
     for line in made:
         first = line.differences[0]
-        published = f"{line.paper[0]:+.1f}" if line.paper else ""
+        published = sweep_table.paper_cell(line, 0)
         verdict = first.verdict if first else ""
         difference = sweep_table.difference_cell(first)
         errors = [sweep_table.mean_cell(line, index) for index in (0, 1)]
@@ -184,8 +184,8 @@ def of_sweep(results: dict[str, Any], temporary: pathlib.Path) -> list[str]:
         )
     header = ["row", "top-1 error, %", "difference", "paper", "top-1 is", "top-5 error, %", "runs"]
     parts = [section("Table", table(header, rows))]
-    if any(line.differences[0] for line in made):
-        plots.differences(temporary / "differences.svg", made)
+    if claims := sweep_statistics.claims(results):
+        plots.forest(temporary / "differences.svg", claims)
         parts.append(
             section("Differences to the parent", picture(temporary / "differences.svg", "95 % intervals."))
         )

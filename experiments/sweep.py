@@ -13,7 +13,10 @@ and optionally
 
     AGAINST = {"b": "a"}                             rows that are compared with another row than the parent,
     PAPER = {"without norms": (1.4, 1.2)}            the paper's result for a row: its top-1 and top-5 error
-                                                     above the net that it is compared with, in points of %,
+                                                     above the net that it is compared with, in points of %;
+                                                     None for one that the paper does not give,
+    TRAINING_ERROR = ("no weight decay",)            rows that are compared by their error in training, too,
+    GROUPS = {"Normalisation": ("without norms",)}   headings of the plot, with their rows,
     ONLY = {"a": (0, 1)}                             rows that have fewer seeds than the others,
     START = {"fine-tuned": "pre-trained"}            rows that start from the weights of another row's run
                                                      with the same seed,
@@ -23,7 +26,9 @@ A row with "config" among its changes uses that config instead of CONFIG.
 
 Each run does what `python main.py` does, in a process and a workdir of its own below --runs. The same command
 again skips the runs that are done, continues those that were interrupted and retries those that failed; a run
-that fails or diverges does not stop the others. The files in --out are made from the workdirs alone.
+that fails or diverges does not stop the others. The files in --out are made from the workdirs and from the
+results.json that is already there: what ended with the same config (but for paths of files) is not run again,
+so that a sweep goes on on another machine.
 """
 
 import argparse
@@ -38,7 +43,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import tqdm
@@ -47,10 +52,10 @@ from alexnet_jax import config as configs
 from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.run import workdir
-from experiments.sweep_plan import Run, plan, read
+from benchmarks import tables
+from experiments.sweep_plan import SESSIONS, Run, plan, read
 
 LOG = "sweep.log"  # in a workdir: the run's stdout and stderr
-ENDS = ("done", "diverged")  # runs with any other status are run again
 
 
 class Progress:
@@ -85,8 +90,12 @@ class Progress:
         tqdm.tqdm.write(f"{run.row}, seed {run.seed}: {outcome}{left}", file=sys.stderr)
 
 
-def run_all(runs: Sequence[Run], jobs: int) -> None:
+def run_all(runs: Sequence[Run], jobs: int, recorded: Container[pathlib.Path] = ()) -> None:
     """Runs those that have not ended, `jobs` at a time.
+
+    Args:
+      recorded: workdirs of runs whose results are known: run again only if another run starts from their
+        weights.
 
     Raises:
       UserError: a workdir holds a run of another config.
@@ -95,7 +104,7 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
     # Runs that differ only in a seed share compiled programs.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(runs[0].workdir.parent.resolve() / ".compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    to_do = [run for run in runs if run.status()["status"] not in ENDS]
+    to_do = _to_do(runs, recorded)
     progress, processes = Progress(runs, to_do), set()
     with progress.bar, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(_run_in_turn, run, progress, processes) for run in to_do]
@@ -113,6 +122,15 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
             for process in list(processes):
                 process.terminate()  # it saves a checkpoint and stops; the same command continues
             raise
+
+
+def _to_do(runs: Sequence[Run], recorded: Container[pathlib.Path]) -> list[Run]:
+    to_do, sources = [], set()
+    for run in reversed(runs):  # each after those that start from its weights
+        if not run.has_ended() and (run.workdir not in recorded or run.workdir in sources):
+            to_do.append(run)
+            sources |= {run.after.workdir} if run.after else set()
+    return to_do[::-1]
 
 
 def _check_configs(runs: Sequence[Run]) -> None:
@@ -135,7 +153,7 @@ def _run_in_turn(run: Run, progress: Progress, processes: set[Any]) -> None:
                 progress.report(run, f"left out because {run.after.workdir} is not done")
                 return
         _wait_for_lock(run.workdir)
-        if run.status()["status"] not in ENDS:
+        if not run.has_ended():
             _run_in_process(run, processes)
     finally:
         progress.finished[run.workdir].set()
@@ -156,15 +174,11 @@ def _wait_for_lock(directory: pathlib.Path) -> None:
 
 def _run_in_process(run: Run, processes: set[Any]) -> None:
     run.workdir.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
     process = _fork_server().Process(target=train_here, args=(run.config.to_json(), str(run.workdir)))
     process.start()
     processes.add(process)
     process.join()
     processes.discard(process)
-    with open(run.workdir / "sweep.jsonl", "a") as file:
-        ended = {"exit_code": process.exitcode, "seconds": round(time.monotonic() - started, 1)}
-        file.write(json.dumps(ended) + "\n")
 
 
 @functools.cache
@@ -182,9 +196,28 @@ def train_here(config: str, directory: str) -> None:
         os.dup2(log, stream)
     from alexnet_jax.train import train
 
-    command_line.command(
-        lambda: command_line.EXIT_CODES[train(configs.resolve(json.loads(config)), directory)]
-    )
+    def run() -> int:
+        started = time.monotonic()
+        status = train(configs.resolve(json.loads(config)), directory)
+        # Here, since the run of a killed sweep lives on.
+        session = {"seconds": round(time.monotonic() - started, 1), "machine": _machine()}
+        with open(pathlib.Path(directory) / SESSIONS, "a") as file:
+            file.write(json.dumps(session) + "\n")
+        return command_line.EXIT_CODES[status]
+
+    command_line.command(run)
+
+
+def _machine() -> str:
+    """Processor, devices and versions of this process."""
+    import jax
+
+    from alexnet_jax.run import status
+
+    host, devices = tables.machine(), jax.devices()
+    kinds = f"{len(devices)} x {devices[0].device_kind}"
+    versions = ", ".join(f"{name} {version}" for name, version in status.versions().items())
+    return f"{kinds}; {host['cores']} cores of {host['machine']}; {versions}"
 
 
 def _outcome(run: Run) -> str:
@@ -219,10 +252,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the runs save and stop, too
     sweep = read(args.sweep)
     directory = args.runs or pathlib.Path("runs") / args.sweep.stem
+    out = args.out or directory
+    earlier = sweep_results.read(out)
     if not args.table:
-        run_all(plan(sweep, directory, args.rows), args.jobs)
-    results = sweep_results.gather(sweep, plan(sweep, directory))
-    print(sweep_table.write(results, args.out or directory), end="")
+        runs = plan(sweep, directory, args.rows)
+        if recorded := sweep_results.recorded(earlier, runs):
+            print(f"{out / sweep_results.FILE}: has {len(recorded)} of {len(runs)} runs", file=sys.stderr)
+        run_all(runs, args.jobs, recorded)
+    results = sweep_results.gather(sweep, plan(sweep, directory), earlier)
+    if lost := sweep_results.lost(earlier, results):
+        what = "of another config or no longer in the sweep, and left out now"
+        print(f"note: {out / sweep_results.FILE}: {'; '.join(lost)}: {what}", file=sys.stderr)
+    print(sweep_table.write(results, out), end="")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -16,7 +17,12 @@ from alexnet_jax.run import logs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARENT = "parent"
-NAMES = ("CONFIG", "PARENT", "SEEDS", "ROWS", "AGAINST", "PAPER", "ONLY", "START", "ENSEMBLES")
+ENDS = ("done", "diverged")  # runs with any other status are run again
+SESSIONS = "sweep.jsonl"  # in a workdir: the seconds and the machine of each time that the run was started
+NAMES = (
+    *("CONFIG", "PARENT", "SEEDS", "ROWS", "AGAINST", "PAPER", "TRAINING_ERROR", "GROUPS"),
+    *("ONLY", "START", "ENSEMBLES"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +36,9 @@ class Sweep:
     seeds: tuple[int, ...]
     rows: dict[str, dict[str, Any]]
     against: dict[str, str]
-    paper: dict[str, tuple[float, float]]
+    paper: dict[str, tuple[float | None, float | None]]
+    training_error: tuple[str, ...]
+    groups: dict[str, tuple[str, ...]]
     only: dict[str, tuple[int, ...]]
     start: dict[str, str]
     ensembles: dict[str, dict[str, tuple[int, ...]]]
@@ -66,6 +74,25 @@ class Run:
             raise UserError(
                 f"{self.workdir / logs.STATUS}: damaged ({error}); delete the directory"
             ) from error
+
+    def has_ended(self) -> bool:
+        return self.status()["status"] in ENDS
+
+    @functools.cached_property
+    def config_hash(self) -> str:
+        """16 hex digits that are the same wherever the same run is made: paths of files do not count.
+
+        Nor do keys without a value, so that a switch which the net gets later leaves the hashes as they are.
+        """
+        run, init = self.config.run, self.config.init
+        values = {**configs.fixed_values(self.config), "run.total": (run.total_steps, run.total_epochs)}
+        kind, _, path = self.config.data.source.partition(":")
+        values["data.source"] = f"tfds:{path}" if kind == "tfds" else kind
+        values["init.mean"] = pathlib.Path(init.mean).name if init.mean else None
+        if init.path:
+            values["init.path"] = self.after.config_hash if self.after else pathlib.Path(init.path).name
+        given = {key: value for key, value in values.items() if value is not None}
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
     def progress(self) -> float:
         """The fraction of the steps that are done, 0 to 1, from the last line of the metrics."""
@@ -104,6 +131,8 @@ def read(path: str | pathlib.Path) -> Sweep:
         rows={PARENT: {}, **given["ROWS"]},
         against=given.get("AGAINST", {}),
         paper=given.get("PAPER", {}),
+        training_error=given.get("TRAINING_ERROR", ()),
+        groups=given.get("GROUPS", {}),
         only=given.get("ONLY", {}),
         start=given.get("START", {}),
         ensembles=given.get("ENSEMBLES", {}),
@@ -118,6 +147,8 @@ def _check_rows(sweep: Sweep) -> None:
     for name, named in (
         ("AGAINST", {*sweep.against, *sweep.against.values()}),
         ("PAPER", set(sweep.paper)),
+        ("TRAINING_ERROR", set(sweep.training_error)),
+        ("GROUPS", {row for rows in sweep.groups.values() for row in rows}),
         ("ONLY", set(sweep.only)),
         ("START", {*sweep.start, *sweep.start.values()}),
     ):
