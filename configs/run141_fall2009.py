@@ -16,8 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     """All layers but fc8 from run 141, at a tenth of the first rate (layer-params-141-2009.cfg:216-222).
 
     The notes' "4.1189" and "5.1596" are epochs 4 and 5, counted from 1, at files 1,189 and 1,596 of 1,024
-    images each. Not recorded: the number of files, for which the 8,800 of run 135-2009 are taken, and the
-    biases' rate. Otherwise as in configs/run141.py.
+    images each. Not recorded: the biases' rate, and the number of files, for which the 8,800 of run 135-2009
+    are taken: by the dates that makes 226 images/s, and 251 in run 141. Otherwise as in configs/run141.py.
     """
     config = run141.get_config()
     config.data.source = "folder:fall2009"
