@@ -1,7 +1,8 @@
 """Ten training steps of the real widths give the losses that plain PyTorch gives.
 
-`tests/fixtures/record_torch.py` recorded them in float64; `tests/fixtures/replay.py` draws weights and batches
-anew, from the same generators. Rounding to float32 alone moves a loss by the deviation that the records state.
+`tests/fixtures/record_torch.py` recorded them in float64; `tests/fixtures/replay.py` draws weights and
+batches anew, from the same generators. Rounding to float32 alone moves a loss by the deviation that the
+records state.
 """
 
 import pytest
