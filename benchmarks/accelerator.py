@@ -178,23 +178,17 @@ def loop(given: argparse.Namespace, budget: float) -> Rows:
             folder.mkdir(parents=True)
             for number in range(4 if given.small else 256):
                 (folder / f"{number}.jpg").symlink_to(photograph)
-        sizes = ("--steps=4", "--log_every=2") if given.small else ("--steps=300", "--log_every=50")
         few = [f"--config.data.{key}" for key in ("batch_size=8", "image_size=64", "resize_size=73")]
+        small = ("--steps=4", "--log_every=2", "--", *NARROW, *few)
+        sizes = small if given.small else ("--steps=300", "--log_every=50")
         command = (sys.executable, "-m", "benchmarks.whole_run", f"--photos={root / 'photos'}", "--prepared")
-        once = (
-            "--rounds=1",
-            "--starts=0",
-            *sizes,
-            f"--out={root}",
-            *(("--", *NARROW, *few) if given.small else ()),
-        )
-        _, failed = tables.answers((*command, *once), timeout=budget)
+        once = ("--rounds=1", "--starts=0", f"--out={root}")
+        _, failed = tables.answers((*command, *once, *sizes), timeout=budget)
         if failed:
             return [], failed
         with (root / "whole_run_prepared.csv").open(newline="") as file:
-            return [
-                {"what": row["what"], "value": float(row["median"])} for row in csv.DictReader(file)
-            ], None
+            rows = [{"what": row["what"], "value": float(row["median"])} for row in csv.DictReader(file)]
+        return rows, None
 
 
 # Each with its share of the time, the most telling first.

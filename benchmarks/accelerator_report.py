@@ -60,20 +60,22 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
             best = max(found, key=lambda one: one["images/s"])
             share = f", MFU {best['MFU']:.2f}" if "MFU" in best else ""
             row[f"training, {precision}"] = f"{best['images/s']:,.0f} (batch {best['batch']}{share})"
-    own = {(one["work"], one["batch"], one["precision"]): one["images/s"] for one in rates}
-    ratios = [
-        own[key] / one["images/s"]
-        for one in parts.get("PyTorch", ())
-        if "images/s" in one and (key := (one["work"], one["batch"], one["precision"])) in own
-    ]
+    theirs: dict[tuple[Any, ...], float] = {}
+    for one in parts.get("PyTorch", ()):
+        theirs[_key(one)] = max(one.get("images/s", 0), theirs.get(_key(one), 0))
+    ratios = [one["images/s"] / best for one in rates if (best := theirs.get(_key(one)))]
     if ratios:
-        row["of PyTorch's rate"] = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        row["of PyTorch's best"] = f"{min(ratios):.2f} to {max(ratios):.2f}"
     loop = {one["what"]: one["value"] for one in parts.get("loop", ())}
     row["loop of bare step"] = loop.get("loop of bare step")
     row["default run, top-1 error, %"] = next(
         (run["top-1 error, %"] for run in parts.get("default run", ())), None
     )
     return row
+
+
+def _key(one: dict[str, Any]) -> tuple[Any, ...]:
+    return one["work"], one["batch"], one["precision"]
 
 
 def section(directory: pathlib.Path) -> str:
