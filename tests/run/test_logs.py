@@ -224,6 +224,19 @@ def test_the_lock_names_its_holder(tmp_path):
         pass
 
 
+def test_running_without_the_lock_is_read_as_failed(tmp_path):
+    """As after kill -9, which leaves the last status written; the kernel takes the lock away."""
+    with workdir.opened(tmp_path, configs.resolve(default.get_config())):
+        assert workdir.read_status(tmp_path) == {"status": "running"}
+    found = workdir.read_status(tmp_path)
+    assert found["status"] == "failed"
+    assert "was killed; start the same command again" in found["message"]
+    (tmp_path / workdir.LOCK).unlink()
+    assert workdir.read_status(tmp_path) == found
+    logs.write_status(tmp_path, "done", step=4)
+    assert workdir.read_status(tmp_path) == {"status": "done", "step": 4}
+
+
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     def flock(file, how):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
@@ -231,6 +244,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workdir.fcntl, "flock", flock)
     with workdir.opened(tmp_path, configs.resolve(default.get_config())):
         assert (tmp_path / "config.json").exists()
+    assert workdir.read_status(tmp_path)["status"] == "running"  # nobody knows better
     assert "cannot be locked" in capsys.readouterr().err
 
 
