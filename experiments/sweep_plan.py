@@ -14,6 +14,7 @@ from typing import Any
 from alexnet_jax import config as configs
 from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.run import logs
+from alexnet_jax.run import workdir as workdirs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARENT = "parent"
@@ -65,9 +66,9 @@ class Run:
     after: "Run | None" = None
 
     def status(self) -> dict[str, Any]:
-        """The contents of `status.json`, or `{"status": "not begun"}` if there is none."""
+        """What `status.json` says, or `{"status": "not begun"}` if there is none."""
         try:
-            return json.loads((self.workdir / logs.STATUS).read_text())
+            return workdirs.read_status(self.workdir)
         except FileNotFoundError:
             return {"status": "not begun"}
         except ValueError as error:
