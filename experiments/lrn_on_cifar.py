@@ -12,13 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from alexnet_jax.common import command_line, files
-from experiments import cifar, plots, record, sweep_statistics
 
 ARMS = {False: "without LRN", True: "with LRN"}
 
 
 def table(errors: dict[bool, list[float]], trained: dict[bool, list[float]]) -> str:
     """Test errors by seed, their means and the difference with Student's 95 % interval, as Markdown."""
+    from experiments import sweep_statistics  # late, as SciPy takes a second
+
     lines = [
         "| net | test error by seed, % | mean ± sd | training error of the last epoch, % |",
         "|---|---|---|---|",
@@ -47,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="directory of histories",
     )
     parser.add_argument("--out", type=command_line.new_folder, required=True, help="directory of the record")
-    parser.add_argument("--start", choices=tuple(cifar.STARTS), default="unit", help="first weights")
+    parser.add_argument("--start", choices=("authors", "unit"), default="unit", help="first weights")
     parser.add_argument("--rate", type=float, default=0.03, help="learning rate of both nets")
     parser.add_argument("--per_class", type=int, help="training images of each class; by default all")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
     parser.add_argument("--epochs", type=float, default=10.0, help="epochs of each run")
     args = parser.parse_args(argv)
+    from experiments import cifar, plots, record  # late, as cifar imports JAX, which takes seconds
 
     images = cifar.load(args.source, args.per_class)
     args.runs = args.runs / f"{len(images.train)}"

@@ -19,14 +19,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from alexnet_jax.common import command_line, files
-from alexnet_jax.data import inference
-from alexnet_jax.run import logs
-from alexnet_jax.tools import features, probe
-from alexnet_jax.weights import pretrained
 
 SEEDS = (0, 1, 2)
 # A few hundred photographs are not enough for the 54 million weights of fully connected layers of 4096.
@@ -49,7 +44,7 @@ ARMS = {
 
 def train(data: str, weights: str, workdir: pathlib.Path, seed: int, changes: list[str]) -> dict[str, Any]:
     """Makes a run unless it is done; returns its `status.json`."""
-    status = workdir / logs.STATUS
+    status = workdir / "status.json"
     if not status.exists() or json.loads(status.read_text())["status"] != "done":
         command = [sys.executable, "main.py", "--config=configs/finetune.py", f"--workdir={workdir}"]
         settings = [f"--config.data.source=folder:{data}", f"--config.init.path={weights}"]
@@ -59,6 +54,10 @@ def train(data: str, weights: str, workdir: pathlib.Path, seed: int, changes: li
 
 def linear_probe(data: pathlib.Path, weights: str) -> float:
     """Top-1 error in % of softmax regression on pool5."""
+    from alexnet_jax.data import inference  # all imported late, as they import JAX, which takes seconds
+    from alexnet_jax.tools import features, probe
+    from alexnet_jax.weights import pretrained
+
     loaded = pretrained.read(weights, partial=True)
     points, classes = {}, {}
     for split in ("train", "val"):
@@ -118,6 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = "directory of the table and the plot"
     parser.add_argument("--out", required=True, type=command_line.new_folder, help=out)
     args: argparse.Namespace = parser.parse_args(argv)
+    import jax
+
+    from alexnet_jax.run import logs
 
     probe_error = linear_probe(args.data, args.weights)
     rows, curves = [row("softmax regression on pool5 of the trained convolutions", [probe_error])], {}
