@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from alexnet_jax.variants import create_model
     from alexnet_jax.weights.pretrained import save_pretrained
 
-# Until Python has found the module of `python -m`, sys.argv is "-m" and the arguments after the module's name.
+# While Python looks for the module of `python -m`, sys.argv is "-m" and the arguments after its name.
 if sys.argv[:1] == ["-m"] and "alexnet_jax." in (_module := sys.orig_argv[-len(sys.argv)]):
     _commands = "run python main.py or python -m alexnet_jax train; python -m alexnet_jax lists all commands"
     print(f"error: {_module} is no command; {_commands}", file=sys.stderr)

@@ -44,20 +44,14 @@ def plot(path: pathlib.Path, histories: Histories) -> None:
     """Training error by epoch: ReLU solid, tanh dashed, one line for each seed."""
     from experiments import plots
 
-    with plots.figure(path, figsize=(5, 3.4)) as (_, axes):
+    with plots.figure(path) as (_, axes):
         for activation, by_seed in histories.items():
             label, style, colour = STYLES[activation]
-            for number, history in enumerate(by_seed):
-                points = [(line["epoch"], line["epoch_error"]) for line in history if "epoch_error" in line]
-                axes.plot(
-                    *zip(*points, strict=True),
-                    linestyle=style,
-                    color=colour,
-                    label=label if number == 0 else None,
-                )
-        axes.axhline(TARGET, color="0.8", linewidth=0.8)
-        axes.set(xlabel="epoch", ylabel="training error, %", ylim=(0, 80), xlim=(0, None))
-        axes.legend(frameon=False)
+            curves = [[(h["epoch"], h["epoch_error"]) for h in run if "epoch_error" in h] for run in by_seed]
+            plots.lines_of_seeds(axes, curves, label, linestyle=style, color=colour)
+        axes.axhline(TARGET, color="0.5", linewidth=0.8, zorder=0)
+        plots.by_epoch(axes, "training error, %", top=80)
+        axes.legend()
 
 
 def compare(args: argparse.Namespace, images: "cifar.Images") -> tuple[dict[str, Any], Histories]:
