@@ -62,7 +62,7 @@ def test_each_plot_has_a_legend_and_says_what_its_axes_are(svgs, name, legend):
 
 
 def test_no_label_is_longer_than_its_axis_and_the_tests_are_shown(svgs):
-    """The text compares test errors; once only training errors were drawn, with a label as tall as the plot."""
+    """The text compares test errors; there were only training errors, with a label as tall as the plot."""
     found = texts(svgs["005.svg"])
     assert "test error at the end, %" in found
     assert max(map(len, found)) <= 24  # 24 letters of 9 points are less than two of the plot's three inches
