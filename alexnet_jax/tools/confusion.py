@@ -43,8 +43,8 @@ def check_table(picture: pathlib.Path) -> None:
     table = picture.with_suffix(".csv")
     if table.exists() and not table.read_bytes().startswith(_CORNER.encode()):
         raise UserError(
-            f"--confusion={picture}: the table beside it would replace {table}, which is no confusion matrix; "
-            "choose another name"
+            f"--confusion={picture}: the table beside it would replace {table}, which is no confusion "
+            "matrix; choose another name"
         )
 
 
