@@ -286,10 +286,8 @@ def test_a_report_in_a_real_browser_on_a_phone(page):
         )
         assert all(own <= 375 for own, _ in widths)
         assert any(inside > own for own, inside in widths)
-        assert "a row is a true class" in browser.find_element("css selector", "body").text
-        assert (
-            "by the row's own runs" in browser.find_element("css selector", "body").text
-        )  # the two intervals
+        words = browser.find_element("css selector", "body").text
+        assert "a row is a true class" in words and "by the row's own runs" in words  # the two intervals
         (details,) = (e for e in browser.find_elements("css selector", "details") if "keys" in e.text)
         details.find_element("css selector", "summary").click()
         assert "optimizer.learning_rate" in details.text
