@@ -4,6 +4,7 @@ Names are imported on first use, so the command line starts without importing JA
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from alexnet_jax.tools.net import load_pretrained
     from alexnet_jax.variants import create_model
     from alexnet_jax.weights.pretrained import save_pretrained
+
+# While Python looks for the module of `python -m`, sys.argv is "-m" and the arguments after its name.
+if sys.argv[:1] == ["-m"] and "alexnet_jax." in (_module := sys.orig_argv[-len(sys.argv)]):
+    _commands = "run python main.py or python -m alexnet_jax train; python -m alexnet_jax lists all commands"
+    print(f"error: {_module} is no command; {_commands}", file=sys.stderr)
+    raise SystemExit(2)
 
 __version__ = "0.1.0"
 __all__ = [

@@ -13,10 +13,12 @@ Runs that are already in --runs are not repeated.
 import argparse
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alexnet_jax.common import command_line, files
-from experiments import cifar, plots, record
+
+if TYPE_CHECKING:
+    from experiments import cifar
 
 TARGET = 25.0  # % training error
 RATES = {"authors": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), "unit": (0.01, 0.03, 0.1)}
@@ -25,9 +27,11 @@ Histories = dict[str, list[list[dict[str, float]]]]
 
 
 def best_rate(
-    activation: str, start: str, images: cifar.Images, runs: pathlib.Path, epochs: float
+    activation: str, start: str, images: "cifar.Images", runs: pathlib.Path, epochs: float
 ) -> tuple[float, dict[float, float]]:
     """The rate with the lowest training error after `epochs`, and the error in % of each rate."""
+    from experiments import cifar  # late, as it imports JAX, which takes seconds
+
     errors = {}
     for rate in RATES[start]:
         settings = cifar.Settings(activation, False, start, rate, 0, epochs)
@@ -38,24 +42,22 @@ def best_rate(
 
 def plot(path: pathlib.Path, histories: Histories) -> None:
     """Training error by epoch: ReLU solid, tanh dashed, one line for each seed."""
-    with plots.figure(path, figsize=(5, 3.4)) as (_, axes):
+    from experiments import plots
+
+    with plots.figure(path) as (_, axes):
         for activation, by_seed in histories.items():
             label, style, colour = STYLES[activation]
-            for number, history in enumerate(by_seed):
-                points = [(line["epoch"], line["epoch_error"]) for line in history if "epoch_error" in line]
-                axes.plot(
-                    *zip(*points, strict=True),
-                    linestyle=style,
-                    color=colour,
-                    label=label if number == 0 else None,
-                )
-        axes.axhline(TARGET, color="0.8", linewidth=0.8)
-        axes.set(xlabel="epoch", ylabel="training error, %", ylim=(0, 80), xlim=(0, None))
-        axes.legend(frameon=False)
+            curves = [[(h["epoch"], h["epoch_error"]) for h in run if "epoch_error" in h] for run in by_seed]
+            plots.lines_of_seeds(axes, curves, label, linestyle=style, color=colour)
+        axes.axhline(TARGET, color="0.5", linewidth=0.8, zorder=0)
+        plots.by_epoch(axes, "training error, %", top=80)
+        axes.legend()
 
 
-def compare(args: argparse.Namespace, images: cifar.Images) -> tuple[dict[str, Any], Histories]:
+def compare(args: argparse.Namespace, images: "cifar.Images") -> tuple[dict[str, Any], Histories]:
     """Makes all runs; returns the results, as JSON values, and the histories."""
+    from experiments import cifar
+
     found: dict[str, Any] = {}
     histories: Histories = {}
     for activation in STYLES:
@@ -111,12 +113,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="directory of histories",
     )
     parser.add_argument("--out", type=command_line.new_folder, required=True, help="directory of the record")
-    parser.add_argument("--start", choices=tuple(cifar.STARTS), default="authors", help="first weights")
+    parser.add_argument("--start", choices=tuple(RATES), default="authors", help="first weights")
     parser.add_argument("--per_class", type=int, help="training images of each class; by default all")
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds, from 0")
     parser.add_argument("--search_epochs", type=float, default=4.0, help="epochs with each rate tried")
     parser.add_argument("--epochs", type=float, default=60.0, help="most epochs with the best rate")
     args = parser.parse_args(argv)
+    from experiments import cifar, record
 
     images = cifar.load(args.source, args.per_class)
     args.runs = args.runs / f"{len(images.train)}"

@@ -10,14 +10,17 @@ paper takes the last hidden layer, 4096 numbers. Weights without a classifier gi
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from alexnet_jax.common import command_line, progress
-from alexnet_jax.data import inference, sources
-from alexnet_jax.tools import features, nearest, predict
-from alexnet_jax.weights import pretrained
-from experiments import plots
+
+if TYPE_CHECKING:  # imported late, as they import JAX, which takes seconds
+    from matplotlib.axes import Axes
+
+    from alexnet_jax.data.sources import Source
+    from alexnet_jax.weights.pretrained import Pretrained
 
 BARS = 5
 ACROSS = 4  # images a row on the left
@@ -32,17 +35,22 @@ class Shown:
     labels: np.ndarray
 
 
-def decode(source: sources.Source, indices: np.ndarray, loaded: pretrained.Pretrained) -> Shown:
+def decode(source: "Source", indices: np.ndarray, loaded: "Pretrained") -> Shown:
     """Some of a source's images as the net's preprocessing stores them, without bad ones."""
+    from alexnet_jax.data import inference
+
     decoder = inference.SourceDecoder(source, loaded.preprocess)
     images = {index: image for index in indices.tolist() if (image := decoder(index)) is not None}
     return Shown(np.stack(list(images.values())), decoder.labels[list(images)])
 
 
 def points(
-    source: sources.Source, indices: np.ndarray, loaded: pretrained.Pretrained, layer: str
+    source: "Source", indices: np.ndarray, loaded: "Pretrained", layer: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """A layer's activations `[N, D]` of some images, and the indices of those that could be read."""
+    from alexnet_jax.data import inference
+    from alexnet_jax.tools import features
+
     answers = inference.run_batches(
         features.layer_function(loaded, layer),
         indices.tolist(),
@@ -54,7 +62,7 @@ def points(
     return np.stack(rows), np.array(kept)
 
 
-def spread_over_classes(source: sources.Source, count: int, seed: int) -> np.ndarray:
+def spread_over_classes(source: "Source", count: int, seed: int) -> np.ndarray:
     """Indices of `count` random images: one of each class, then a second of each, and so on."""
     _, labels = source.read(np.arange(len(source)))
     generator = np.random.default_rng(seed)
@@ -83,6 +91,8 @@ def draw(
       predicted: probabilities and labels `[N, 5]`, most probable first, or None.
       near: for the first Q images shown, images `[Q, k, S, S, 3]`, nearest first.
     """
+    from experiments import plots
+
     left_rows = 0 if predicted is None else -(-len(shown.images) // ACROSS)
     queries, k = near.shape[:2]
     widths = [*([1.5 * ACROSS] if predicted else []), 0.85 * (k + 1)]
@@ -111,7 +121,7 @@ def draw(
 
 
 def _bars(
-    panel: plots.Axes, probabilities: np.ndarray, labels: np.ndarray, right: int, names: Sequence[str]
+    panel: "Axes", probabilities: np.ndarray, labels: np.ndarray, right: int, names: Sequence[str]
 ) -> None:
     places = np.arange(len(labels))[::-1]
     colours = [RIGHT if label == right else WRONG for label in labels]
@@ -144,6 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed for the choice of images")
     args = parser.parse_args(argv)
+    from alexnet_jax.data import sources
+    from alexnet_jax.tools import nearest, predict
+    from alexnet_jax.weights import pretrained
+
     loaded = pretrained.read(args.weights, partial=True)
     train, test = (sources.open_source(args.source, split) for split in ("train", "test"))
     chosen = spread_over_classes(test, args.count, args.seed)

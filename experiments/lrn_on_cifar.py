@@ -12,13 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from alexnet_jax.common import command_line, files
-from experiments import cifar, plots, record, sweep_statistics
 
 ARMS = {False: "without LRN", True: "with LRN"}
 
 
 def table(errors: dict[bool, list[float]], trained: dict[bool, list[float]]) -> str:
     """Test errors by seed, their means and the difference with Student's 95 % interval, as Markdown."""
+    from experiments import sweep_statistics  # late, as SciPy takes a second
+
     lines = [
         "| net | test error by seed, % | mean ± sd | training error of the last epoch, % |",
         "|---|---|---|---|",
@@ -37,6 +38,24 @@ def table(errors: dict[bool, list[float]], trained: dict[bool, list[float]]) -> 
     return "\n".join(lines) + "\n"
 
 
+def plot(path: pathlib.Path, histories: dict[str, list[list[dict[str, float]]]]) -> None:
+    """Left: training error by epoch, a line for each seed. Right: the test errors, those of a seed joined."""
+    from experiments import plots
+
+    with plots.figure(path, 1, 2, width_ratios=(3, 2)) as (picture, (left, right)):
+        for number, (label, by_seed) in enumerate(histories.items()):
+            curves = [[(line["epoch"], line["train_error"]) for line in run] for run in by_seed]
+            plots.lines_of_seeds(left, curves, label, color=f"C{number}")
+            tests = [run[-1]["test_error"] for run in by_seed]
+            right.plot([number] * len(tests), tests, "o", color=f"C{number}")
+        pairs = [[run[-1]["test_error"] for run in runs] for runs in zip(*histories.values(), strict=True)]
+        right.plot(np.transpose(pairs), color="0.7", linewidth=0.8, zorder=0)
+        plots.by_epoch(left, "training error, %")
+        right.set(ylabel="test error at the end, %", xlim=(-0.5, len(histories) - 0.5))
+        right.set_xticks(range(len(histories)), [label.replace(" ", "\n") for label in histories])
+        plots.legend_above(picture, left)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_line.Parser("experiments.lrn_on_cifar", __doc__)
     parser.add_argument("--source", required=True, help="CIFAR-10, a value of data.source")
@@ -47,12 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="directory of histories",
     )
     parser.add_argument("--out", type=command_line.new_folder, required=True, help="directory of the record")
-    parser.add_argument("--start", choices=tuple(cifar.STARTS), default="unit", help="first weights")
+    parser.add_argument("--start", choices=("authors", "unit"), default="unit", help="first weights")
     parser.add_argument("--rate", type=float, default=0.03, help="learning rate of both nets")
     parser.add_argument("--per_class", type=int, help="training images of each class; by default all")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
     parser.add_argument("--epochs", type=float, default=10.0, help="epochs of each run")
     args = parser.parse_args(argv)
+    from experiments import cifar, record  # late, as cifar imports JAX, which takes seconds
 
     images = cifar.load(args.source, args.per_class)
     args.runs = args.runs / f"{len(images.train)}"
@@ -71,13 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record.write_json(
         args.out / "results.json", {"images": len(images.train), "rate": args.rate, "histories": values}
     )
-    with plots.figure(args.out / "curves.svg", figsize=(5, 3.2)) as (_, axes):
-        for number, (label, by_seed) in enumerate(values.items()):
-            for seed, history in enumerate(by_seed):
-                points = [(line["epoch"], line["train_error"]) for line in history]
-                axes.plot(*zip(*points, strict=True), color=f"C{number}", label=None if seed else label)
-        axes.set(xlabel="epoch", ylabel="training error over a quarter of an epoch, %", ylim=(0, None))
-        axes.legend(frameon=False)
+    plot(args.out / "curves.svg", values)
     print(text, end="")
     return 0
 

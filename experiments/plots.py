@@ -1,4 +1,7 @@
-"""The plots of the experiments; as SVG, the same numbers give the same file."""
+"""The plots of the experiments, in one style; as SVG, the same numbers give the same file.
+
+All plots are as wide as each other. Shown on a phone, 400 pixels wide, their text is 10 pixels high.
+"""
 
 import contextlib
 import itertools
@@ -18,17 +21,26 @@ matplotlib.rcParams.update(
         "svg.hashsalt": "alexnet_jax",  # makes the identifiers in the file reproducible
         "svg.fonttype": "none",  # text stays text
         "font.size": 9,
+        "axes.titlesize": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "lines.linewidth": 1.2,
+        "legend.frameon": False,
     }
 )
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+WIDTH = 5.0  # inches
 FARTHEST = 25.0  # points of %: larger differences do not set the scale
 PARENT_COLOUR, ROW_COLOUR, PAPER_COLOUR = "0.6", "C0", "C1"
 OURS: dict[str, Any] = {"fmt": "o", "color": ROW_COLOUR, "markersize": 4.5, "capsize": 2}
 PAPERS: dict[str, Any] = {"marker": "D", "s": 20, "color": PAPER_COLOUR, "zorder": 3}
+ACROSS = 3  # small panels in a row
+EPOCH_STEPS = (1, 2, 5, 10)  # between the marks of an axis
 
 
 @contextlib.contextmanager
@@ -44,17 +56,34 @@ def canvas(path: pathlib.Path, size: tuple[float, float]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def figure(
-    path: pathlib.Path, rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any
+    path: pathlib.Path, rows: int = 1, columns: int = 1, *, height: float = 3.0, **options: Any
 ) -> Iterator[tuple[Any, Any]]:
-    """A canvas with the axes of `plt.subplots`."""
-    with canvas(path, figsize) as picture:
+    """A canvas of the common width and of `height` inches, with the axes of `plt.subplots`."""
+    with canvas(path, (WIDTH, height)) as picture:
         yield picture, picture.subplots(rows, columns, **options)
+
+
+def by_epoch(axes: Any, ylabel: str, top: float | None = None) -> None:
+    """Labels axes whose x is the epoch; y goes from 0 to `top`, by default a little above all points."""
+    axes.set(xlabel="epoch", ylabel=ylabel, xlim=(0, None), ylim=(0, top or 1.05 * axes.dataLim.ymax))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=EPOCH_STEPS))
+
+
+def lines_of_seeds(
+    axes: Any, curves: Sequence[Sequence[tuple[float, float]]], label: str, **style: Any
+) -> None:
+    """One line for each seed's points, in one style, with one entry in the legend."""
+    for number, points in enumerate(curves):
+        axes.plot(*zip(*points, strict=True), label=None if number else label, **style)
+
+
+def legend_above(picture: Any, axes: Any, columns: int = 2) -> None:
+    """The legend of `axes`, above the whole figure, where it hides nothing."""
+    picture.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns)
 
 
 def forest(path: pathlib.Path, claims: Sequence[Any]) -> None:
     """A row for each claim: ours with the wider of its 95 % intervals, the paper's, and the verdict in words.
-
-    Five inches wide, so that its text is readable where a page shows it on 400 pixels.
 
     Args:
       claims: `sweep_statistics.Claim`s, those of a group together.
@@ -64,7 +93,7 @@ def forest(path: pathlib.Path, claims: Sequence[Any]) -> None:
         rows += ([title] if title else []) + list(group)
     near = [abs(claim.difference.mean) for claim in claims if abs(claim.difference.mean) <= FARTHEST]
     reach = 1.3 * max([*near, *(abs(claim.paper or 0.0) for claim in claims), 1.0])
-    with figure(path, figsize=(5, 0.95 + 0.3 * len(rows))) as (_, axes):
+    with figure(path, height=0.95 + 0.3 * len(rows)) as (picture, axes):
         axes.axvline(0, color="0.8", zorder=0)
         for place, row in enumerate(rows):
             if isinstance(row, str):
@@ -79,7 +108,7 @@ def forest(path: pathlib.Path, claims: Sequence[Any]) -> None:
         axes.set_xlabel("difference in error, points of %\n← better     worse →")
         axes.errorbar([], [], xerr=[], **OURS, label="here, 95 % interval")
         axes.scatter([], [], **PAPERS, label="paper")
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+        legend_above(picture, axes)
 
 
 def _forest_row(axes: Axes, place: int, claim: Any, reach: float) -> None:
@@ -106,20 +135,22 @@ def _beside(axes: Axes, place: int, words: str, x: float, **style: Any) -> None:
 def small_curves(path: pathlib.Path, results: dict[str, Any]) -> None:
     """Top-1 error by epoch: a panel for each row, with the parent's mean in grey."""
     rows = [row for row in results["rows"] if any(run["curve"] for run in row["runs"])]
-    across = min(4, len(rows))
+    across = min(ACROSS, len(rows))
     down = -(-len(rows) // across)
-    size = (2 * across + 0.5, 1.6 * down + 0.5)
-    with figure(path, down, across, figsize=size, sharex=True, sharey=True, squeeze=False) as (picture, axes):
+    size = {"height": 3.0 if len(rows) == 1 else 0.8 + 1.35 * down}
+    with figure(path, down, across, **size, sharex=True, sharey=True, squeeze=False) as (picture, axes):
         parent = _mean_curve(rows[0])
         for place, panel in enumerate(axes.flat):
             if place >= len(rows):
                 panel.set_visible(False)
                 continue
-            panel.plot(*parent, color=PARENT_COLOUR, linewidth=3)
-            for run in rows[place]["runs"]:
-                if run["curve"]:
-                    panel.plot(*zip(*run["curve"], strict=True), color=ROW_COLOUR, linewidth=0.9)
-            panel.set_title(rows[place]["row"], fontsize=8)
+            panel.plot(*parent, color=PARENT_COLOUR, linewidth=3, label=f"mean of {rows[0]['row']}")
+            runs = [run["curve"] for run in rows[place]["runs"] if run["curve"]]
+            lines_of_seeds(panel, runs, "a run of the row", color=ROW_COLOUR, linewidth=0.9)
+            panel.xaxis.set_major_locator(MaxNLocator("auto", steps=EPOCH_STEPS))
+            if len(rows) > 1:
+                panel.set_title(textwrap.fill(rows[place]["row"], 24), fontsize=8)
+        legend_above(picture, axes[0, 0])
         picture.supxlabel("epoch", fontsize=9)
         picture.supylabel("top-1 error, %", fontsize=9)
 
@@ -137,7 +168,7 @@ def curves(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> None:
     Args:
       runs: the lines of each run's metrics by name.
     """
-    with figure(path, 1, 2, figsize=(8, 3)) as (_, (left, right)):
+    with figure(path, 1, 2, height=2.4 + 0.2 * len(runs)) as (picture, (left, right)):
         for number, (name, metrics) in enumerate(runs.items()):
             for axes, key in ((left, "train/loss"), (right, "eval/top1_error")):
                 points = [(line["epoch"], line[key]) for line in metrics if key in line]
@@ -146,7 +177,7 @@ def curves(path: pathlib.Path, runs: dict[str, list[dict[str, Any]]]) -> None:
                     axes.plot(
                         *zip(*points, strict=True), color=f"C{number % 10}", marker=marker, ms=3, label=name
                     )
-        left.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
-        right.set(xlabel="epoch", ylabel="top-1 test error, %", ylim=(0, None))
+        by_epoch(left, "training loss")
+        by_epoch(right, "top-1 test error, %")
         if len(runs) > 1:
-            left.legend(frameon=False, fontsize=8)
+            legend_above(picture, left, columns=1)

@@ -6,8 +6,6 @@ PHOTOS has `train/<class>/` and `val/<class>/`. Three arms use the same images a
 regression on pool5 of the trained convolutions; the trained convolutions, frozen, with new fully connected
 layers (configs/finetune.py); and the same net from random weights. The last two run with seeds 0, 1 and 2.
 The same command again skips the runs that are done and continues the others.
-
-Needs matplotlib for the plot.
 """
 
 import argparse
@@ -19,16 +17,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from alexnet_jax.common import command_line, files
-from alexnet_jax.data import inference
-from alexnet_jax.run import logs
-from alexnet_jax.tools import features, probe
-from alexnet_jax.weights import pretrained
 
 SEEDS = (0, 1, 2)
+ERROR = "eval/top1_error"
 # A few hundred photographs are not enough for the 54 million weights of fully connected layers of 4096.
 SAME = ["--config.model.fc_widths=(256, 256)"]
 # Each arm's changes to configs/finetune.py.
@@ -49,7 +43,7 @@ ARMS = {
 
 def train(data: str, weights: str, workdir: pathlib.Path, seed: int, changes: list[str]) -> dict[str, Any]:
     """Makes a run unless it is done; returns its `status.json`."""
-    status = workdir / logs.STATUS
+    status = workdir / "status.json"
     if not status.exists() or json.loads(status.read_text())["status"] != "done":
         command = [sys.executable, "main.py", "--config=configs/finetune.py", f"--workdir={workdir}"]
         settings = [f"--config.data.source=folder:{data}", f"--config.init.path={weights}"]
@@ -59,6 +53,10 @@ def train(data: str, weights: str, workdir: pathlib.Path, seed: int, changes: li
 
 def linear_probe(data: pathlib.Path, weights: str) -> float:
     """Top-1 error in % of softmax regression on pool5."""
+    from alexnet_jax.data import inference  # all imported late, as they import JAX, which takes seconds
+    from alexnet_jax.tools import features, probe
+    from alexnet_jax.weights import pretrained
+
     loaded = pretrained.read(weights, partial=True)
     points, classes = {}, {}
     for split in ("train", "val"):
@@ -79,26 +77,15 @@ def row(arm: str, errors: Sequence[float]) -> str:
 
 def plot(path: pathlib.Path, curves: dict[str, list[list[dict[str, Any]]]], probe_error: float) -> None:
     """Top-1 error by epoch: one line for each seed, one colour for each arm."""
-    import matplotlib
+    from experiments import plots
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    for number, (arm, runs) in enumerate(curves.items()):
-        for index, lines in enumerate(runs):
-            shown = [line for line in lines if "eval/top1_error" in line]
-            axes.plot(
-                [line["epoch"] for line in shown],
-                [line["eval/top1_error"] for line in shown],
-                color=f"C{number}",
-                label=arm if index == 0 else None,
-            )
-    axes.axhline(probe_error, color="0.5", linestyle="--", label="softmax regression on pool5")
-    axes.set(xlabel="epoch", ylabel="top-1 error, %", ylim=(0, None))
-    axes.legend(frameon=False)
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, format="svg")
+    with plots.figure(path, height=3.4) as (picture, axes):
+        for number, (arm, runs) in enumerate(curves.items()):
+            tests = [[(h["epoch"], h[ERROR]) for h in run if ERROR in h] for run in runs]
+            plots.lines_of_seeds(axes, tests, arm, color=f"C{number}")
+        axes.axhline(probe_error, color="0.4", linestyle="--", label="softmax regression on pool5")
+        plots.by_epoch(axes, "top-1 test error, %")
+        plots.legend_above(picture, axes, columns=1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = "directory of the table and the plot"
     parser.add_argument("--out", required=True, type=command_line.new_folder, help=out)
     args: argparse.Namespace = parser.parse_args(argv)
+    import jax
+
+    from alexnet_jax.run import logs
 
     probe_error = linear_probe(args.data, args.weights)
     rows, curves = [row("softmax regression on pool5 of the trained convolutions", [probe_error])], {}

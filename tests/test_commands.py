@@ -70,6 +70,16 @@ def test_it_answers_at_once_without_jax(arguments, code, words):
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize("module", ["train", "launch", "model", "evaluate", "tools.predict", "data.no_such"])
+def test_a_module_that_is_no_command_says_what_is(module):
+    """Before: code 0 without a word, as if it had trained."""
+    words = [sys.executable, "-m", f"alexnet_jax.{module}", "--config=configs/default.py"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: alexnet_jax.{module} is no command; run python main.py or ")
+    assert "python -m alexnet_jax train" in done.stderr
+
+
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - set(FLAG_COMMANDS)))
 def test_help_shows_the_usage_and_what_each_flag_is_for(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")

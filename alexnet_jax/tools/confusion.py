@@ -38,6 +38,16 @@ def folder_labels(
     return [known.get(folder) for folder in folders]
 
 
+def check_table(picture: pathlib.Path) -> None:
+    """Raises `UserError` if the table beside `picture` would replace a file that is no confusion matrix."""
+    table = picture.with_suffix(".csv")
+    if table.exists() and not table.read_bytes().startswith(_CORNER.encode()):
+        raise UserError(
+            f"--confusion={picture}: the table beside it would replace {table}, which is no confusion "
+            "matrix; choose another name"
+        )
+
+
 class Confusion:
     """Counts a net's answers by class; `topk` is how many classes an answer names.
 
@@ -127,19 +137,20 @@ def _draw(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
         return squares
     font = ImageFont.load_default(min(cell * 0.5, 16))
     labels = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
-    room = 16 + int(max(font.getlength(label) for label in [_CORNER, *labels]))
-    sheet = Image.new("RGB", (room + number * cell + 8, room + number * cell + 8), "white")
-    sheet.paste(squares, (room, room))
+    top = 16 + int(max(map(font.getlength, labels)))
+    left = max(top, 16 + int(font.getlength(_CORNER)))
+    sheet = Image.new("RGB", (left + number * cell + 8, top + number * cell + 8), "white")
+    sheet.paste(squares, (left, top))
     draw = ImageDraw.Draw(sheet)
-    draw.text((room - 8, room - 8), _CORNER, "grey", font, anchor="rs")
+    draw.text((left - 8, top - 8), _CORNER, "grey", font, anchor="rs")
     for i, label in enumerate(labels):
-        middle = room + (i + 0.5) * cell
-        draw.text((room - 8, middle), label, "black", font, anchor="rm")
-        column = Image.new("RGB", (room, cell), "white")
+        middle = top + (i + 0.5) * cell
+        draw.text((left - 8, middle), label, "black", font, anchor="rm")
+        column = Image.new("RGB", (top, cell), "white")
         ImageDraw.Draw(column).text((8, cell / 2), label, "black", font, anchor="lm")
-        sheet.paste(column.rotate(90, expand=True), (room + i * cell, 0))
+        sheet.paste(column.rotate(90, expand=True), (left + i * cell, 0))
         for j in np.flatnonzero(counts[i]):
             colour = "white" if parts[i, j] > 0.5 else "black"
-            draw.text((room + (j + 0.5) * cell, middle), f"{counts[i, j]}", colour, font, anchor="mm")
-    draw.rectangle((room, room, room + number * cell, room + number * cell), outline="grey")
+            draw.text((left + (j + 0.5) * cell, middle), f"{counts[i, j]}", colour, font, anchor="mm")
+    draw.rectangle((left, top, left + number * cell, top + number * cell), outline="grey")
     return sheet

@@ -91,6 +91,8 @@ def as_text(answer: dict[str, Any]) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.confusion:
+        confusion.check_table(args.confusion)
     from_pipe = args.images in ([], ["-"])
     found = [] if from_pipe else inference.find_with_classes(args.images)
     files = standard_input(sys.stdin.buffer) if from_pipe else [file for file, _ in found]

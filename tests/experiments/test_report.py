@@ -1,26 +1,43 @@
 """Figures, reports and records: the pages as the records make them, the report in a real browser."""
 
+import contextlib
 import json
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from alexnet_jax import UserError
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.run import logs
+from alexnet_jax.tools import predictions
 from alexnet_jax.weights import pretrained
 from configs import default
 from tests import tiny as narrow
 
 pytest.importorskip("matplotlib")
-from experiments import figure1, figure3, figure4, index, record, report, run_picture, sweep
+from experiments import (
+    figure1,
+    figure3,
+    figure4,
+    index,
+    record,
+    report,
+    report_mistakes,
+    report_runs,
+    run_picture,
+    sweep,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -61,15 +78,24 @@ def test_a_wrong_place_for_the_result_is_refused_before_any_work(tmp_path, comma
         command.main([argument.format(**places) for argument in arguments])
 
 
-@pytest.mark.parametrize("module", ["figure3", "run_picture", "index"])
+COMMANDS = [path.stem for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text()]
+
+
+@pytest.mark.parametrize("module", sorted(COMMANDS))
 def test_help_does_not_wait_for_jax(module):
+    """Of every command, including those still to come; before, `report --help` took 5 s on a free machine."""
     code = (
         f"import runpy, sys; sys.argv[1:] = ['--help']\n"
         f"try: runpy.run_module('experiments.{module}', run_name='__main__')\n"
-        f"except SystemExit as end: sys.exit(end.code or 'jax' in sys.modules)"
+        f"except SystemExit as end: sys.exit(end.code or not {{'jax', 'matplotlib'}}.isdisjoint(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and f"python -m experiments.{module}" in done.stdout
+    seconds = []
+    while not seconds or (min(seconds) >= 1.2 and len(seconds) < 3):  # the machine may be busy
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        seconds.append(time.monotonic() - started)
+        assert done.returncode == 0 and f"python -m experiments.{module}" in done.stdout, done.stderr
+    assert min(seconds) < 1.2
 
 
 # --- Figures ----------------------------------------------------------------------------------------------
@@ -162,15 +188,70 @@ def test_a_report_holds_everything_itself(page, run):
     text = page.read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", text)
     assert text.count("data:image/svg+xml") == 3
-    assert text.count("data:image/png") == 4  # filters and Figure 4 of two runs
+    assert text.count("data:image/png") == 6  # confusion matrix, filters and Figure 4 of two runs
     assert "A &lt;small&gt; sweep." in text
     assert "a &amp; b" in text
     last = json.loads((run / logs.STATUS).read_text())["eval"]["top1_error"]
-    assert f'<td class="number">{last:.2f}</td>' in text
-    differ = text[text.index("<h2>Configs</h2>") : text.index("<details>")]
+    assert f"<td>top-1 error</td><td>{last:.2f} %</td><td>{last:.2f} %</td>" in text
+    differ = text[text.index("<h2>Configs</h2>") :].partition("<details>")[0]
     assert "optimizer.momentum" in differ
     assert "0.8" in differ
     assert "optimizer.learning_rate" not in differ
+
+
+def test_the_mistakes_are_those_of_the_net(page, run, images):
+    """Against the net applied to one image after another."""
+    net, wrong = pretrained.read(run), []
+    files = sorted((images / "test").rglob("*.png"))
+    for path in files:
+        logits = net.model.apply(net.variables, net.preprocess(path)[None])[0]
+        best, own = net.classes[int(logits.argmax())], path.parent.name
+        if best != own:
+            wrong.append((100 * float(jax.nn.softmax(logits).max()), own, best))
+    assert 0 < len(wrong) < len(files)
+    text, right = page.read_text(), 100 - 100 * len(wrong) / len(files)
+    assert text.count(f"{right:.2f} % of {len(files)} test images are classified correctly") == 2
+    of_this_run = text[text.index("<h3>a run</h3>") : text.index("<h3>other</h3>")]
+    shown = re.findall(r"<figcaption>(\w+), taken for (\w+): ([\d.]+) %", of_this_run)
+    expected = sorted(wrong, reverse=True)[: report_mistakes.WORST]
+    assert {(own, best) for own, best, _ in shown} <= {(own, best) for _, own, best in wrong}
+    np.testing.assert_allclose([float(line[2]) for line in shown], [line[0] for line in expected], atol=0.06)
+    assert of_this_run.count("data:image/jpeg") == len(expected)
+
+
+def test_worst_mistakes_by_hand():
+    probabilities = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.1, 0.9]], np.float32)
+    labels, bad = np.array([1, 1, 1, predictions.UNKNOWN, 0]), np.array([False, False, False, False, True])
+    found = predictions.Predictions(tuple("abcde"), labels, probabilities, bad, ("x", "y"))
+    assert report_mistakes.worst_mistakes(found) == [1, 0]
+
+
+def test_a_run_says_when_it_was_and_how_long_it_took(run, tmp_path):
+    """By event files: two spans with a pause between them, and an event that a crash cut short."""
+    assert report_runs.timing(tmp_path) is None
+    monday = 1_700_000_000.0
+    for number, times in enumerate([(monday, monday + 20, monday + 90), (monday + 5000, monday + 5030)]):
+        path = tmp_path / f"events.out.tfevents.{number}"
+        with contextlib.closing(RecordWriter(open(path, "wb"))) as writer:
+            for when in times:
+                writer.write(Event(wall_time=when, file_version="brain.Event:2").SerializeToString())
+    path.write_bytes(path.read_bytes() + path.read_bytes()[:30])
+    begun, seconds = report_runs.timing(tmp_path)
+    assert (begun.timestamp(), seconds) == (monday, 120)
+    assert report_runs.timing(run)[1] > 0
+
+
+def test_a_report_without_the_test_images_says_so(run, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    config = json.loads((moved / configs.FILE_NAME).read_text())
+    config["data"]["source"] = f"folder:{tmp_path / 'gone'}"
+    (moved / configs.FILE_NAME).write_text(json.dumps(config))
+    out = tmp_path / "report.html"
+    assert report.main([str(moved), f"--out={out}"]) == 0
+    assert "Not tested again, without its test images: data.source=folder:" in out.read_text()
+    assert report.main([str(moved), f"--out={out}", "--skip_test"]) == 0
+    assert "Not tested again" not in out.read_text() and "<h2>Filters</h2>" in out.read_text()
 
 
 def test_what_is_no_run_is_one_line(tmp_path):
@@ -195,7 +276,7 @@ def test_a_report_in_a_real_browser_on_a_phone(page):
         assert browser.execute_script("return document.documentElement.clientWidth") == 375
         assert browser.execute_script("return document.documentElement.scrollWidth") == 375
         pictures = browser.find_elements("css selector", "img")
-        assert len(pictures) == 7
+        assert len(pictures) > 9
         for one in pictures:
             assert one.get_property("naturalWidth") > 0
             assert one.size["width"] <= 375
@@ -205,7 +286,9 @@ def test_a_report_in_a_real_browser_on_a_phone(page):
         )
         assert all(own <= 375 for own, _ in widths)
         assert any(inside > own for own, inside in widths)
-        details = browser.find_element("css selector", "details")
+        words = browser.find_element("css selector", "body").text
+        assert "a row is a true class" in words and "by the row's own runs" in words  # the two intervals
+        (details,) = (e for e in browser.find_elements("css selector", "details") if "keys" in e.text)
         details.find_element("css selector", "summary").click()
         assert "optimizer.learning_rate" in details.text
         assert "What the rows change" in browser.find_element("css selector", "body").text

@@ -109,7 +109,17 @@ def test_the_command_on_a_folder_of_class_folders(net, folders, tmp_path, capsys
     used = [i for i in range(5) if counts[i].any() or counts[:, i].any()]
     assert header == ["true \\ predicted", *(NAMES[i] for i in used)]
     assert rows == [[NAMES[i], *map(str, counts[i, used])] for i in used]
-    assert Image.open(picture).size[0] == Image.open(picture).size[1] > 200
+    assert min(Image.open(picture).size) > 200
+    assert __main__.main(command) == 0  # its own table is replaced as the picture is
+
+
+def test_a_table_that_is_no_confusion_matrix_stays(net, folders, tmp_path):  # noqa: F811
+    (tmp_path / "x.csv").write_text("my,measurements\n1,2\n")
+    command = ["predict", str(folders), f"--weights={net}", f"--confusion={tmp_path / 'x.png'}"]
+    with pytest.raises(UserError, match=r"--confusion=.*x\.png: .* would replace .*x\.csv, .* another name"):
+        __main__.main(command)
+    assert (tmp_path / "x.csv").read_text() == "my,measurements\n1,2\n"
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_as_json_the_summary_is_the_last_object(net, folders, capsys):  # noqa: F811
