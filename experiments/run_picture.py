@@ -1,6 +1,8 @@
-"""The README's picture: curves and first filters of a run.
+"""The README's picture: first filters and curves of a run, and its predictions for photographs.
 
-    python -m experiments.run_picture --workdir=runs/mine --out=docs/run.png
+    python -m experiments.run_picture --workdir=runs/cifar10 --out=docs/run.png
+
+The photographs are those in the package unless --images names others.
 
 Needs matplotlib.
 """
@@ -8,45 +10,50 @@ Needs matplotlib.
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from alexnet_jax.common import command_line
-from alexnet_jax.common.files import replacing
+
+PHOTOGRAPHS = pathlib.Path(__file__).parents[1] / "alexnet_jax" / "data" / "photographs"
+CURVES = {"train/loss": "training loss", "eval/top1_error": "top-1 test error, %"}
 
 
-def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
-    """Draws loss and error by epoch, and conv1's filters as in the paper's Figure 3."""
-    import jax  # all imported late, as they take seconds
-    import matplotlib
+def draw(workdir: pathlib.Path, images: Sequence[str], out: pathlib.Path) -> None:
+    """Draws conv1's filters as in the paper's Figure 3, loss and error by epoch, and below them each image
+    with its most probable classes; a class is coloured as correct if the image's file has its name."""
+    import numpy as np  # all imported late, as they take seconds
 
-    from alexnet_jax.run import checkpoint, logs
+    from alexnet_jax.run import logs
+    from alexnet_jax.tools import predict
+    from alexnet_jax.weights import pretrained
+    from experiments import figure4, plots
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    lines = logs.read_metrics(workdir)
-    params, _ = checkpoint.restore_params(workdir, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-    kernel = np.asarray(params["conv1"]["kernel"])
-    filters = logs.filters_image(kernel)
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (loss, error, first) = plt.subplots(
-        1, 3, figsize=(10, 3), layout="constrained", width_ratios=(1, 1, 1.9)
-    )
-    for axes, key, title in (
-        (loss, "train/loss", "training loss"),
-        (error, "eval/top1_error", "top-1 error, test images, %"),
-    ):
-        points = [(line["epoch"], line[key]) for line in lines if key in line]
-        axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None, color="C0")
-        axes.set(xlabel="epoch", title=title, ylim=(0, None), xlim=(0, None))
-        axes.grid(alpha=0.3)
-    error.annotate(f"{points[-1][1]:.2f}", points[-1], textcoords="offset points", xytext=(0, 8), ha="center")
-    first.imshow(filters)
-    first.set_title("conv1: first column above, second below" if len(kernel) == 2 else "conv1")
-    first.set_axis_off()
-    with replacing(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
+    lines, loaded = logs.read_metrics(workdir), pretrained.read(workdir)
+    files = [pathlib.Path(image) for image in images]
+    squares = np.stack([loaded.preprocess.stored(file) for file in files])
+    best = [np.asarray(values) for values in predict.predictor(loaded, 4, 1)(squares)]
+    names = predict.class_names(loaded)
+    with plots.canvas(out, (10, 5.2)) as picture:
+        above, below = picture.subfigures(2, 1, height_ratios=(1, 1.1))
+        first, *curves = above.subplots(1, 3, width_ratios=(2.4, 1, 1))
+        first.imshow(logs.filters_image(np.asarray(loaded.variables["params"]["conv1"]["kernel"])))
+        first.set(title="first filters (conv1)")
+        first.set_axis_off()
+        for axes, (key, title) in zip(curves, CURVES.items(), strict=True):
+            points = [(line["epoch"], line[key]) for line in lines if key in line]
+            axes.plot(*zip(*points, strict=True), marker="o" if key.startswith("eval") else None, ms=4)
+            axes.set(xlabel="epoch", title=title, ylim=(0, None), xlim=(0, None))
+            axes.grid(alpha=0.3)
+        curves[1].annotate(
+            f"{points[-1][1]:.1f}", points[-1], (0, -12), textcoords="offset points", ha="center"
+        )
+        grid = below.subplots(2, len(files), height_ratios=(1.9, 1), squeeze=False)
+        for column, file in enumerate(files):
+            image, bars = grid[:, column]
+            image.imshow(loaded.preprocess.stored(file))
+            image.set(title=file.stem)
+            right = names.index(file.stem) if file.stem in names else -1
+            figure4.bars(bars, best[0][column], best[1][column], right, names)
+            for axes in (image, bars):
+                axes.set_axis_off()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--workdir", required=True, type=command_line.user_path, help="workdir of a run that has ended"
     )
     parser.add_argument("--out", required=True, type=command_line.new_file(".png"), help="the .png to write")
+    shipped = [str(PHOTOGRAPHS / f"{name}.jpg") for name in ("cat", "rocket", "coffee", "astronaut")]
+    parser.add_argument("--images", nargs="+", default=shipped, help="photographs to predict")
     args = parser.parse_args(argv)
-    draw(args.workdir, args.out)
+    draw(args.workdir, args.images, args.out)
     return 0
 
 
