@@ -341,3 +341,12 @@ def test_a_record_that_lacks_something_says_what(tmp_path):
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("Before.\n") and readme.endswith("After.\n") and "old" not in readme
     assert "| 001 | [said](experiments/001-x/README.md) | said |" in readme
+
+    newer = path.parent / "002-y"
+    newer.mkdir()
+    (newer / record.VERDICT).write_text("So it is now.\n")
+    record.write_json(newer / record.FILE, {**values, "versions": {"jax": "1"}, record.SUPERSEDES: ["001"]})
+    assert index.main(arguments) == 0
+    rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if "[said]" in line]
+    assert [row[:7] for row in rows] == ["| 002 |", "| 001 |"] and "superseded by 002" in rows[1]
+    assert "- **Supersedes**: 001" in (newer / record.PAGE).read_text()
