@@ -22,8 +22,8 @@ def index(directory: pathlib.Path) -> str:
         "# Experiments",
         "",
         "Each is a directory of its own: what was changed in what and why, the command, the result with its",
-        "spread, and a verdict. The newest come first; those that a newer one supersedes are last. Records are",
-        "never edited; failures stay. `python -m experiments.index` makes this page.",
+        "spread, and a verdict. The newest come first; those that a newer one supersedes are last. Records",
+        "are never edited; failures stay. `python -m experiments.index` makes this page.",
         "",
         *_table(directory, ""),
     ]
