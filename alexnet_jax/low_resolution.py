@@ -23,8 +23,8 @@ WEIGHTS = tuple(tap / sum(_GAUSSIAN) for tap in _GAUSSIAN)  # layer.py:454-456
 def blurred(images: Array) -> Array:
     """Every fourth pixel of the blurred images `[B, H, W, C]`: `[B, ceil(H / 4), ceil(W / 4), C]`.
 
-    Beyond the edges are zeros, the mean of the images (cuda-convnet's conv_util.cu:356). The pixels that stay
-    are centred, at 2, 6, ..., 222 of 224 (layer.py:422-423). bfloat16 is summed in float32.
+    Beyond the edges are zeros, as if the mean went on there (cuda-convnet's conv_util.cu:356). The pixels
+    that stay are centred, at 2, 6, ..., 222 of 224 (layer.py:422-423). bfloat16 is summed in float32.
     """
     x: Any = images if images.dtype.itemsize >= 4 else images.astype(jnp.float32)
     for axis in (1, 2):

@@ -17,7 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     The notes' "4.1189" and "5.1596" are epochs 4 and 5, counted from 1, at files 1,189 and 1,596 of 1,024
     images each. Not recorded: the biases' rate, and the number of files, for which the 8,800 of run 135-2009
-    are taken: by the dates that makes 226 images/s, and 251 in run 141. Otherwise as in configs/run141.py.
+    are taken; by the runs' dates that makes 226 images/s here and 251 in run 141. Otherwise as in
+    configs/run141.py.
     """
     config = run141.get_config()
     config.data.source = "folder:fall2009"

@@ -202,6 +202,8 @@ def test_init_layers_are_those_taken(finetune, weights, tmp_path, layers):
 def test_other_layers_than_those_taken_may_have_other_shapes(finetune, tmp_path):
     wider = {"model.widths": (8, 32, 16, 16, 16, 16), "init.layers": ("conv1", "conv4")}
     assert set(training.Run(finetune(**wider), tmp_path / "run").start) == {"conv1", "conv4"}
+    second_input = {"model.low_resolution": True, "init.layers": ("conv1", "conv3")}
+    assert set(training.Run(finetune(**second_input), tmp_path / "run").start) == {"conv1", "conv3"}
 
 
 @pytest.mark.parametrize(
@@ -215,6 +217,11 @@ def test_other_layers_than_those_taken_may_have_other_shapes(finetune, tmp_path)
             r"fc6 is of shape .* is 55\)",
         ),
         ({"init.layers": ("conv2",), "model.widths": (16,) * 6}, r"conv2 is of shape \[2, 5, 5, 4, 8\], not"),
+        (
+            {"init.layers": ("conv2",), "model.low_resolution": True},
+            r"conv2 is of shape \[2, 5, 5, 4, 8\], not \[2, 5, 5, 7, 8\]",
+        ),
+        ({"model.low_resolution": True}, r"its net has low_resolution=False"),
         ({"model.widths": (16,) * 6}, r"its net has widths="),
         ({"init.mean": "nowhere.npy"}, r"nowhere.npy: cannot be read"),
     ],
