@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from alexnet_jax import config as configs
+from alexnet_jax import evaluate
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
@@ -280,6 +282,9 @@ def test_a_run_whose_weights_are_not_finite_is_refused(finetune, tmp_path, value
         pretrained.read(folder)
     assert str(caught.value).startswith(f"{folder}: fc6/bias has NaN or infinity; ")
     assert "\n" not in str(caught.value)
+    (folder / configs.FILE_NAME).write_text(finetune().to_json())
+    with pytest.raises(UserError, match="fc6/bias has NaN or infinity"):
+        evaluate.evaluate_workdir(finetune(), folder)
 
 
 def test_a_damaged_description_is_one_clear_line(tmp_path):
