@@ -17,7 +17,8 @@ import pytest
 
 from alexnet_jax import __main__
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.tools import demo
+from alexnet_jax.tools import demo, occlusion
+from alexnet_jax.tools import explain as explaining
 from alexnet_jax.weights import pretrained
 from tests.data.test_decode import JPEG, png_header
 from tests.tools.test_features import net, photos  # noqa: F401  (fixtures)
@@ -29,7 +30,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 @pytest.fixture(scope="module")
 def explain(net, photos):  # noqa: F811
     loaded = pretrained.read(net)
-    return demo.explainer(loaded, demo.make_gallery(loaded, photos))
+    return explaining.explainer(loaded, explaining.make_gallery(loaded, photos))
 
 
 def test_an_answer_agrees_with_the_net(explain, net, photos):  # noqa: F811
@@ -40,19 +41,88 @@ def test_an_answer_agrees_with_the_net(explain, net, photos):  # noqa: F811
     np.testing.assert_array_equal(answer.square, square)
     views = loaded.preprocess.ten_views(square[None])[:, 0]
     expected = np.asarray(jax.nn.softmax(loaded.model.apply(loaded.variables, views))).mean(axis=0)
-    assert list(answer.classes) == [loaded.classes[i] for i in np.argsort(-expected)]
-    np.testing.assert_allclose(list(answer.classes.values()), np.sort(expected)[::-1], rtol=1e-4)
+    names, probabilities = zip(*answer.classes, strict=True)
+    assert list(names) == [loaded.classes[i] for i in np.argsort(-expected)]
+    np.testing.assert_allclose(probabilities, np.sort(expected)[::-1], rtol=1e-4)
     # The picture is in the gallery, so it is its own nearest image, at distance 0.
     nearest, caption = answer.similar[0]
     np.testing.assert_array_equal(nearest, square)
-    assert len(answer.similar) == demo.SIMILAR and caption.startswith("07.png")
+    assert len(answer.similar) == explaining.SIMILAR and caption.startswith("07.png")
     assert float(caption.split()[-1]) < 0.01
+
+
+def test_two_classes_of_one_name_are_both_shown(net, photos):  # noqa: F811
+    """ImageNet has two cranes, and a dictionary by name lost one."""
+    loaded = dataclasses.replace(pretrained.read(net), classes=("crane", "bee", "crane", "dog", "elk"))
+    answer = explaining.explainer(loaded, None)((photos / "dark" / "00.png").read_bytes())
+    assert sorted(name for name, _ in answer.classes) == ["bee", "crane", "crane", "dog", "elk"]
+    assert demo.bars(answer.classes).count("<span>crane</span>") == 2
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [
+        (0.0, "less than 0.1 %"),
+        (0.0004, "less than 0.1 %"),
+        (0.0006, "0.1 %"),
+        (0.054, "5.4 %"),
+        (0.9994, "99.9 %"),
+        (1.0, "more than 99.9 %"),
+    ],
+)
+def test_percentages_as_people_read_them(probability, text):
+    assert explaining.percent(probability) == text
+
+
+def test_the_heat_map_agrees_with_hiding_one_square_after_another(explain, net, photos):  # noqa: F811
+    """Against the net applied to one image at a time, pixel by pixel from the squares' corners."""
+    answer = explain((photos / "bright" / "07.png").read_bytes())
+    loaded = pretrained.read(net)
+    side, label = len(answer.square), loaded.classes.index(answer.classes[0][0])
+
+    def probability(square):
+        logits = loaded.model.apply(loaded.variables, loaded.preprocess.view(square[None]))
+        return float(jax.nn.softmax(logits)[0, label])
+
+    whole, width = probability(answer.square), side // 4
+    total, count, lowest = np.zeros((side, side)), np.zeros((side, side)), 1.0
+    for top in np.round(np.arange(7) * (side - width) / 6).astype(int):
+        for left in np.round(np.arange(7) * (side - width) / 6).astype(int):
+            hidden = answer.square.copy()
+            hidden[top : top + width, left : left + width] = np.round(loaded.preprocess.mean)
+            part = probability(hidden)
+            lowest = min(lowest, part)
+            total[top : top + width, left : left + width] += whole - part
+            count[top : top + width, left : left + width] += 1
+    assert count.min() >= 1  # no pixel is left out
+    picture, words = answer.find_heat()
+    np.testing.assert_allclose(
+        picture.astype(int), occlusion.overlay(answer.square, total / count).astype(int), atol=2
+    )
+    if lowest < whole:
+        assert explaining.percent(whole) in words and explaining.percent(lowest) in words
+
+
+def test_the_heat_map_is_red_where_a_classifier_looks_and_blue_where_it_is_disturbed():
+    """The "classifier" reads two corners, so the answer is known without any net."""
+    image = np.full((64, 64, 3), 200, np.uint8)
+
+    def probability(images):
+        return 0.5 + (images[:, :8, :8].mean((1, 2, 3)) - images[:, -8:, -8:].mean((1, 2, 3))) / 1000
+
+    heat, whole, lowest = occlusion.heat_map(probability, image, np.zeros(3))
+    assert (whole, lowest) == (pytest.approx(0.5), pytest.approx(0.3))
+    assert heat[0, 0] == pytest.approx(0.2) and heat[-1, -1] == pytest.approx(-0.2)
+    assert heat[0, -1] == heat[-1, 0] == heat[32, 32] == 0
+    picture = occlusion.overlay(image, heat).astype(int)
+    red, blue, grey = picture[2, 2], picture[-3, -3], picture[32, 32]
+    assert red[0] > red[2] + 50 and blue[2] > blue[0] + 50 and len(set(grey)) == 1
 
 
 def test_maps_are_tiled_row_by_row_and_no_activation_is_black():
     maps = np.full((5, 5, 8), -1.0, np.float32)
     maps[2, 3, 5] = 4.0  # eight maps in two rows of four: the second map of the second row
-    picture = demo.maps_picture(maps)
+    picture = explaining.maps_picture(maps)
     tile = picture.shape[1] // 4
     assert picture.shape == (2 * tile, 4 * tile)
     top, left = np.argwhere(picture == 255).min(axis=0)
@@ -60,6 +130,15 @@ def test_maps_are_tiled_row_by_row_and_no_activation_is_black():
     assert (top, left) == (tile + 2 * zoom, tile + 3 * zoom)
     assert (picture == 255).sum() == zoom**2
     assert set(np.unique(picture)) == {0, 96, 255}
+
+
+def test_each_map_is_scaled_to_its_own_maximum():
+    maps = np.zeros((4, 4, 2), np.float32)
+    maps[0, 0], maps[1, 1] = (1e-3, 100.0), (1e-3 / 4, 25.0)
+    picture = explaining.maps_picture(maps)
+    first, second = np.split(picture, 2, axis=1)
+    np.testing.assert_array_equal(first, second)
+    assert sorted(set(np.unique(first))) == [0, 96, 128, 255]  # 128: half of white at a quarter, by the root
 
 
 @pytest.mark.parametrize(
@@ -86,11 +165,11 @@ def test_weights_without_a_classifier_still_show_activations(net, photos, tmp_pa
         tmp_path / "convolutions.npz", loaded.model, {"params": convolutions}, loaded.preprocess
     )
     partial = pretrained.read(tmp_path / "convolutions.npz", partial=True)
-    answer = demo.explainer(partial, None)((photos / "dark" / "00.png").read_bytes())
-    assert answer.classes == {} and answer.similar == []
+    answer = explaining.explainer(partial, None)((photos / "dark" / "00.png").read_bytes())
+    assert answer.classes == [] and answer.similar == [] and answer.find_heat is None
     x = loaded.preprocess.view(answer.square[None])
     seen = loaded.model.apply(loaded.variables, x, capture=("conv5",))[1]["conv5"]
-    np.testing.assert_array_equal(answer.conv5, demo.maps_picture(np.asarray(jnp.asarray(seen)[0])))
+    np.testing.assert_array_equal(answer.conv5, explaining.maps_picture(np.asarray(jnp.asarray(seen)[0])))
 
 
 def wait_for(found, seconds=90.0):
@@ -145,6 +224,13 @@ def test_a_real_browser_shows_classes_maps_and_messages(url, photos, tmp_path): 
 
     try:
         browser.get(url)
+        wait_for(lambda: len(find("#examples img")) == len(demo.EXAMPLES) == 4)
+        find("#examples img")[1].click()
+        wait_for(lambda: "cat.jpg" in find("#upload")[0].text)
+        assert wait_for(lambda: find("#heat img")[0].get_property("naturalWidth")) == 72
+        assert "(central patch)" in find("#classes")[0].text
+        find("#upload button[aria-label=Clear]")[0].click()
+        wait_for(lambda: not find("#conv5 img"))
         upload(photos / "bright" / "07.png")
         assert wait_for(lambda: find("#conv5 img")[0].get_property("naturalWidth")) > 100
         page = wait_for(lambda: (text := find("body")[0].text) and "07.png" in text and text)
@@ -181,7 +267,7 @@ def test_the_page_opens_when_it_is_served_and_not_before(url, tmp_path):
 def texts(monkeypatch):
     """`texts(loaded)`: what the page says, texts and labels of what is visible."""
     pytest.importorskip("gradio")
-    monkeypatch.setattr(demo, "explainer", lambda loaded, gallery: None)  # only called for a picture
+    monkeypatch.setattr(explaining, "explainer", lambda loaded, gallery: None)  # only called for a picture
     return _texts
 
 
@@ -197,9 +283,10 @@ def test_the_page_speaks_of_the_classes_there_are(net, texts):  # noqa: F811
     loaded = pretrained.read(net)
     few = dataclasses.replace(loaded, model=loaded.model.clone(num_classes=2))
     assert "names the most probable of its 2 classes" in texts(few)
-    assert "all classes, ten views" in texts(few) and "top five" not in texts(few)
+    assert "all classes, ten views" in texts(few) and "five" not in texts(few)
     many = dataclasses.replace(loaded, model=loaded.model.clone(num_classes=1000))
-    assert "of its 1,000 classes" in texts(many) and "top five classes, ten views" in texts(many)
+    assert "of its 1,000 classes" in texts(many)
+    assert "the five most probable of 1,000 classes, ten views" in texts(many)
     none = dataclasses.replace(many, missing=("fc6", "fc7", "fc8"))
     assert "has no classifier" in texts(none)
     assert "1,000" not in texts(none) and "ten views" not in texts(none)
