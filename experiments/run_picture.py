@@ -86,7 +86,7 @@ def _draw_predictions(grid: Any, loaded: Any, workdir: pathlib.Path) -> None:
     from experiments import figure4
 
     test = sources.open_source(config.of_workdir(workdir).data.source, "test")
-    shown = figure4.decode(test, figure4.spread_over_classes(test, NAMED, seed=0), loaded)
+    shown = figure4.decode(test, figure4.spread_over_classes(test, 2 * NAMED, seed=0)[1::2], loaded)
     probabilities, classes = map(np.asarray, predict.predictor(loaded, 3, 1)(shown.images))
     for column, (image, label) in enumerate(zip(shown.images, shown.labels, strict=True)):
         grid[0, column].imshow(image)
