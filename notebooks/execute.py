@@ -113,7 +113,7 @@ def main() -> None:
                 nbformat.write(notebook, given.out)
     if given.keep:
         paths = {os.environ["WEIGHTS"]: "WEIGHTS", os.environ["PHOTOS"]: "PHOTOS"}
-        paths |= {str(work): "runs", str(ROOT): "alexnet-jax", str(pathlib.Path.home()): "~"}
+        paths |= {str(pathlib.Path(os.environ["WORKDIR"]).parent): "runs", str(ROOT): "alexnet-jax"}
         kept = nbformat.read(NOTEBOOK, as_version=4)
         for cell, executed in zip(kept.cells, notebook.cells, strict=True):
             if cell.cell_type == "code":
