@@ -20,7 +20,9 @@ and optionally
     ONLY = {"a": (0, 1)}                             rows that have fewer seeds than the others,
     START = {"fine-tuned": "pre-trained"}            rows that start from the weights of another row's run
                                                      with the same seed,
-    ENSEMBLES = {"3 nets": {"parent": (0, 1, 2)}}    rows and seeds whose predictions are averaged.
+    ENSEMBLES = {"3 nets": {"parent": (0, 1, 2)}}    rows and seeds whose predictions are averaged,
+    PUBLISHED = {"1 CNN": ("parent", 40.7, 18.2)}    a row's or ensemble's errors in the paper, for
+                                                     `python -m experiments.reproduce`.
 
 A row with "config" among its changes uses that config instead of CONFIG.
 
@@ -53,7 +55,7 @@ from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.run import workdir
 from benchmarks import tables
-from experiments.sweep_plan import SESSIONS, Run, plan, read
+from experiments.sweep_plan import SESSIONS, Run, Sweep, plan, read
 
 LOG = "sweep.log"  # in a workdir: the run's stdout and stderr
 
@@ -154,7 +156,7 @@ def _run_in_turn(run: Run, progress: Progress, processes: set[Any]) -> None:
                 return
         _wait_for_lock(run.workdir)
         if not run.has_ended():
-            _run_in_process(run, processes)
+            run_in_process(run, processes)
     finally:
         progress.finished[run.workdir].set()
     progress.report(run, _outcome(run))
@@ -172,7 +174,7 @@ def _wait_for_lock(directory: pathlib.Path) -> None:
                 time.sleep(0.5)
 
 
-def _run_in_process(run: Run, processes: set[Any]) -> None:
+def run_in_process(run: Run, processes: set[Any]) -> None:
     run.workdir.mkdir(parents=True, exist_ok=True)
     process = _fork_server().Process(target=train_here, args=(run.config.to_json(), str(run.workdir)))
     process.start()
@@ -246,25 +248,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     args: argparse.Namespace = parser.parse_args(argv)
     if args.jobs < 1:
         raise UserError(f"--jobs={args.jobs}: must be 1 or more")
+    sweep = read(args.sweep)
+    directory = args.runs or pathlib.Path("runs") / args.sweep.stem
+    out, jobs = args.out or directory, 0 if args.table else args.jobs
+    print(make(sweep, directory, out, jobs, args.rows)[1], end="")
+    return 0
+
+
+def make(
+    sweep: Sweep, directory: pathlib.Path, out: pathlib.Path, jobs: int, rows: Sequence[str] | None = None
+) -> tuple[dict[str, Any], str]:
+    """Runs what is not done, `jobs` at a time, and writes the files in `out`.
+
+    Args:
+      jobs: 0 to run nothing.
+
+    Returns:
+      the contents of `results.json`, and the table as Markdown.
+    """
     # Here, since each run's process imports this module too and needs neither SciPy nor matplotlib.
     from experiments import sweep_results, sweep_table
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the runs save and stop, too
-    sweep = read(args.sweep)
-    directory = args.runs or pathlib.Path("runs") / args.sweep.stem
-    out = args.out or directory
     earlier = sweep_results.read(out)
-    if not args.table:
-        runs = plan(sweep, directory, args.rows)
+    if jobs:
+        runs = plan(sweep, directory, rows)
         if recorded := sweep_results.recorded(earlier, runs):
             print(f"{out / sweep_results.FILE}: has {len(recorded)} of {len(runs)} runs", file=sys.stderr)
-        run_all(runs, args.jobs, recorded)
+        run_all(runs, jobs, recorded)
     results = sweep_results.gather(sweep, plan(sweep, directory), earlier)
     if lost := sweep_results.lost(earlier, results):
         what = "of another config or no longer in the sweep, and left out now"
         print(f"note: {out / sweep_results.FILE}: {'; '.join(lost)}: {what}", file=sys.stderr)
-    print(sweep_table.write(results, out), end="")
-    return 0
+    return results, sweep_table.write(results, out)
 
 
 if __name__ == "__main__":
