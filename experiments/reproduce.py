@@ -171,13 +171,13 @@ def report(runs: Sequence[Run], rate: float | None, price: float | None) -> str:
     lines += [f"  {run.workdir.name}: {_state(run)}" for run in runs]
     lines += ["images", *(f"  {line}" for line in dict.fromkeys(map(_images_line, runs)))]
     left = sum(map(work_left, runs))
-    lines += ["left", f"  {left / 1e6:,.2f} million images (a test's image and view counts as {FORWARD:.2f})"]
+    lines += ["left", f"  {left:,.0f} images (a test's image and view counts as {FORWARD:.2f})"]
     if rate is None:
         lines.append("  the hours: give --images_per_second, or the images, on which it is measured")
     elif left:
         hours = left / rate / 3600
         money = "" if price is None else f"; at {price:.2f} an hour {hours * price:,.2f}"
-        lines.append(f"  at {rate:,.0f} images/s {hours:,.1f} hours{money}")
+        lines.append(f"  at {rate:,.0f} images/s {hours:,.2f} hours{money}")
     return "\n".join(lines) + "\n"
 
 
