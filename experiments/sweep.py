@@ -20,7 +20,9 @@ and optionally
     ONLY = {"a": (0, 1)}                             rows that have fewer seeds than the others,
     START = {"fine-tuned": "pre-trained"}            rows that start from the weights of another row's run
                                                      with the same seed,
-    ENSEMBLES = {"3 nets": {"parent": (0, 1, 2)}}    rows and seeds whose predictions are averaged.
+    ENSEMBLES = {"3 nets": {"parent": (0, 1, 2)}}    rows and seeds whose predictions are averaged,
+    PUBLISHED = {"1 CNN": ("parent", 40.7, 18.2)}    a row's or ensemble's errors in the paper, for
+                                                     `python -m experiments.reproduce`.
 
 A row with "config" among its changes uses that config instead of CONFIG.
 
@@ -32,8 +34,6 @@ so that a sweep goes on on another machine.
 """
 
 import pathlib
-import signal
-import sys
 from collections.abc import Sequence
 
 from alexnet_jax.common import command_line
@@ -58,26 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.jobs < 1:
         raise UserError(f"--jobs={args.jobs}: must be 1 or more")
-    from experiments import sweep_plan, sweep_results, sweep_runs, sweep_table  # late, as they import JAX
+    from experiments import sweep_plan, sweep_runs  # late, as they import JAX
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the runs save and stop, too
     sweep = sweep_plan.read(args.sweep)
     directory = args.runs or pathlib.Path("runs") / args.sweep.stem
-    made = args.out or directory
-    earlier, file = sweep_results.read(made), made / sweep_results.FILE
-    if not args.table:
-        runs = sweep_plan.plan(sweep, directory, args.rows)
-        if recorded := sweep_results.recorded(earlier, runs):
-            print(
-                f"{file}: has {len(recorded)} of {len(runs)} runs",
-                file=sys.stderr,
-            )
-        sweep_runs.run_all(runs, args.jobs, recorded)
-    results = sweep_results.gather(sweep, sweep_plan.plan(sweep, directory), earlier)
-    if lost := sweep_results.lost(earlier, results):
-        what = "of another config or no longer in the sweep, and left out now"
-        print(f"note: {file}: {'; '.join(lost)}: {what}", file=sys.stderr)
-    print(sweep_table.write(results, made), end="")
+    jobs = 0 if args.table else args.jobs
+    print(sweep_runs.make(sweep, directory, args.out or directory, jobs, args.rows)[1], end="")
     return 0
 
 

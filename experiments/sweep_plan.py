@@ -22,7 +22,7 @@ ENDS = ("done", "diverged")  # runs with any other status are run again
 SESSIONS = "sweep.jsonl"  # in a workdir: the seconds and the machine of each time that the run was started
 NAMES = (
     *("CONFIG", "PARENT", "SEEDS", "ROWS", "AGAINST", "PAPER", "TRAINING_ERROR", "GROUPS"),
-    *("ONLY", "START", "ENSEMBLES"),
+    *("ONLY", "START", "ENSEMBLES", "PUBLISHED"),
 )
 
 
@@ -43,6 +43,7 @@ class Sweep:
     only: dict[str, tuple[int, ...]]
     start: dict[str, str]
     ensembles: dict[str, dict[str, tuple[int, ...]]]
+    published: dict[str, tuple[str, float, float]]
 
     def seeds_of(self, row: str) -> tuple[int, ...]:
         return self.only.get(row, self.seeds)
@@ -137,6 +138,7 @@ def read(path: str | pathlib.Path) -> Sweep:
         only=given.get("ONLY", {}),
         start=given.get("START", {}),
         ensembles=given.get("ENSEMBLES", {}),
+        published=given.get("PUBLISHED", {}),
     )
     _check_rows(sweep)
     return sweep
@@ -155,6 +157,9 @@ def _check_rows(sweep: Sweep) -> None:
     ):
         if unknown := sorted(named - set(rows)):
             raise UserError(f"{path}: {name} has {unknown[0]!r}, which is no row")
+    for system, (name, *_) in sweep.published.items():
+        if name not in {*rows, *sweep.ensembles}:
+            raise UserError(f"{path}: PUBLISHED: {system!r} is {name!r}, which is no row and no ensemble")
     for row, other in sweep.start.items():
         if other not in rows[: rows.index(row)]:
             raise UserError(f"{path}: START: {row!r} must come after {other!r}, whose weights it starts from")

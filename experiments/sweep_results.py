@@ -13,7 +13,7 @@ import numpy as np
 
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import sources
-from alexnet_jax.run import logs
+from alexnet_jax.run import checkpoint, logs
 from alexnet_jax.tools import predictions
 from alexnet_jax.weights import pretrained
 from experiments.sweep_plan import ENDS, PARENT, SESSIONS, Run, Sweep
@@ -104,12 +104,12 @@ def _result(run: Run) -> dict[str, Any]:
     training = [line["train/top1_error"] for line in lines if "train/top1_error" in line]
     path = run.workdir / SESSIONS
     sessions = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    machines = [one["machine"] for one in sessions if "machine" in one] or _machine(run.workdir)
     return {
         "seed": run.seed,
         "workdir": run.workdir.name,
         "config": run.config_hash,
-        "machine": " and ".join(dict.fromkeys(one["machine"] for one in sessions if "machine" in one))
-        or None,
+        "machine": " and ".join(dict.fromkeys(machines)) or None,
         "seconds": round(sum(session["seconds"] for session in sessions), 1),
         "status": status["status"],
         "message": status.get("message"),
@@ -118,6 +118,14 @@ def _result(run: Run) -> dict[str, Any]:
         "steps": status.get("step"),
         "train_top1_error": training[-1] if training else None,
     }
+
+
+def _machine(workdir: pathlib.Path) -> list[str]:
+    """Device and versions of a run that was not started by the sweep, as several hosts do it."""
+    if not checkpoint.exist(workdir):
+        return []
+    saved = checkpoint.metadata(workdir)
+    return [f"{saved['device']}; {', '.join(f'{name} {one}' for name, one in saved['versions'].items())}"]
 
 
 def _ensemble(name: str, members: Sequence[Run], earlier: dict[str, Any]) -> dict[str, Any]:

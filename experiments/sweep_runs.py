@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.run import workdir
 from benchmarks import tables
-from experiments.sweep_plan import SESSIONS, Run
+from experiments.sweep_plan import SESSIONS, Run, Sweep, plan
 
 LOG = "sweep.log"  # in a workdir: the run's stdout and stderr
 
@@ -121,7 +122,7 @@ def _run_in_turn(run: Run, progress: Progress, processes: set[Any]) -> None:
                 return
         _wait_for_lock(run.workdir)
         if not run.has_ended():
-            _run_in_process(run, processes)
+            run_in_process(run, processes)
     finally:
         progress.finished[run.workdir].set()
     progress.report(run, _outcome(run))
@@ -139,7 +140,7 @@ def _wait_for_lock(directory: pathlib.Path) -> None:
                 time.sleep(0.5)
 
 
-def _run_in_process(run: Run, processes: set[Any]) -> None:
+def run_in_process(run: Run, processes: set[Any]) -> None:
     run.workdir.mkdir(parents=True, exist_ok=True)
     process = _fork_server().Process(target=train_here, args=(run.config.to_json(), str(run.workdir)))
     process.start()
@@ -193,3 +194,31 @@ def _outcome(run: Run) -> str:
         return f"top-1 error {status['eval']['top1_error']:.2f} %"
     lines = [line for line in (run.workdir / LOG).read_text(errors="replace").splitlines() if line.strip()]
     return f"{status['status']}: {status.get('message') or (lines[-1] if lines else 'no output')}"
+
+
+def make(
+    sweep: Sweep, directory: pathlib.Path, out: pathlib.Path, jobs: int, rows: Sequence[str] | None = None
+) -> tuple[dict[str, Any], str]:
+    """Runs what is not done, `jobs` at a time, and writes the files in `out`.
+
+    Args:
+      jobs: 0 to run nothing.
+
+    Returns:
+      the contents of `results.json`, and the table as Markdown.
+    """
+    # Here, since each run's process imports this module too and needs neither SciPy nor matplotlib.
+    from experiments import sweep_results, sweep_table
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the runs save and stop, too
+    earlier = sweep_results.read(out)
+    if jobs:
+        runs = plan(sweep, directory, rows)
+        if recorded := sweep_results.recorded(earlier, runs):
+            print(f"{out / sweep_results.FILE}: has {len(recorded)} of {len(runs)} runs", file=sys.stderr)
+        run_all(runs, jobs, recorded)
+    results = sweep_results.gather(sweep, plan(sweep, directory), earlier)
+    if lost := sweep_results.lost(earlier, results):
+        what = "of another config or no longer in the sweep, and left out now"
+        print(f"note: {out / sweep_results.FILE}: {'; '.join(lost)}: {what}", file=sys.stderr)
+    return results, sweep_table.write(results, out)

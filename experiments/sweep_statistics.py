@@ -164,7 +164,7 @@ def _line(row: dict[str, Any], other: dict[str, Any] | None, spreads: Sequence[S
         runs=count,
         planned=len(row["runs"]),
         means=(float(np.mean(top1)), float(np.mean(top5))) if count else None,
-        deviations=(_deviation(top1), _deviation(top5)),
+        deviations=(deviation(top1), deviation(top5)),
         differences=(first, second),
         paper=row["paper"] or (None, None),
         notes=", ".join(f"{unfinished.count(status)} {status}" for status in sorted(set(unfinished))),
@@ -204,8 +204,14 @@ def _difference(
     return difference(errors_by_seed(row, name), errors_by_seed(other, name), shared)
 
 
-def _deviation(values: Sequence[float]) -> float | None:
+def deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def one_more(values: Sequence[float]) -> float | None:
+    """The half width of the interval that has one more value with 95 % probability, around the mean."""
+    spread, count = deviation(values), len(values)
+    return None if spread is None else float(_quantile(count - 1) * spread * np.sqrt(1 + 1 / count))
 
 
 def _shared_by(row: dict[str, Any], other: dict[str, Any], spread: Spread | None) -> Spread | None:

@@ -77,6 +77,7 @@ def test_the_runs_of_a_sweep(images, tmp_path):
         ({"a": {}}, 'START = {"parent": "a"}', "'parent' must come after 'a'"),
         ({"a": {}}, 'START = {"a": "parent"}\nONLY = {"parent": (0,)}', "'a' has seed 1, 'parent' does not"),
         ({"a": {}}, 'ENSEMBLES = {"e": {"a": (7,)}}', "'e' has runs of 'a'"),
+        ({"a": {}}, 'PUBLISHED = {"1 CNN": ("b", 1, 1)}', "'1 CNN' is 'b', which is no row and no ensemble"),
         ((), "", "ROWS must be a dict"),
         ({"a": {}}, "1 / 0", "broken .ZeroDivisionError"),
     ],
@@ -89,7 +90,7 @@ def test_a_mistake_in_a_sweep_s_file_is_one_line_that_names_it(images, tmp_path,
 
 
 def test_the_sweeps_of_the_repository_are_sound(tmp_path):
-    for name in ("ablations", "ensembles", "imagenet_ablations", "table2"):
+    for name in ("ablations", "ensembles", "imagenet_ablations", "table1", "table2"):
         planned = sweep_plan.plan(sweep_plan.read(ROOT / "experiments" / f"{name}.py"), tmp_path)
         assert len({run.workdir for run in planned}) == len(planned)
     ablations = sweep_plan.read(ROOT / "experiments" / "ablations.py")
