@@ -25,7 +25,7 @@ from alexnet_jax.run.inputs import open_source
 from alexnet_jax.run.meter import InFlight
 from alexnet_jax.weights import pretrained
 
-# Config keys that may differ from the training's with --mode=eval, besides those that are FREE.
+# Config keys that may differ from the training's with --mode=eval, besides those that MAY_CHANGE.
 FOR_TESTING = ("data.source", "data.batch_size", "run.eval_views")
 
 
@@ -155,7 +155,7 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
         config is for another net.
     """
     lines = configs.differences(configs.of_workdir(workdir), config)
-    if different := [line for line in lines if line.split(":")[0] not in FOR_TESTING]:
+    if different := [line for key, line in lines.items() if key not in FOR_TESTING]:
         raise UserError(
             f"--workdir={workdir}: the config differs from the training's ({'; '.join(different)}); only "
             f"{', '.join(FOR_TESTING)} and mesh may differ"

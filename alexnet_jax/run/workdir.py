@@ -105,7 +105,7 @@ def _claim(workdir: pathlib.Path, config: configs.Config, stack: contextlib.Exit
         different = configs.differences(configs.of_workdir(workdir), config)
         if different and _has_results(workdir) and not config.run.allow_changes:
             raise UserError(
-                f"--workdir={workdir}: contains a run with another config ({'; '.join(different)}); "
+                f"--workdir={workdir}: contains a run with another config ({'; '.join(different.values())}); "
                 "choose another directory, use that config, or set --config.run.allow_changes"
             )
     elif (workdir / logs.STATUS).exists():
