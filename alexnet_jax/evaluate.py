@@ -21,7 +21,7 @@ from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
 from alexnet_jax.run import checkpoint, processes
-from alexnet_jax.run.inputs import open_source
+from alexnet_jax.run.inputs import open_images
 from alexnet_jax.run.meter import InFlight
 from alexnet_jax.weights import pretrained
 
@@ -163,7 +163,7 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
     mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
     check_batch_size(config.data.batch_size, mesh)
     trained = pretrained.read_description(workdir)
-    source = open_source(dataclasses.replace(config.data, num_classes=None), "test")
+    source = open_images(dataclasses.replace(config.data, num_classes=None), "test")
     views, labels = config.run.eval_views, trained.labels_of(source)
     preprocess = trained.preprocess.resized(config.data.resize_size, config.data.image_size)
     model = configs.build_model(config, trained.model.num_classes)

@@ -39,7 +39,7 @@ class Run:
         self.config, self.workdir = config, workdir
         self.mesh = mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
         check_batch_size(data.batch_size, mesh, data.micro_batches)
-        self.source, test_source = (inputs.open_source(data, split) for split in ("train", "test"))
+        self.source, test_source = (inputs.open_images(data, split) for split in ("train", "test"))
         statistics = statistics_of(self.source)
         self.model = model = configs.build_model(config, self.source.num_classes)
 
@@ -139,7 +139,7 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
       UserError: the config, the data or the directory has a mistake.
       Fault: the disk is full, the directory has been removed, or memory runs out.
     """
-    with opened(config, workdir) as session:
+    with open_session(config, workdir) as session:
         run, record, log, stop = session.run, session.record, session.log, session.stop
         step = int(session.state.step)
         if run.evaluates_at(step) and record.evaluated_step != step:  # interrupted before this evaluation
@@ -188,13 +188,13 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
-def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Session]:
+def open_session(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Session]:
     """Builds a run, locks its directory, restores its state; turns known failures into one-line errors."""
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.Stop(config.run.max_seconds, processes.DelayedMax()))
         run = Run(config, paths.expanded(processes.from_first(str(workdir))))
         processes.barrier()  # all read the directory before any changes it
-        stack.enter_context(workdirs.opened(run.workdir, config))
+        stack.enter_context(workdirs.locked(run.workdir, config))
         first, net = processes.is_first(), (run.workdir, run.model, run.preprocess, run.source)
         processes.together(lambda: pretrained.describe(*net, config.run.allow_changes) if first else None)
         say = progress.say if first else lambda line: None

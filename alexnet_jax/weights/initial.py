@@ -8,8 +8,7 @@ from alexnet_jax.conv_local import ConvLocal
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
-from alexnet_jax.run.summary import param_shapes
-from alexnet_jax.variants import layer_names
+from alexnet_jax.variants import layer_names, param_shapes
 from alexnet_jax.weights.pretrained import Pretrained, read
 
 # Fields in which a net may differ from the one that provides its initial weights: those that do not change
