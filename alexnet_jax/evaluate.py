@@ -22,7 +22,7 @@ from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
 from alexnet_jax.run import checkpoint, processes
 from alexnet_jax.run.inputs import open_images
-from alexnet_jax.run.meter import InFlight
+from alexnet_jax.run.pace import InFlight
 from alexnet_jax.weights import pretrained
 
 # Config keys that may differ from the training's with --mode=eval, besides those that MAY_CHANGE.

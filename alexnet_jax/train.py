@@ -22,7 +22,8 @@ from alexnet_jax.data.sources import statistics_of
 from alexnet_jax.run import cached_features, checkpoint, inputs, logs, processes, profiler, signals, status
 from alexnet_jax.run import workdir as workdirs
 from alexnet_jax.run.memory import batch_shapes, check_memory
-from alexnet_jax.run.meter import Diverged, InFlight, Meter, TrainingBatches, check_finite, is_due
+from alexnet_jax.run.meter import Diverged, Meter, check_finite
+from alexnet_jax.run.pace import InFlight, TrainingBatches, is_due
 from alexnet_jax.run.record import Record
 from alexnet_jax.weights import initial, pretrained
 
@@ -43,17 +44,14 @@ class Run:
         statistics = statistics_of(self.source)
         self.model = model = configs.build_model(config, self.source.num_classes)
 
-        resumes = checkpoint.exist(workdir)
-        init = None if resumes else initial.read_initial(config)
-        is_described = resumes and (workdir / pretrained.DESCRIPTION).exists()
-        trained = pretrained.read_description(workdir) if is_described else init
+        trained = initial.read_starting_point(config, workdir)
         if trained is None:
             self.preprocess = inputs.new_preprocess(config, statistics)
         else:
             self.preprocess = trained.preprocess.resized(data.resize_size, data.image_size)
-        # Trained initial weights, by layer.
-        layers = (model, self.preprocess, self.source, config.init.layers)
-        self.start = {} if init is None else initial.start_from(init, *layers)
+        self.start = {}  # trained weights to start from, by layer; a run that resumes has its checkpoint's
+        if trained is not None and trained.variables:
+            self.start = initial.start_from(trained, model, self.preprocess, self.source, config.init.layers)
 
         size = {"num_examples": len(self.source), "batch_size": data.batch_size}
         in_steps = functools.partial(configs.in_steps, run, **size)
@@ -64,16 +62,17 @@ class Run:
 
         self.rates = optimizers.make_rates(config.optimizer, steps_at)
         optimizer = optimizers.make(config.optimizer, self.rates)
-        eval_step = evaluate.make_eval_step(model, mesh, self.preprocess, run.eval_views)
-        self.evaluate = evaluate.Evaluator(config, mesh, test_source, eval_step)
         fresh = (model, optimizer, data.image_size, run.seed, mesh)
         self.init_state = functools.partial(steps.init_state, *fresh)
         self.abstract_state = steps.abstract_state(self.init_state, mesh)
+
         view = inputs.training_view(config.augment, self.preprocess, statistics, steps_at)
         if cached_features.is_frozen(config):
             model, view = model.clone(reads="pool5"), cached_features.view
         every = {"log_every": run.log_every_steps, "micro_batches": data.micro_batches}
         self.train_step = steps.make_train_step(model, optimizer, mesh, view, seed=run.seed, **every)
+        eval_step = evaluate.make_eval_step(self.model, mesh, self.preprocess, run.eval_views)
+        self.evaluate = evaluate.Evaluator(config, mesh, test_source, eval_step)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation follows `step`: every `eval_every` steps and at the end."""

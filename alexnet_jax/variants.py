@@ -65,13 +65,9 @@ def layer_names(model: AlexNet) -> tuple[str, ...]:
 
 
 def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
-    """The shapes of the net's parameters: by layer, `kernel` and `bias` as `jax.ShapeDtypeStruct`.
-
-    Raises:
-      UserError: images of `image_size` x `image_size` are too small for the net.
-    """
+    """`kernel` and `bias` of each layer as `ShapeDtypeStruct`; raises `UserError` for too small images."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
 
 def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: Any) -> AlexNet:

@@ -43,8 +43,8 @@ PAPER = (
     *("model", "variants", "layers", "columns", "augment"),
     *("optimizer", "steps", "evaluate", "train", "config"),
 )
-MOST_PAPER_LINES = 2007  # lower it where you can; raise it only for a feature
-MOST_PACKAGE_LINES = 11684  # likewise
+MOST_PAPER_LINES = 2015  # lower it where you can; raise it only for a feature
+MOST_PACKAGE_LINES = 11771  # likewise
 
 
 def modules() -> dict[str, pathlib.Path]:
