@@ -19,7 +19,7 @@ from alexnet_jax.common import host
 from alexnet_jax.common.errors import Fault, UserError
 from alexnet_jax.data import pipeline, record_files, sources, tfds_metadata
 from alexnet_jax.data.batches import on_device
-from alexnet_jax.run import logs, meter
+from alexnet_jax.run import logs, pace
 from tests import peak
 
 
@@ -292,8 +292,8 @@ class Step:
 def test_a_slow_source_shows_in_the_wait_for_input(read_seconds, step_seconds, least, most):
     mesh, source = columns.make_mesh(1, 1), Disk(100, read_seconds)
     host = pipeline.train_batches(source, batch_size=8, resize_size=4, seed=0)
-    in_flight = meter.InFlight(mesh)
-    batches = meter.TrainingBatches(host, mesh, source, logs.NoLog("here"), in_flight)
+    in_flight = pace.InFlight(mesh)
+    batches = pace.TrainingBatches(host, mesh, source, logs.NoLog("here"), in_flight)
     for step in range(12):  # as the loop of train.py, except for the step
         next(batches)
         in_flight.make_room()
