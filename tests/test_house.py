@@ -117,6 +117,7 @@ def test_the_loop_s_body_is_short():
     assert train.end_lineno - docstring.end_lineno < 50
 
 
+@pytest.mark.slow
 def test_few_frames_lie_between_main_and_the_convolution(tmp_path):
     """In a training step on a CPU; `tests/frames.py` counts each function of this program on the stack."""
     images = tiny.make_images(tmp_path / "images", train=1, test=1)

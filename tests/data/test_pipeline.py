@@ -183,7 +183,16 @@ print(next(batches)["weight"].sum())
 """
 
 
-@pytest.mark.parametrize("end", ["batches.close()", "sys.exit(75)", "raise KeyboardInterrupt"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "sys.exit(75)",
+        *(
+            pytest.param(end, marks=pytest.mark.slow)
+            for end in ("batches.close()", "raise KeyboardInterrupt")
+        ),
+    ],
+)
 def test_a_program_ends_while_batches_are_being_decoded(end):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(end=end)], capture_output=True, text=True, timeout=300
