@@ -123,7 +123,7 @@ def _texts(loaded: Pretrained, gallery: explain.Gallery | None) -> dict[str, str
         does = "has no classifier, so only activations and nearest images are shown"
     best = f"the five most probable of {number:,} classes" if number > 5 else "all classes"
     halves = ": the first column's maps, then the second's" if loaded.model.columns == 2 else ""
-    scale = "white where a map is largest, black where its filter does not respond"
+    scale = "each map by itself, white where it is largest and black where its filter does not respond"
     near, more = "", " Start with `--gallery=PHOTOS` to see the nearest of your images, too."
     if gallery is not None:
         more = ""
