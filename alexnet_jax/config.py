@@ -223,15 +223,20 @@ def events_of(events: Sequence[tuple[str, Any, float]], layer: str, kind: str) -
     return [(w, rate) for name, w, rate in events if w < begin and fnmatch.filter(names, name)] + own
 
 
+def fixed_values(config: Config) -> dict[str, Any]:
+    """The values by dotted key that may not change on resume."""
+    return {
+        f"{section}.{key}": values[key]
+        for section, values in dataclasses.asdict(config).items()
+        for key, hint in _hints(section).items()
+        if FREE not in typing.get_args(hint)
+    }
+
+
 def differences(old: Config, new: Config) -> list[str]:
     """Lines `key: old -> new` for each key that differs and may not change on resume."""
-    before, after = dataclasses.asdict(old), dataclasses.asdict(new)
-    return [
-        f"{section}.{key}: {before[section][key]!r} -> {after[section][key]!r}"
-        for section in after
-        for key, hint in _hints(section).items()
-        if before[section][key] != after[section][key] and FREE not in typing.get_args(hint)
-    ]
+    before, after = fixed_values(old), fixed_values(new)
+    return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if before[key] != after[key]]
 
 
 def steps_of(epochs: float, num_examples: int, batch_size: int) -> int:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax.errors import ScopeParamNotFoundError
 
-from alexnet_jax import layers
+from alexnet_jax import layers, low_resolution
 from alexnet_jax.columns import add, exchange
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.typed import Bound, above, at_least, below, one_of
@@ -77,6 +77,7 @@ class AlexNet(nn.Module):
     # pooling stays; if it saw all columns, the next layer does instead.
     removed_layers: tuple[Annotated[str, one_of(*REMOVABLE)], ...] = ()
     conv6: bool = False  # a sixth convolution on the pooled maps, across columns (section 7.2, run 146)
+    low_resolution: bool = False  # conv2 sees the image, too, blurred and at a quarter of its size (run 141)
     dropout: Annotated[float, at_least(0), below(1)] = 0.5  # fraction of fc6's and fc7's outputs dropped
     dropout_before: bool = False  # drops the inputs of fc6 and fc7 instead (torchvision)
     dropout_scaled: bool = False  # divides by the kept fraction in training; False halves at test time (4.2)
@@ -116,7 +117,8 @@ class AlexNet(nn.Module):
         if self.reads == "images":
             xs = self._conv("conv1", xs, window=11, stride=4)  # [B, 55, 55, 48]
             xs = self._post_ops(1, self.layer1, xs)  # [B, 27, 27, 48]
-            xs = self._conv("conv2", xs, window=5)  # [B, 27, 27, 128]
+            low = low_resolution.blurred(images) if self.low_resolution else None  # [B, 56, 56, 3]
+            xs = self._conv("conv2", xs, window=5, low=low)  # [B, 27, 27, 128]
             xs = self._post_ops(2, self.layer2, xs)  # [B, 13, 13, 128]
             xs = self._conv("conv3", xs, window=3)  # [B, 13, 13, 192], sees both columns
             xs = self._post_ops(3, "activation", xs)
@@ -195,18 +197,20 @@ class AlexNet(nn.Module):
             return bool(jax.eval_shape(functools.partial(nn.Module.init, net), jax.random.key(0), images))
         return False
 
-    def _conv(self, name: str, xs: list[Array], window: int, stride: int = 1) -> list[Array]:
+    def _conv(self, name: str, xs: list[Array], window: int, stride: int = 1, low: Any = None) -> list[Array]:
         if name in self.removed_layers:
             return xs
         number = int(name[-1])
-        padding = (*self.padding, 1)[number - 1]
-        if not self.overlapping_pooling:
-            padding = PLAIN_POOLING_PADDING.get(name, padding)
+        plain = {} if self.overlapping_pooling else PLAIN_POOLING_PADDING
+        padding = plain.get(name, (*self.padding, 1)[number - 1])
         xs = self._exchange_before(name, xs)
-        features = self.widths[number - 1] // self.columns
-        kernel, bias = self._parameters(name, (len(xs), window, window, xs[0].shape[-1], features))
+        inputs, features = xs[0].shape[-1], self.widths[number - 1] // self.columns
         size = {"stride": stride, "padding": padding, "ceil": self.rounding == "2012"}
         convolve = functools.partial(layers.convolution, **size, name=name)
+        if low is not None:
+            inputs += low.shape[-1]
+            convolve = functools.partial(low_resolution.convolution, convolve, low)
+        kernel, bias = self._parameters(name, (len(xs), window, window, inputs, features))
         kernels = [k.astype(xs[0].dtype) for k in kernel]
         if len(xs) > 1 and all(x is xs[0] for x in xs):  # same input: a single, wider convolution
             ys = jnp.split(convolve(xs[0], jnp.concatenate(kernels, axis=-1)), len(xs), axis=-1)
@@ -240,9 +244,8 @@ class AlexNet(nn.Module):
         if op == "activation":
             return [ACTIVATIONS[self.activation](x) for x in xs]
         if op == "pool":
-            window = 3 if self.overlapping_pooling else 2
             how = {"ceil": self.rounding != "torch", "name": name, "ties": self.pool_ties}
-            return [layers.max_pool(x, window, 2, **how) for x in xs]
+            return [layers.max_pool(x, 3 if self.overlapping_pooling else 2, 2, **how) for x in xs]
         if op == "map_norm":  # layers-145.cfg: scale 0.001 over the 25 places of the window, power 0.75
             return [layers.within_map_norm(x, k=1.0, alpha=0.001 / 25, beta=0.75, size=5) for x in xs]
         constants = {"k": self.lrn_k, "alpha": self.lrn_alpha, "beta": self.lrn_beta, "size": self.lrn_size}
@@ -305,9 +308,8 @@ class AlexNet(nn.Module):
 
     def _column(self, index: int) -> Any:
         """The global index of this device's column `index`."""
-        if self.column_axis is None:
-            return index
-        return jax.lax.axis_index(self.column_axis) * (self.columns // self.column_shards) + index
+        device = 0 if self.column_axis is None else jax.lax.axis_index(self.column_axis)
+        return device * (self.columns // self.column_shards) + index
 
 
 def check_images(images: Any) -> None:

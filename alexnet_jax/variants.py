@@ -105,3 +105,5 @@ def _check_together(model: AlexNet) -> None:
     if not model.overlapping_pooling and model.padding[1::3] not in own_paddings:
         advice = "overlapping_pooling=False sets the paddings of conv2 and conv5 to 1 and 0; set one of them"
         raise mistake("padding", advice)
+    if model.low_resolution and "conv2" in model.removed_layers:
+        raise mistake("low_resolution", "is an input of conv2, which model.removed_layers leaves out")

@@ -136,8 +136,8 @@ def _one_by_one(xs: Array, kernel: Array) -> Array:
     return jnp.stack([x @ own for x, own in zip(xs, kernel, strict=True)])
 
 
-def measure(case: Case, batch: int, rounds: int) -> dict[str, Any]:
-    """The table's row for a case: compiles both functions, then times them in turns."""
+def measure(case: Case, batch: int, rounds: int, calls: int = 1) -> dict[str, Any]:
+    """The table's row for a case: compiles both functions, then times them in turns, `calls` back to back."""
     name, kernel, reference, arguments = case
     runs = {"ours": jax.jit(kernel), "reference": jax.jit(reference)}
     results = [jax.tree.leaves(jax.block_until_ready(run(*arguments))) for run in runs.values()]
@@ -149,8 +149,10 @@ def measure(case: Case, batch: int, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for key, run in runs.items():
             began = time.perf_counter()
+            for _ in range(calls - 1):
+                run(*arguments)
             jax.block_until_ready(run(*arguments))
-            seconds[key].append(time.perf_counter() - began)
+            seconds[key].append((time.perf_counter() - began) / calls)
     ours, plain = (statistics.median(values) for values in seconds.values())
     return {
         "kernel": name,

@@ -4,6 +4,7 @@ Other projects' environments import this module, so it needs nothing but the sta
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -11,8 +12,10 @@ import pathlib
 import platform
 import re
 import resource
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,24 +107,53 @@ def answer(
     Returns:
       the object; or `{"failed": reason}`, since a contestant that does not start is a result for the table.
     """
-    try:
-        done = subprocess.run(
-            [str(word) for word in command],
-            env={**os.environ, **(environment or {}), "PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not done in {timeout:.0f} s"}
-    except OSError as error:
-        return {"failed": f"{command[0]}: {error.strerror}"}
-    if done.returncode:
-        if done.returncode < 0:
-            return {"failed": f"ended by signal {-done.returncode}"}
-        return {"failed": (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    lines, failed = answers(command, environment, timeout)
+    return {"failed": failed} if failed else lines[-1]
+
+
+def answers(
+    command: Sequence[str | os.PathLike[str]],
+    environment: Mapping[str, str] | None = None,
+    timeout: float = 1800,
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Runs a command, and ends it with all that it started after `timeout` seconds.
+
+    Returns:
+      the JSON objects in its output, a line each, up to its end or failure; and why it failed, if it did.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        try:
+            process = subprocess.Popen(
+                [str(word) for word in command],
+                env={**os.environ, **(environment or {}), "PYTHONPATH": str(ROOT)},
+                cwd=ROOT,
+                stdout=out,
+                stderr=errors,
+                start_new_session=True,  # a group of its own, with what it starts
+            )
+        except OSError as error:
+            return [], f"{command[0]}: {error.strerror}"
+        failed = None
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            failed = f"not done in {timeout:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        errors.seek(0)
+        lines = [
+            json.loads(line)
+            for line in out.read().splitlines()
+            if line.startswith("{") and line.endswith("}")
+        ]
+        if failed is None and process.returncode < 0:
+            failed = f"ended by signal {-process.returncode}"
+        elif failed is None and process.returncode:
+            failed = (errors.read().strip().splitlines() or ["no reason given"])[-1][:200]
+        return lines, failed
 
 
 def ours_command(*arguments: str) -> list[str]:

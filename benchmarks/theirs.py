@@ -72,6 +72,14 @@ def main():
     parser.add_argument("--layout", choices=("channels_first", "channels_last"), default="channels_first")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--fused", action="store_true", help="SGD(fused=True)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "default", "bfloat16"),
+        default="float32",
+        help="default: TF32 where the device has it; bfloat16: autocast (AMP)",
+    )
+    parser.add_argument("--calls", type=int, default=1, help="steps back to back each time")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--widths", default="96,256,384,384,256")
@@ -83,13 +91,15 @@ def main():
     print(json.dumps({**work(given), "peak_bytes": tables.peak_bytes()}))
 
 
-def timed(run, warm, steps):
+def timed(run, warm, steps, calls=1, finish=lambda: None):
     seconds = []
     for number in range(max(warm, 1) + steps):
         began = time.perf_counter()
-        run()
+        for _ in range(calls):
+            run()
+        finish()
         if number >= max(warm, 1):
-            seconds.append(time.perf_counter() - began)
+            seconds.append((time.perf_counter() - began) / calls)
     return seconds
 
 
@@ -102,17 +112,23 @@ def net(given):
     else:
         widths, fc_widths = ([int(n) for n in text.split(",")] for text in (given.widths, given.fc_widths))
         model = Paper(given.net == "paper", given.image_size, widths, fc_widths)
+    on_gpu = given.device == "cuda"
+    if on_gpu:
+        tf32 = given.precision != "float32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = True
     layout = torch.channels_last if given.layout == "channels_last" else torch.contiguous_format
-    model = model.to(memory_format=layout).train(given.work == "train")
+    model = model.to(given.device, memory_format=layout).train(given.work == "train")
     images = torch.randint(0, 256, (given.batch, 3, given.image_size, given.image_size), dtype=torch.uint8)
-    images = images.contiguous(memory_format=layout)
-    labels = torch.randint(0, 1000, (given.batch,))
+    images = images.to(given.device, memory_format=layout)
+    labels = torch.randint(0, 1000, (given.batch,), device=given.device)
 
     def forward(images):
-        return model(images.float() - 120.0)
+        with torch.autocast(given.device, torch.bfloat16, enabled=given.precision == "bfloat16"):
+            return model(images.float() - 120.0)
 
     def loss_of(images, labels):
-        return functional.cross_entropy(forward(images), labels)
+        return functional.cross_entropy(forward(images).float(), labels)
 
     if given.compiled:
         forward, loss_of = torch.compile(forward), torch.compile(loss_of)
@@ -128,8 +144,14 @@ def net(given):
         with torch.inference_mode():
             forward(images)
 
-    seconds = timed(train if given.work == "train" else infer, given.warm, given.steps)
-    return {"seconds": seconds, "images": given.batch}
+    run, finish = train if given.work == "train" else infer, torch.cuda.synchronize if on_gpu else int
+    seconds = timed(run, given.warm, given.steps, given.calls, finish)
+    return {
+        "seconds": seconds,
+        "images": given.batch,
+        "device_peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "torch": torch.__version__,
+    }
 
 
 def limit(given):

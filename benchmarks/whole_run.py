@@ -155,7 +155,7 @@ def row(what: str, values: list[float]) -> dict[str, Any]:
     return row
 
 
-def start(flags: list[str], workdir: pathlib.Path, environment: dict[str, str], **settings: Any) -> Any:
+def start(flags: list[str], workdir: pathlib.Path, environment: dict[str, str]) -> Any:
     command = [sys.executable, str(tables.ROOT / "main.py"), *flags, f"--workdir={workdir}"]
     return subprocess.Popen(
         command,
@@ -163,7 +163,6 @@ def start(flags: list[str], workdir: pathlib.Path, environment: dict[str, str], 
         env={**os.environ, **environment},
         text=True,
         stderr=subprocess.PIPE,
-        **settings,
     )
 
 
@@ -195,7 +194,7 @@ def loop(
         f"--config.run.log_every_steps={given.log_every}",
         *(f"--config.run.{name}_steps={given.steps}" for name in ("eval_every", "save_every")),
     ]
-    process = start(flags, workdir, environment, start_new_session=True)
+    process = start(flags, workdir, environment)
     log = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

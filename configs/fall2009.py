@@ -17,9 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
     """Run 145's net with conv6 and the schedule of run 141-2009-half, the only released one on half.
 
     Its notes, "6.2600" and the like, are in epochs, counted from 1, and files of 1,024 images, of which half
-    the images fill about 4,400. Deviations: which net gave the paper's figures is not recorded, and run 141
-    has 64 filters in conv1, sees a blurred image in conv2, was later restarted at 0.001 to epoch 56, and ends
-    with biases at 0.002; otherwise as in configs/original.py.
+    the images fill about 4,400. Deviations: which net gave the paper's figures is not recorded, and run
+    141-2009-half has configs/run141.py's net, was later restarted at 0.001 to epoch 56, and ends with biases
+    at 0.002; otherwise as in configs/original.py.
     """
     config = original.get_config()
     config.data.source = "folder:fall2009"

@@ -185,8 +185,8 @@ def _train(settings: Settings, images: Images) -> list[dict[str, float]]:
     every = max(1, round(count / BATCH_SIZE / LOGS_PER_EPOCH))
     total = math.ceil(settings.epochs * LOGS_PER_EPOCH) * every
     drops = () if settings.drop_at is None else (round(settings.drop_at * count / BATCH_SIZE),)
-    rates = [optimizer.step_decay(factor * settings.rate, 0.1, drops) for factor in (1, 2)]
-    update = optimizer.sgd_2012(optimizer.Rates(*rates), weight_decay=0.0)
+    weights, biases = (optimizer.step_decay(factor * settings.rate, 0.1, drops) for factor in (1, 2))
+    update = optimizer.sgd_2012(optimizer.Rates(weights, biases), weight_decay=0.0)
     params = initial_weights(jax.random.key(settings.seed), STARTS[settings.start])
     state, step_function = update.init(params), make_step(settings, update, images.mean)
     history: list[dict[str, float]] = []

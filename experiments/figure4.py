@@ -111,7 +111,7 @@ def draw(
                     grid[row, column].imshow(shown.images[index])
                     grid[row, column].set_title(_short(names[label]), fontsize=8)
                 else:
-                    _bars(grid[row, column], predicted[0][index], predicted[1][index], label, names)
+                    bars(grid[row, column], predicted[0][index], predicted[1][index], label, names)
         grid = panels[-1].subplots(queries, k + 1, squeeze=False)
         for row, column in np.ndindex(grid.shape):
             grid[row, column].set_axis_off()
@@ -120,7 +120,7 @@ def draw(
         grid[0, 1].set_title("nearest", fontsize=8)
 
 
-def _bars(
+def bars(
     panel: "Axes", probabilities: np.ndarray, labels: np.ndarray, right: int, names: Sequence[str]
 ) -> None:
     places = np.arange(len(labels))[::-1]

@@ -22,8 +22,8 @@ def index(directory: pathlib.Path) -> str:
         "# Experiments",
         "",
         "Each is a directory of its own: what was changed in what and why, the command, the result with its",
-        "spread, and a verdict. Records are never edited; failures stay. `python -m experiments.index` makes",
-        "this page.",
+        "spread, and a verdict. The newest come first; those that a newer one supersedes are last. Records",
+        "are never edited; failures stay. `python -m experiments.index` makes this page.",
         "",
         *_table(directory, ""),
     ]
@@ -36,11 +36,18 @@ def section(directory: pathlib.Path) -> str:
 
 
 def _table(directory: pathlib.Path, prefix: str) -> list[str]:
+    records = {path: record.read(path) for path in reversed(record.find(directory))}
+    newer = {
+        number: path.name[:3]
+        for path, values in records.items()
+        for number in values.get(record.SUPERSEDES, ())
+    }
     lines = ["| | experiment | result |", "|---|---|---|"]
-    for path in record.find(directory):
-        values = record.read(path)
+    for path in sorted(records, key=lambda path: path.name[:3] in newer):  # stable: the newest first
+        number, values = path.name[:3], records[path]
         title = f"[{values['title']}]({prefix}{path.name}/README.md)"
-        lines.append(f"| {path.name[:3]} | {title} | {values['result']} |")
+        result = f"superseded by {newer[number]}" if number in newer else values["result"]
+        lines.append(f"| {number} | {title} | {result} |")
     return lines
 
 

@@ -4,6 +4,7 @@ All plots are as wide as each other. Shown on a phone, 400 pixels wide, their te
 """
 
 import contextlib
+import itertools
 import pathlib
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -30,11 +31,14 @@ matplotlib.rcParams.update(
     }
 )
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 WIDTH = 5.0  # inches
-FARTHEST = 25.0  # points of %: larger differences are written as text, not drawn, to keep the scale
+FARTHEST = 25.0  # points of %: larger differences do not set the scale
 PARENT_COLOUR, ROW_COLOUR, PAPER_COLOUR = "0.6", "C0", "C1"
+OURS: dict[str, Any] = {"fmt": "o", "color": ROW_COLOUR, "markersize": 4.5, "capsize": 2}
+PAPERS: dict[str, Any] = {"marker": "D", "s": 20, "color": PAPER_COLOUR, "zorder": 3}
 ACROSS = 3  # small panels in a row
 EPOCH_STEPS = (1, 2, 5, 10)  # between the marks of an axis
 
@@ -78,38 +82,54 @@ def legend_above(picture: Any, axes: Any, columns: int = 2) -> None:
     picture.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=columns)
 
 
-def differences(path: pathlib.Path, lines: Sequence[Any]) -> None:
-    """The difference in top-1 error of each line, with the wider of its intervals and the paper's value."""
-    rows = [line for line in lines if line.differences[0] is not None]
-    with figure(path, height=1 + 0.25 * len(rows)) as (picture, axes):
-        places = np.arange(len(rows))[::-1]
-        values = [line.differences[0] for line in rows]
-        near = [abs(value.mean) <= FARTHEST for value in values]
-        axes.axvline(0, color="0.5", linewidth=0.8, zorder=0)
-        axes.errorbar(
-            [value.mean for value, drawn in zip(values, near, strict=True) if drawn],
-            places[near],
-            xerr=[value.half or 0.0 for value, drawn in zip(values, near, strict=True) if drawn],
-            fmt="o",
-            color=ROW_COLOUR,
-            markersize=4,
-            capsize=2,
-            label="here, with 95 % interval",
-        )
-        for value, place, drawn in zip(values, places, near, strict=True):
-            if not drawn:
-                where = {"x": 0.99, "y": place, "s": f"{value.mean:+.1f} \N{RIGHTWARDS ARROW}", "ha": "right"}
-                if value.mean < 0:
-                    where |= {"x": 0.01, "s": f"\N{LEFTWARDS ARROW} {value.mean:+.1f}", "ha": "left"}
-                axes.text(**where, va="center", transform=axes.get_yaxis_transform(), color=ROW_COLOUR)
-        published = [(line.paper[0], place) for line, place in zip(rows, places, strict=True) if line.paper]
-        if published:
-            axes.scatter(
-                *zip(*published, strict=True), marker="D", s=18, color=PAPER_COLOUR, label="paper", zorder=3
-            )
-        axes.set_yticks(places, [line.row for line in rows])
-        axes.set(xlabel="top-1 error above the parent's, points of %", ylim=(-0.7, len(rows) - 0.3))
+def forest(path: pathlib.Path, claims: Sequence[Any]) -> None:
+    """A row for each claim: ours with the wider of its 95 % intervals, the paper's, and the verdict in words.
+
+    Args:
+      claims: `sweep_statistics.Claim`s, those of a group together.
+    """
+    rows: list[Any] = []  # a claim, or the title of a group
+    for title, group in itertools.groupby(claims, key=lambda claim: claim.group):
+        rows += ([title] if title else []) + list(group)
+    near = [abs(claim.difference.mean) for claim in claims if abs(claim.difference.mean) <= FARTHEST]
+    reach = 1.3 * max([*near, *(abs(claim.paper or 0.0) for claim in claims), 1.0])
+    with figure(path, height=0.95 + 0.3 * len(rows)) as (picture, axes):
+        axes.axvline(0, color="0.8", zorder=0)
+        for place, row in enumerate(rows):
+            if isinstance(row, str):
+                _beside(axes, place, row, 0.0, weight="bold", ha="left")
+            else:
+                _forest_row(axes, place, row, reach)
+        names = ["" if isinstance(row, str) else textwrap.fill(row.label, 22) for row in rows]
+        axes.set_yticks(range(len(rows)), names, linespacing=0.9)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set(xlim=(-reach, reach), ylim=(len(rows) - 0.4, -0.6))
+        axes.set_xlabel("difference in error, points of %\n← better     worse →")
+        axes.errorbar([], [], xerr=[], **OURS, label="here, 95 % interval")
+        axes.scatter([], [], **PAPERS, label="paper")
         legend_above(picture, axes)
+
+
+def _forest_row(axes: Axes, place: int, claim: Any, reach: float) -> None:
+    """One claim's marks and words; what lies outside the axes is an arrow."""
+    value, half = claim.difference.mean, claim.difference.half or 0.0
+    decided = claim.verdict != "not decided"
+    if abs(value) <= reach:
+        axes.errorbar([value], [place], xerr=[half], **OURS, mfc=ROW_COLOUR if decided else "white")
+    for side, marker in ((-1, "<"), (1, ">")):
+        if side * value + half > reach:
+            axes.plot([side * reach], [place], marker, color=ROW_COLOUR, markersize=5, clip_on=False)
+    if claim.paper is not None:
+        axes.scatter([claim.paper], [place], **PAPERS)
+    width = "" if claim.difference.half is None else f" ± {half:.1f}"
+    words = f"{claim.verdict}\n{round(value, 1) + 0.0:+.1f}{width}"  # + 0.0: no -0.0
+    _beside(axes, place, words, 1.04, color="black" if decided else "0.45", ha="left", linespacing=0.95)
+
+
+def _beside(axes: Axes, place: int, words: str, x: float, **style: Any) -> None:
+    """Text at a row; `x` is 0 at the left end of the axes and 1 at the right."""
+    axes.text(x, place, words, transform=axes.get_yaxis_transform(), va="center", **style)
 
 
 def small_curves(path: pathlib.Path, results: dict[str, Any]) -> None:

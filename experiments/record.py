@@ -2,7 +2,7 @@
 
 `record.json` says what was done, `verdict.md` what it shows, `table.md` the figures. `python -m
 experiments.index` makes a record's README.md from these and the pictures beside them. A record is never
-edited: a second try is a new record with the first as its parent.
+edited: a second try is a new record, with the first as its parent or among those that it supersedes.
 """
 
 import itertools
@@ -26,6 +26,7 @@ KEYS = {
     "versions": "of Python and the libraries",
     "result": "the main figures, in a line, with n and spread",
 }
+SUPERSEDES = "supersedes"  # a list of older records' numbers, if this one takes their place
 PICTURES = (".svg", ".png", ".jpg")
 
 
@@ -59,7 +60,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path}: a record needs {FILE} and {VERDICT} ({error})") from error
     if absent := [key for key in KEYS if not values.get(key)]:
         raise UserError(f"{path / FILE}: lacks {absent[0]}: {KEYS[absent[0]]}")
-    if unknown := sorted(set(values) - set(KEYS) - {"verdict"}):
+    if unknown := sorted(set(values) - set(KEYS) - {"verdict", SUPERSEDES}):
         raise UserError(f"{path / FILE}: {unknown[0]} is no key of a record; they are {', '.join(KEYS)}")
     return values
 
@@ -77,6 +78,7 @@ def page(path: pathlib.Path) -> str:
         f"- **Change**: {values['change']}",
         f"- **Reason**: {values['reason']}",
         f"- **Made**: {values['date']}, {values['device']}; {versions}",
+        *(f"- **Supersedes**: {number}" for number in values.get(SUPERSEDES, ())),
         "",
         f"**Result.** {values['result']}",
         "",

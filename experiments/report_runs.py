@@ -16,6 +16,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.common import files
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.run import checkpoint, logs
+from alexnet_jax.run import workdir as workdirs
 from alexnet_jax.weights import pretrained
 from experiments import figure4, plots, report_mistakes, sweep_table
 from experiments.report_html import details, paragraph, picture, section, table
@@ -42,7 +43,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     config = json.loads(configs.of_workdir(workdir).to_json())
     flat = {f"{section}.{key}": value for section, values in config.items() for key, value in values.items()}
     try:
-        status = json.loads((workdir / logs.STATUS).read_text())
+        status = workdirs.read_status(workdir)
         metrics = logs.read_metrics(workdir)
     except (OSError, ValueError) as error:
         raise UserError(f"{workdir}: a run without status and metrics ({error})") from error

@@ -13,7 +13,7 @@ def of_sweep(results: dict[str, Any], temporary: pathlib.Path) -> list[str]:
     rows = []
     for line in made:
         first = line.differences[0]
-        published = f"{line.paper[0]:+.1f}" if line.paper else ""
+        published = sweep_table.paper_cell(line, 0)
         verdict = first.verdict if first else ""
         difference = sweep_table.difference_cell(first)
         errors = [sweep_table.mean_cell(line, index) for index in (0, 1)]
@@ -23,8 +23,8 @@ def of_sweep(results: dict[str, Any], temporary: pathlib.Path) -> list[str]:
     header = ["row", "top-1 error, %", "difference", "paper", "top-1 is", "top-5 error, %", "runs"]
     legend = paragraph(f"{sweep_table.EXPLANATION} {sweep_table.VERDICTS}")
     parts = [section("Table", table(header, rows), legend)]
-    if any(line.differences[0] for line in made):
-        plots.differences(temporary / "differences.svg", made)
+    if claims := sweep_statistics.claims(results):
+        plots.forest(temporary / "differences.svg", claims)
         caption = "Differences in top-1 error with the wider of the two 95 % intervals."
         parts.append(section("Differences to the parent", picture(temporary / "differences.svg", caption)))
     if any(run["curve"] for row in results["rows"] for run in row["runs"]):

@@ -13,21 +13,27 @@ and optionally
 
     AGAINST = {"b": "a"}                             rows that are compared with another row than the parent,
     PAPER = {"without norms": (1.4, 1.2)}            the paper's result for a row: its top-1 and top-5 error
-                                                     above the net that it is compared with, in points of %,
+                                                     above the net that it is compared with, in points of %;
+                                                     None for one that the paper does not give,
+    TRAINING_ERROR = ("no weight decay",)            rows that are compared by their error in training, too,
+    GROUPS = {"Normalisation": ("without norms",)}   headings of the plot, with their rows,
     ONLY = {"a": (0, 1)}                             rows that have fewer seeds than the others,
     START = {"fine-tuned": "pre-trained"}            rows that start from the weights of another row's run
                                                      with the same seed,
-    ENSEMBLES = {"3 nets": {"parent": (0, 1, 2)}}    rows and seeds whose predictions are averaged.
+    ENSEMBLES = {"3 nets": {"parent": (0, 1, 2)}}    rows and seeds whose predictions are averaged,
+    PUBLISHED = {"1 CNN": ("parent", 40.7, 18.2)}    a row's or ensemble's errors in the paper, for
+                                                     `python -m experiments.reproduce`.
 
 A row with "config" among its changes uses that config instead of CONFIG.
 
 Each run does what `python main.py` does, in a process and a workdir of its own below --runs. The same command
 again skips the runs that are done, continues those that were interrupted and retries those that failed; a run
-that fails or diverges does not stop the others. The files in --out are made from the workdirs alone.
+that fails or diverges does not stop the others. The files in --out are made from the workdirs and from the
+results.json that is already there: what ended with the same config (but for paths of files) is not run again,
+so that a sweep goes on on another machine.
 """
 
 import pathlib
-import signal
 from collections.abc import Sequence
 
 from alexnet_jax.common import command_line
@@ -52,15 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.jobs < 1:
         raise UserError(f"--jobs={args.jobs}: must be 1 or more")
-    from experiments import sweep_plan, sweep_results, sweep_runs, sweep_table  # late, as they import JAX
+    from experiments import sweep_plan, sweep_runs  # late, as they import JAX
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the runs save and stop, too
     sweep = sweep_plan.read(args.sweep)
     directory = args.runs or pathlib.Path("runs") / args.sweep.stem
-    if not args.table:
-        sweep_runs.run_all(sweep_plan.plan(sweep, directory, args.rows), args.jobs)
-    results = sweep_results.gather(sweep, sweep_plan.plan(sweep, directory))
-    print(sweep_table.write(results, args.out or directory), end="")
+    jobs = 0 if args.table else args.jobs
+    print(sweep_runs.make(sweep, directory, args.out or directory, jobs, args.rows)[1], end="")
     return 0
 
 

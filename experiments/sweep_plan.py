@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -13,10 +14,16 @@ from typing import Any
 from alexnet_jax import config as configs
 from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.run import logs
+from alexnet_jax.run import workdir as workdirs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARENT = "parent"
-NAMES = ("CONFIG", "PARENT", "SEEDS", "ROWS", "AGAINST", "PAPER", "ONLY", "START", "ENSEMBLES")
+ENDS = ("done", "diverged")  # runs with any other status are run again
+SESSIONS = "sweep.jsonl"  # in a workdir: the seconds and the machine of each time that the run was started
+NAMES = (
+    *("CONFIG", "PARENT", "SEEDS", "ROWS", "AGAINST", "PAPER", "TRAINING_ERROR", "GROUPS"),
+    *("ONLY", "START", "ENSEMBLES", "PUBLISHED"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +37,13 @@ class Sweep:
     seeds: tuple[int, ...]
     rows: dict[str, dict[str, Any]]
     against: dict[str, str]
-    paper: dict[str, tuple[float, float]]
+    paper: dict[str, tuple[float | None, float | None]]
+    training_error: tuple[str, ...]
+    groups: dict[str, tuple[str, ...]]
     only: dict[str, tuple[int, ...]]
     start: dict[str, str]
     ensembles: dict[str, dict[str, tuple[int, ...]]]
+    published: dict[str, tuple[str, float, float]]
 
     def seeds_of(self, row: str) -> tuple[int, ...]:
         return self.only.get(row, self.seeds)
@@ -57,15 +67,34 @@ class Run:
     after: "Run | None" = None
 
     def status(self) -> dict[str, Any]:
-        """The contents of `status.json`, or `{"status": "not begun"}` if there is none."""
+        """What `status.json` says, or `{"status": "not begun"}` if there is none."""
         try:
-            return json.loads((self.workdir / logs.STATUS).read_text())
+            return workdirs.read_status(self.workdir)
         except FileNotFoundError:
             return {"status": "not begun"}
         except ValueError as error:
             raise UserError(
                 f"{self.workdir / logs.STATUS}: damaged ({error}); delete the directory"
             ) from error
+
+    def has_ended(self) -> bool:
+        return self.status()["status"] in ENDS
+
+    @functools.cached_property
+    def config_hash(self) -> str:
+        """16 hex digits that are the same wherever the same run is made: paths of files do not count.
+
+        Nor do keys without a value, so that a switch which the net gets later leaves the hashes as they are.
+        """
+        run, init = self.config.run, self.config.init
+        values = {**configs.fixed_values(self.config), "run.total": (run.total_steps, run.total_epochs)}
+        kind, _, path = self.config.data.source.partition(":")
+        values["data.source"] = f"tfds:{path}" if kind == "tfds" else kind
+        values["init.mean"] = pathlib.Path(init.mean).name if init.mean else None
+        if init.path:
+            values["init.path"] = self.after.config_hash if self.after else pathlib.Path(init.path).name
+        given = {key: value for key, value in values.items() if value is not None}
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
     def progress(self) -> float:
         """The fraction of the steps that are done, 0 to 1, from the last line of the metrics."""
@@ -104,9 +133,12 @@ def read(path: str | pathlib.Path) -> Sweep:
         rows={PARENT: {}, **given["ROWS"]},
         against=given.get("AGAINST", {}),
         paper=given.get("PAPER", {}),
+        training_error=given.get("TRAINING_ERROR", ()),
+        groups=given.get("GROUPS", {}),
         only=given.get("ONLY", {}),
         start=given.get("START", {}),
         ensembles=given.get("ENSEMBLES", {}),
+        published=given.get("PUBLISHED", {}),
     )
     _check_rows(sweep)
     return sweep
@@ -118,11 +150,16 @@ def _check_rows(sweep: Sweep) -> None:
     for name, named in (
         ("AGAINST", {*sweep.against, *sweep.against.values()}),
         ("PAPER", set(sweep.paper)),
+        ("TRAINING_ERROR", set(sweep.training_error)),
+        ("GROUPS", {row for rows in sweep.groups.values() for row in rows}),
         ("ONLY", set(sweep.only)),
         ("START", {*sweep.start, *sweep.start.values()}),
     ):
         if unknown := sorted(named - set(rows)):
             raise UserError(f"{path}: {name} has {unknown[0]!r}, which is no row")
+    for system, (name, *_) in sweep.published.items():
+        if name not in {*rows, *sweep.ensembles}:
+            raise UserError(f"{path}: PUBLISHED: {system!r} is {name!r}, which is no row and no ensemble")
     for row, other in sweep.start.items():
         if other not in rows[: rows.index(row)]:
             raise UserError(f"{path}: START: {row!r} must come after {other!r}, whose weights it starts from")

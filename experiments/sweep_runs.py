@@ -7,10 +7,11 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import tqdm
@@ -19,10 +20,10 @@ from alexnet_jax import config as configs
 from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.run import workdir
-from experiments.sweep_plan import Run
+from benchmarks import tables
+from experiments.sweep_plan import SESSIONS, Run, Sweep, plan
 
 LOG = "sweep.log"  # in a workdir: the run's stdout and stderr
-ENDS = ("done", "diverged")  # runs with any other status are run again
 
 
 class Progress:
@@ -57,8 +58,12 @@ class Progress:
         tqdm.tqdm.write(f"{run.row}, seed {run.seed}: {outcome}{left}", file=sys.stderr)
 
 
-def run_all(runs: Sequence[Run], jobs: int) -> None:
+def run_all(runs: Sequence[Run], jobs: int, recorded: Container[pathlib.Path] = ()) -> None:
     """Runs those that have not ended, `jobs` at a time.
+
+    Args:
+      recorded: workdirs of runs whose results are known: run again only if another run starts from their
+        weights.
 
     Raises:
       UserError: a workdir holds a run of another config.
@@ -67,7 +72,7 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
     # Runs that differ only in a seed share compiled programs.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(runs[0].workdir.parent.resolve() / ".compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    to_do = [run for run in runs if run.status()["status"] not in ENDS]
+    to_do = _to_do(runs, recorded)
     progress, processes = Progress(runs, to_do), set()
     with progress.bar, concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(_run_in_turn, run, progress, processes) for run in to_do]
@@ -85,6 +90,15 @@ def run_all(runs: Sequence[Run], jobs: int) -> None:
             for process in list(processes):
                 process.terminate()  # it saves a checkpoint and stops; the same command continues
             raise
+
+
+def _to_do(runs: Sequence[Run], recorded: Container[pathlib.Path]) -> list[Run]:
+    to_do, sources = [], set()
+    for run in reversed(runs):  # each after those that start from its weights
+        if not run.has_ended() and (run.workdir not in recorded or run.workdir in sources):
+            to_do.append(run)
+            sources |= {run.after.workdir} if run.after else set()
+    return to_do[::-1]
 
 
 def _check_configs(runs: Sequence[Run]) -> None:
@@ -107,8 +121,8 @@ def _run_in_turn(run: Run, progress: Progress, processes: set[Any]) -> None:
                 progress.report(run, f"left out because {run.after.workdir} is not done")
                 return
         _wait_for_lock(run.workdir)
-        if run.status()["status"] not in ENDS:
-            _run_in_process(run, processes)
+        if not run.has_ended():
+            run_in_process(run, processes)
     finally:
         progress.finished[run.workdir].set()
     progress.report(run, _outcome(run))
@@ -126,17 +140,13 @@ def _wait_for_lock(directory: pathlib.Path) -> None:
                 time.sleep(0.5)
 
 
-def _run_in_process(run: Run, processes: set[Any]) -> None:
+def run_in_process(run: Run, processes: set[Any]) -> None:
     run.workdir.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
     process = _fork_server().Process(target=train_here, args=(run.config.to_json(), str(run.workdir)))
     process.start()
     processes.add(process)
     process.join()
     processes.discard(process)
-    with open(run.workdir / "sweep.jsonl", "a") as file:
-        ended = {"exit_code": process.exitcode, "seconds": round(time.monotonic() - started, 1)}
-        file.write(json.dumps(ended) + "\n")
 
 
 @functools.cache
@@ -154,9 +164,28 @@ def train_here(config: str, directory: str) -> None:
         os.dup2(log, stream)
     from alexnet_jax.train import train
 
-    command_line.command(
-        lambda: command_line.EXIT_CODES[train(configs.resolve(json.loads(config)), directory)]
-    )
+    def run() -> int:
+        started = time.monotonic()
+        status = train(configs.resolve(json.loads(config)), directory)
+        # Here, since the run of a killed sweep lives on.
+        session = {"seconds": round(time.monotonic() - started, 1), "machine": _machine()}
+        with open(pathlib.Path(directory) / SESSIONS, "a") as file:
+            file.write(json.dumps(session) + "\n")
+        return command_line.EXIT_CODES[status]
+
+    command_line.command(run)
+
+
+def _machine() -> str:
+    """Processor, devices and versions of this process."""
+    import jax
+
+    from alexnet_jax.run import status
+
+    host, devices = tables.machine(), jax.devices()
+    kinds = f"{len(devices)} x {devices[0].device_kind}"
+    versions = ", ".join(f"{name} {version}" for name, version in status.versions().items())
+    return f"{kinds}; {host['cores']} cores of {host['machine']}; {versions}"
 
 
 def _outcome(run: Run) -> str:
@@ -165,3 +194,31 @@ def _outcome(run: Run) -> str:
         return f"top-1 error {status['eval']['top1_error']:.2f} %"
     lines = [line for line in (run.workdir / LOG).read_text(errors="replace").splitlines() if line.strip()]
     return f"{status['status']}: {status.get('message') or (lines[-1] if lines else 'no output')}"
+
+
+def make(
+    sweep: Sweep, directory: pathlib.Path, out: pathlib.Path, jobs: int, rows: Sequence[str] | None = None
+) -> tuple[dict[str, Any], str]:
+    """Runs what is not done, `jobs` at a time, and writes the files in `out`.
+
+    Args:
+      jobs: 0 to run nothing.
+
+    Returns:
+      the contents of `results.json`, and the table as Markdown.
+    """
+    # Here, since each run's process imports this module too and needs neither SciPy nor matplotlib.
+    from experiments import sweep_results, sweep_table
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the runs save and stop, too
+    earlier = sweep_results.read(out)
+    if jobs:
+        runs = plan(sweep, directory, rows)
+        if recorded := sweep_results.recorded(earlier, runs):
+            print(f"{out / sweep_results.FILE}: has {len(recorded)} of {len(runs)} runs", file=sys.stderr)
+        run_all(runs, jobs, recorded)
+    results = sweep_results.gather(sweep, plan(sweep, directory), earlier)
+    if lost := sweep_results.lost(earlier, results):
+        what = "of another config or no longer in the sweep, and left out now"
+        print(f"note: {out / sweep_results.FILE}: {'; '.join(lost)}: {what}", file=sys.stderr)
+    return results, sweep_table.write(results, out)

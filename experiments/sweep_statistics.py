@@ -19,6 +19,7 @@ LEVEL = 0.95
 # by it, do not enter the shared spread.
 OUTLIER_RATIO = 5.0
 ERRORS = ("top1_error", "top5_error")
+TRAINING_ERROR = "train_top1_error"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +65,32 @@ class Line:
     means: tuple[float, float] | None
     deviations: tuple[float | None, float | None]
     differences: tuple[Difference | None, Difference | None]
-    paper: tuple[float, float] | None
+    paper: tuple[float | None, float | None]
     notes: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One line of the plot: the paper's difference, if it has one, and ours, in points of %."""
+
+    label: str
+    group: str | None
+    paper: float | None
+    difference: Difference
+
+    @property
+    def verdict(self) -> str:
+        """What a comparison with the paper comes to; without its figure, what is worse or better."""
+        found = self.difference.verdict
+        if found == "not decided" or not self.paper:
+            return found
+        return "holds" if (found == "worse") == (self.paper > 0) else "reversed"
 
 
 def errors_by_seed(row: dict[str, Any], name: str) -> dict[int, float]:
     """The error in % of each run that is done, by seed."""
-    return {run["seed"]: run["eval"][name] for run in row["runs"] if run["eval"]}
+    errors = {run["seed"]: {**run, **run["eval"]}.get(name) for run in row["runs"] if run["eval"]}
+    return {seed: error for seed, error in errors.items() if error is not None}
 
 
 def shared_spread(rows: Sequence[dict[str, Any]], name: str) -> Spread | None:
@@ -135,10 +155,7 @@ def _line(row: dict[str, Any], other: dict[str, Any] | None, spreads: Sequence[S
     count = len(tables[0])
     unfinished = [run["status"] for run in row["runs"] if not run["eval"]]
     first, second = (
-        None
-        if other is None
-        else difference(table, errors_by_seed(other, name), _shared_by(row, other, spread))
-        for table, name, spread in zip(tables, ERRORS, spreads, strict=True)
+        _difference(row, other, name, spread) for name, spread in zip(ERRORS, spreads, strict=True)
     )
     top1, top5 = (list(table.values()) for table in tables)
     return Line(
@@ -147,15 +164,54 @@ def _line(row: dict[str, Any], other: dict[str, Any] | None, spreads: Sequence[S
         runs=count,
         planned=len(row["runs"]),
         means=(float(np.mean(top1)), float(np.mean(top5))) if count else None,
-        deviations=(_deviation(top1), _deviation(top5)),
+        deviations=(deviation(top1), deviation(top5)),
         differences=(first, second),
-        paper=row["paper"],
+        paper=row["paper"] or (None, None),
         notes=", ".join(f"{unfinished.count(status)} {status}" for status in sorted(set(unfinished))),
     )
 
 
-def _deviation(values: Sequence[float]) -> float | None:
+def training_differences(results: dict[str, Any]) -> dict[str, Difference]:
+    """Differences in the last error in training, by row."""
+    spread = shared_spread(results["rows"], TRAINING_ERROR)
+    by_name = {row["row"]: row for row in results["rows"]}
+    found = {
+        name: _difference(row, by_name.get(row["against"]), TRAINING_ERROR, spread)
+        for name, row in by_name.items()
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def claims(results: dict[str, Any]) -> list[Claim]:
+    """The lines of the plot, group by group: differences in top-1 error and, where asked, in training."""
+    training, found = training_differences(results), []
+    for row, line in zip(results["rows"], lines(results), strict=True):
+        group = row.get("group")
+        if line.differences[0] is not None:
+            found.append(Claim(row["row"], group, line.paper[0], line.differences[0]))
+        if row.get("training_error") and row["row"] in training:
+            found.append(Claim(f"{row['row']}, in training", group, None, training[row["row"]]))
+    order = list(dict.fromkeys(claim.group for claim in found))
+    return sorted(found, key=lambda claim: order.index(claim.group))
+
+
+def _difference(
+    row: dict[str, Any], other: dict[str, Any] | None, name: str, spread: Spread | None
+) -> Difference | None:
+    if other is None:
+        return None
+    shared = _shared_by(row, other, spread)
+    return difference(errors_by_seed(row, name), errors_by_seed(other, name), shared)
+
+
+def deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def one_more(values: Sequence[float]) -> float | None:
+    """The half width of the interval that has one more value with 95 % probability, around the mean."""
+    spread, count = deviation(values), len(values)
+    return None if spread is None else float(_quantile(count - 1) * spread * np.sqrt(1 + 1 / count))
 
 
 def _shared_by(row: dict[str, Any], other: dict[str, Any], spread: Spread | None) -> Spread | None:

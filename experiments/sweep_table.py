@@ -16,7 +16,7 @@ import numpy as np
 from alexnet_jax.common import files
 from experiments import plots, sweep_statistics
 from experiments.sweep_plan import PARENT
-from experiments.sweep_statistics import ERRORS, Difference, Line
+from experiments.sweep_statistics import ERRORS, TRAINING_ERROR, Difference, Line
 
 EXPLANATION = (
     "Mean and standard deviation over the runs; differences to the parent in points of %, paired by "
@@ -37,8 +37,8 @@ def write(results: dict[str, Any], out: pathlib.Path) -> str:
     files.write_text(out / "table.md", text)
     files.write_text(out / "table.csv", as_csv(lines))
     files.write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
-    if any(line.differences[0] for line in lines):
-        plots.differences(out / "differences.svg", lines)
+    if claims := sweep_statistics.claims(results):
+        plots.forest(out / "differences.svg", claims)
     if any(run["curve"] for row in results["rows"] for run in row["runs"]):
         plots.small_curves(out / "curves.svg", results)
     return text
@@ -66,18 +66,42 @@ def markdown(results: dict[str, Any], lines: Sequence[Line]) -> str:
         if line.row != PARENT:
             against = "" if row["against"] == PARENT else f" (compared with {row['against']})"
             parts.append(f"- {line.row}: {_changes(line.changes)}{against}")
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, *_machines(results)]) + "\n"
+
+
+def _runs_by_machine(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The runs that are done, by processor, devices and versions; older records lack these."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in (run for row in results["rows"] for run in row["runs"]):
+        if run["eval"] and run.get("machine"):
+            found.setdefault(run["machine"], []).append(run)
+    return found
+
+
+def _machines(results: dict[str, Any]) -> list[str]:
+    """Where the runs were made, if on more than one machine."""
+    machines = _runs_by_machine(results)
+    if len(machines) < 2:
+        return []
+    hours = {machine: sum(run["seconds"] for run in runs) / 3600 for machine, runs in machines.items()}
+    lines = [
+        f"- {len(runs)} runs, {hours[machine]:.1f} hours: {machine}" for machine, runs in machines.items()
+    ]
+    return ["", "The runs were made on more than one machine:", "", *lines]
 
 
 def _setting(results: dict[str, Any]) -> list[str]:
-    """The test set, device and versions; nothing if no run is done."""
+    """The test set, and device and versions if they are the same for all runs; nothing if no run is done."""
     evaluation = next((r["eval"] for row in results["rows"] for r in row["runs"] if r["eval"]), None)
     if evaluation is None:
         return []
     views = "central patch" if evaluation["views"] == 1 else f"{evaluation['views']} views"
-    about = results["about"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    return [f"Errors in % on {evaluation['examples']:,} images, {views}; {about['device']}; {versions}.", ""]
+    machines = list(_runs_by_machine(results))
+    if about := results.get("about"):
+        versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        machines = [f"{about['device']}; {versions}"]
+    machine = f"; {machines[0]}" if len(machines) == 1 else ""
+    return [f"Errors in % on {evaluation['examples']:,} images, {views}{machine}.", ""]
 
 
 def _spread(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
@@ -101,17 +125,14 @@ def _training(results: dict[str, Any]) -> list[str]:
 
     With the plateau rule a run ends when nothing improves any more. Older records lack both values.
     """
-    lines = []
+    lines, differences = [], sweep_statistics.training_differences(results)
     for row in results["rows"]:
-        done = [run for run in row["runs"] if run["eval"] and run.get("train_top1_error") is not None]
-        if done:
-            steps, error = (np.mean([run[key] for run in done]) for key in ("steps", "train_top1_error"))
-            lines.append(f"| {row['row']} | {steps:,.0f} | {error:.2f} |")
-    return (
-        ["| row | steps to the end | last top-1 error in training |", "|---|---|---|", *lines]
-        if lines
-        else []
-    )
+        steps, errors = (sweep_statistics.errors_by_seed(row, key) for key in ("steps", TRAINING_ERROR))
+        if errors:
+            means = f"{np.mean(list(steps.values())):,.0f} | {np.mean(list(errors.values())):.2f}"
+            lines.append(f"| {row['row']} | {means} | {difference_cell(differences.get(row['row']))} |")
+    header = ["| row | steps to the end | last top-1 error in training | difference |", "|---|---|---|---|"]
+    return [*header, *lines] if lines else []
 
 
 def _row(line: Line) -> str:
@@ -121,10 +142,10 @@ def _row(line: Line) -> str:
         f"{line.runs}" + (f" ({line.notes})" if line.notes else ""),
         mean_cell(line, 0),
         difference_cell(top1),
-        f"{line.paper[0]:+.1f}" if line.paper else "",
+        paper_cell(line, 0),
         mean_cell(line, 1),
         difference_cell(top5),
-        f"{line.paper[1]:+.1f}" if line.paper else "",
+        paper_cell(line, 1),
         top1.verdict if top1 else "",
     ]
     return f"| {' | '.join(cells)} |"
@@ -149,7 +170,7 @@ def ensembles(results: Sequence[dict[str, Any]]) -> list[str]:
             cells = [ensemble["ensemble"], views, *(f"{number:.2f}" for number in numbers)]
             lines.append(f"| {' | '.join(cells)} |")
         if not ensemble["views"]:
-            lines.append(f"| {ensemble['ensemble']} | | a member is not done | | | | |")
+            lines.append(f"| {ensemble['ensemble']} | | a member is not done here | | | | |")
     return lines
 
 
@@ -158,6 +179,11 @@ def mean_cell(line: Line, index: int) -> str:
         return ""
     deviation = line.deviations[index]
     return f"{line.means[index]:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
+
+
+def paper_cell(line: Line, index: int) -> str:
+    value = line.paper[index]
+    return "" if value is None else f"{value:+.1f}"
 
 
 def difference_cell(value: Difference | None) -> str:
@@ -190,7 +216,7 @@ def as_csv(lines: Sequence[Line]) -> str:
             value = line.differences[index]
             cells += [line.means[index] if line.means else "", line.deviations[index]]
             cells += [value.mean, value.pooled, value.own] if value else ["", "", ""]
-            cells.append(line.paper[index] if line.paper else "")
+            cells.append(line.paper[index])
         top1 = line.differences[0]
         table.writerow([*cells, top1.verdict if top1 else ""])
     return text.getvalue()

@@ -1,13 +1,14 @@
 """Runs the notebook from top to bottom with small settings and prints the time; CI does this on the CPU.
 
     python -m notebooks.execute [--out=EXECUTED.ipynb]
-    WEIGHTS=FILE python -m notebooks.execute --pictures
+    WEIGHTS=FILE PHOTOS=FOLDER python -m notebooks.execute --keep
 
-The second runs it in full and keeps its pictures, and no other output, in the notebook, for readers on
-GitHub.
+The second runs it in full and keeps its outputs in the notebook, for readers on a web page: of long ones the
+end, and no pictures of cells tagged `text-only`, which show photographs that are not ours to print.
 
-The form fields can be set in the environment (EPOCHS, WEIGHTS, ...). Trained weights cannot be downloaded
-everywhere, so random convolutions take their place. Needs nbclient and ipykernel.
+The form fields can be set in the environment (EPOCHS, WEIGHTS, ...). Trained weights and photographs cannot
+be downloaded everywhere, so random convolutions and patches of the package's photographs take their place.
+Needs nbclient and ipykernel.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import tempfile
 import time
 from typing import Any
 
-NOTEBOOK = pathlib.Path(__file__).parent / "alexnet_colab.ipynb"
+ROOT = pathlib.Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks" / "alexnet_colab.ipynb"
+MOST_LINES = 12  # of text kept for a cell
 SMALL = {"EPOCHS": "0.04", "FINETUNE_EPOCHS": "1", "SWEEP_STEPS": "3", "BATCH_SIZE": "16"}
 
 
@@ -43,18 +46,45 @@ def random_convolutions(path: pathlib.Path) -> None:
     np.savez(path, **arrays)
 
 
-def pictures_of(cell: Any) -> list[Any]:
-    """The pictures among a cell's outputs, without its text."""
+def patches(folder: pathlib.Path) -> None:
+    """Makes a folder to fine-tune on: random patches of the package's photographs, one class for each."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for path in sorted((ROOT / "alexnet_jax" / "data" / "photographs").glob("*.jpg")):
+        with Image.open(path) as photograph:
+            for number in range(12):
+                left, top = (int(rng.integers(side - 224)) for side in photograph.size)
+                place = folder / ("train" if number < 8 else "val") / path.stem
+                place.mkdir(parents=True, exist_ok=True)
+                photograph.crop((left, top, left + 224, top + 224)).save(place / f"{number}.jpg")
+
+
+def kept_outputs(cell: Any, paths: dict[str, str]) -> list[Any]:
+    """A cell's pictures and the end of its text, with the machine's `paths` replaced."""
     import nbformat
 
-    pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-    return [nbformat.v4.new_output("display_data", data={"image/png": picture}) for picture in pictures]
+    kept, text = [], ""
+    for output in cell.outputs:
+        data = output.get("data", {})
+        if "image/png" in data and "text-only" not in cell.metadata.get("tags", []):
+            kept.append(nbformat.v4.new_output("display_data", data={"image/png": data["image/png"]}))
+        text += output.get("text", "") if output.get("name") == "stdout" else ""
+    for path, name in paths.items():
+        text = text.replace(path, name)
+    lines = text.splitlines()
+    if len(lines) > MOST_LINES:
+        lines = [f"... {len(lines) - MOST_LINES} lines before", *lines[-MOST_LINES:]]
+    if lines:
+        kept.append(nbformat.v4.new_output("stream", name="stdout", text="\n".join(lines) + "\n"))
+    return kept
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, help="where to write the executed notebook")
-    parser.add_argument("--pictures", action="store_true", help="run it in full and keep its pictures in it")
+    parser.add_argument("--keep", action="store_true", help="run it in full and keep its outputs in it")
     given = parser.parse_args()
 
     import nbclient
@@ -64,25 +94,30 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         work = pathlib.Path(directory)
-        sizes = {} if given.pictures else SMALL
-        for name, value in {**sizes, "WORKDIR": str(work / "run"), "PHOTOS": ""}.items():
+        sizes = {} if given.keep else SMALL
+        for name, value in {**sizes, "WORKDIR": str(work / "colab")}.items():
             os.environ.setdefault(name, value)
+        if "PHOTOS" not in os.environ:
+            patches(work / "patches")
+            os.environ["PHOTOS"] = str(work / "patches")
         if "WEIGHTS" not in os.environ:
             random_convolutions(work / "convolutions.npz")
             os.environ["WEIGHTS"] = str(work / "convolutions.npz")
         client = nbclient.NotebookClient(
-            notebook, timeout=900, resources={"metadata": {"path": NOTEBOOK.parent}}
+            notebook, timeout=3600, resources={"metadata": {"path": NOTEBOOK.parent}}
         )
         try:
             client.execute()
         finally:
             if given.out is not None:
                 nbformat.write(notebook, given.out)
-    if given.pictures:
+    if given.keep:
+        paths = {os.environ["WEIGHTS"]: "WEIGHTS", os.environ["PHOTOS"]: "PHOTOS"}
+        paths |= {str(pathlib.Path(os.environ["WORKDIR"]).parent): "runs", str(ROOT): "alexnet-jax"}
         kept = nbformat.read(NOTEBOOK, as_version=4)
         for cell, executed in zip(kept.cells, notebook.cells, strict=True):
             if cell.cell_type == "code":
-                cell.outputs = pictures_of(executed)
+                cell.outputs = kept_outputs(executed, paths)
         nbformat.write(kept, NOTEBOOK)
     print(f"{NOTEBOOK.name}: every cell ran, in {time.monotonic() - began:.0f} seconds")
 

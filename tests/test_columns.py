@@ -28,6 +28,7 @@ NETS = {
     "independent columns": create_model("paper", cross_column_layers=(), **SMALL),
     "norm across columns": create_model("caffe", **SMALL),
     "conv6, odd classes": create_model("paper", conv6=True, **{**SMALL, "num_classes": 9}),
+    "low resolution": create_model("original", low_resolution=True, **SMALL),
 }
 
 
@@ -86,6 +87,7 @@ def single_device(model):
         pytest.param("independent columns", MESHES[1:], marks=pytest.mark.slow),
         pytest.param("norm across columns", MESHES[1:], marks=pytest.mark.slow),
         ("conv6, odd classes", MESHES[1:2]),
+        ("low resolution", MESHES[1:3]),
     ],
 )
 def test_loss_and_every_gradient_agree(name, meshes):

@@ -58,7 +58,7 @@ def commands(path: pathlib.Path) -> list[str]:
 def desk(tmp_path_factory):
     """A directory with what the guides take for granted: the checkout, photographs, weights, a run."""
     desk = tmp_path_factory.mktemp("desk")
-    for name in ("configs", "main.py"):
+    for name in ("alexnet_jax", "configs", "main.py"):
         (desk / name).symlink_to(ROOT / name)
     tiny.make_images(desk / "photos", train=4, test=2)
     shutil.move(desk / "photos" / "test", desk / "photos" / "val")

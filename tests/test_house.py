@@ -20,8 +20,9 @@ BELOW = {
     "common": (),
     "kernels": ("common",),
     "layers": ("kernels",),
+    "low_resolution": ("layers",),
     "columns": ("common",),
-    "model": ("layers", "columns"),
+    "model": ("low_resolution", "columns"),
     "conv_local": ("model",),
     "variants": ("conv_local",),
     "config": ("variants",),
@@ -43,8 +44,8 @@ PAPER = (
     *("model", "variants", "layers", "columns", "augment"),
     *("optimizer", "steps", "evaluate", "train", "config"),
 )
-MOST_PAPER_LINES = 2007  # lower it where you can; raise it only for a feature
-MOST_PACKAGE_LINES = 11883  # likewise
+MOST_PAPER_LINES = 2016  # lower it where you can; raise it only for a feature
+MOST_PACKAGE_LINES = 12021  # likewise
 
 
 def modules() -> dict[str, pathlib.Path]:

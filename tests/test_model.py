@@ -820,6 +820,7 @@ def test_images_too_small(variant, smallest, layer):
         {"padding": (0, 0, 0, 0, 0)},
         {"padding": (9, 9, 0, 0, 0), "rounding": "torch"},
         {"variant": "original", "conv6": True},
+        {"variant": "original", "low_resolution": True},
     ],
 )
 def test_the_least_size_is_the_least(switches):

@@ -4,9 +4,11 @@ import functools
 import importlib
 import math
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from alexnet_jax import __main__
@@ -52,6 +54,11 @@ SILENT = [  # layers-150.cfg
 ]
 CONV6 = (256, 3, 256)  # layers-146-2011.cfg
 STAR = [*PAPER[:5], CONV6, *PAPER[5:]]
+LOW = [  # layers-141.cfg: conv2 sees 32 maps of its column and the 3 colours of the low-resolution image
+    (64, 11, 3),
+    (256, 5, 32 + 3),
+    *STAR[2:],
+]
 SYSTEMS = {
     "imagenet2012": PAPER,
     "ilsvrc2010": PAPER,
@@ -69,6 +76,10 @@ SYSTEMS = {
     "cnn_star_2009": STAR,
     "cnn_star_fall2009": [*STAR[:-1], (10184, 1, 4096)],
     "fall2009": [*STAR[:-1], (10184, 1, 4096)],
+    "run141": LOW,
+    "run141_fall2009": [*LOW[:-1], (10184, 1, 4096)],
+    "run141_2010": LOW,
+    "run141_2012": LOW,
 }
 
 
@@ -250,6 +261,33 @@ SCHEDULES["fall2009"] = {  # conv1 and conv2 slow down together
     20.45: (0.0, 0.0, 0.0, 0.0),
     27.7: (0.0, 0.0, 0.0, 0.0),
 }
+SCHEDULES["run141"] = {
+    22.99: (0.01, 0.02, 0.01, 0.02),
+    23: (0.001, 0.02, 0.001, 0.02),
+    48: (0.0001, 0.02, 0.0001, 0.02),
+    59.99: (0.0001, 0.02, 0.0001, 0.02),
+}
+SCHEDULES["run141_fall2009"] = {
+    3.13: (0.001, 0.02, 0.001, 0.02),
+    3.15: (0.0001, 0.02, 0.0001, 0.02),
+    4.17: (0.0001, 0.02, 0.0001, 0.02),
+}
+SCHEDULES["run141_2012"] = {  # conv1 and conv2 slow down together
+    12.99: (0.001, 0.02, 0.001, 0.02),
+    13: (0.0001, 0.02, 0.0001, 0.02),
+    25.99: (0.0001, 0.02, 0.0001, 0.02),
+    26: (0.00001, 0.02, 0.00001, 0.02),
+    31.99: (0.00001, 0.02, 0.00001, 0.02),
+    32: (0.0, 0.0, 0.0, 0.0),
+    53.99: (0.0, 0.0, 0.0, 0.0),
+}
+SCHEDULES["run141_2010"] = {
+    13.99: (0.001, 0.02, 0.001, 0.02),
+    14: (0.0001, 0.02, 0.0001, 0.02),
+    30: (0.00001, 0.02, 0.00001, 0.02),
+    36: (0.0, 0.0, 0.0, 0.0),
+    53.99: (0.0, 0.0, 0.0, 0.0),
+}
 HEAD = {0: 0.001, 0.2397: 0.001, 0.2401: 0.01, 9: 0.001, 22: 0.0001, 42: 0.00001, 53.99: 0.00001}  # of CNN*
 
 
@@ -294,6 +332,15 @@ def test_rates_of_cnn_star_s_other_layers():
         assert rate == pytest.approx(later[epoch]), epoch
 
 
+def test_rates_of_run_141_s_other_layers():
+    """After conv1 and conv2 are frozen the others go on, and drop a last time."""
+    for name, last in {"run141_2012": 43, "run141_2010": 47}.items():
+        expected = {last - 0.01: (0.0001, 0.02), last: (0.00001, 0.02), 53.99: (0.00001, 0.02)}
+        for layer in ("conv3", "conv6", "fc8"):
+            found = rates_by_epoch(name, expected, [(layer, "kernel"), (layer, "bias")])
+            assert found == {epoch: pytest.approx(rates) for epoch, rates in expected.items()}
+
+
 def test_rates_of_cnn_star_s_new_fc8():
     """300 files of 1,024 images are 0.2398 epochs; its biases have the others' rate."""
     for epoch, rates in rates_by_epoch("cnn_star", HEAD, [("fc8", "kernel"), ("fc8", "bias")]).items():
@@ -316,6 +363,10 @@ def test_lengths_and_the_end_of_the_colour_noise():
         "cnn_star_fall2011": (None, pytest.approx(7 + 11295 / 13864, abs=0.01)),
         "cnn_star_2009": (38, 52),
         "cnn_star_fall2009": (None, pytest.approx(5 + 6491 / 8800, abs=0.01)),
+        "run141": (None, 60),
+        "run141_fall2009": (None, pytest.approx(4 + 1596 / 8800, abs=0.01)),
+        "run141_2010": (30, 54),
+        "run141_2012": (26, 54),
         "fall2009": (pytest.approx(17 + 2396 / 4400, abs=0.01), pytest.approx(27 + 3271 / 4400, abs=0.01)),
     }
     found = {name: config_of(name) for name in expected}
@@ -324,21 +375,21 @@ def test_lengths_and_the_end_of_the_colour_noise():
     }
 
 
+def four_others(images, folder):
+    """The images of four classes under other names, as other classes."""
+    for split in ("train", "test"):
+        for label in range(4):
+            shutil.copytree(images / split / f"class{label}", folder / split / f"thing{label}")
+    return folder
+
+
 @pytest.mark.slow
 def test_pre_train_transfer_and_ensemble(images, tmp_path):
     """CNN*'s chain in small: 10 classes; 4 others from its layers but the last; two such nets averaged."""
-    import shutil
-
     from alexnet_jax.tools import predictions
     from alexnet_jax.weights import pretrained
 
-    fewer = tmp_path / "fewer"
-    shutil.copytree(images, fewer)
-    for split in ("train", "test"):
-        for label in range(4, 10):
-            shutil.rmtree(fewer / split / f"class{label}")
-        for label in range(4):  # other names: other classes
-            (fewer / split / f"class{label}").rename(fewer / split / f"thing{label}")
+    fewer = four_others(images, tmp_path / "fewer")
     first = config_of("cnn_star_fall2011", **narrowed(config_of("cnn_star_fall2011"), images))
     assert training.train(first, tmp_path / "fall2011") == "done"
     tuned = {}
@@ -372,3 +423,28 @@ def test_pre_train_transfer_and_ensemble(images, tmp_path):
     )
     assert both.ids == alone[0].ids
     assert len(both.ids) == 4
+
+
+@pytest.mark.slow
+def test_run_141_s_chain(images, tmp_path):
+    """Each training begins with all layers of the one before but fc8, both inputs of conv2 among them."""
+    from alexnet_jax.weights import pretrained
+
+    others = four_others(images, tmp_path / "others")
+    chain = {  # the images and the training before
+        "run141": (images, None),
+        "run141_fall2009": (others, "run141"),
+        "run141_2010": (images, "run141_fall2009"),
+        "run141_2012": (images, "run141_fall2009"),
+    }
+    for name, (folder, before) in chain.items():
+        keys = {**narrowed(config_of(name), folder), "init.path": before and str(tmp_path / before)}
+        run = training.Run(config_of(name, **keys), tmp_path / name)
+        if before is not None:
+            trained = pretrained.read(tmp_path / before).variables["params"]
+            assert run.start.keys() == trained.keys() - {"fc8"}
+            for layer, leaves in run.start.items():
+                jax.tree.map(np.testing.assert_array_equal, leaves, trained[layer])
+            assert run.start["conv2"]["kernel"].shape == (2, 5, 5, 4 + 3, 16)
+        if name in {earlier for _, earlier in chain.values()}:
+            assert training.train(run.config, tmp_path / name) == "done"

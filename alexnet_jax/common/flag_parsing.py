@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from alexnet_jax.common import paths
+from alexnet_jax.common import host, paths
 from alexnet_jax.common.errors import UserError, closest, did_you_mean, one_line
 
 _CONFIG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
@@ -122,6 +122,8 @@ def _parse(argv: list[str], path: str, known_keys: Callable[[], list[str]]) -> N
         if isinstance(error, flags.Error) and not in_file:
             raise UserError(one_line(error)) from error
         cause = _first(error) if in_file else error
+        if (mistake := host.jax_mistake(cause)) is not None:  # the file is where JAX was first imported
+            raise mistake from error
         raise UserError(_config_mistake(cause, path, list(given), known_keys)) from error
     if not is_config:
         raise UserError(_NO_CONFIG.format(path))

@@ -17,7 +17,7 @@ import traceback
 from typing import Any
 
 from alexnet_jax.common import paths
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import UserError, one_line
 
 ALL_SWITCH = "ALEXNET_JAX_SETTINGS"
 MEMORY_SWITCH = "ALEXNET_JAX_KEEP_MEMORY"
@@ -93,13 +93,15 @@ def keep_compiled() -> pathlib.Path | None:
     return directory
 
 
-def missing_device(error: BaseException) -> UserError | None:
-    """The mistake behind `error`, if JAX found no device of the kind that `JAX_PLATFORMS` names."""
-    platforms = os.environ.get("JAX_PLATFORMS")
+def jax_mistake(error: BaseException) -> UserError | None:
+    """The mistake behind `error` if JAX could not use a variable, or found no device that one names."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    if not platforms or os.path.basename(frame.f_code.co_filename) != "xla_bridge.py":
-        return None
-    if not isinstance(error, AssertionError | RuntimeError):
+    where = frame.f_code.co_filename.replace(os.sep, "/")
+    if isinstance(error, ValueError) and where.endswith("jax/_src/config.py"):
+        return UserError(f"an environment variable of JAX: {one_line(error)}; correct it or unset it")
+    platforms = os.environ.get("JAX_PLATFORMS")
+    is_of_devices = isinstance(error, AssertionError | RuntimeError) and where.endswith("/xla_bridge.py")
+    if not platforms or not is_of_devices:
         return None
     reason = f" ({error})" if str(error) else ""
     return UserError(

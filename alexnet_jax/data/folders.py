@@ -11,6 +11,7 @@ import itertools
 import os
 import pathlib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from unicodedata import normalize
@@ -22,6 +23,7 @@ from alexnet_jax.common.errors import UserError, vanished
 from alexnet_jax.data.classes import are_numbers, readable_names
 
 _SPLIT_NAMES = {"train": ("train", "training"), "test": ("val", "valid", "validation", "test")}
+_ANNOTATIONS = "val_annotations.txt"  # in Tiny ImageNet's val: a line `<image> <class> <box>` per image
 # With the formats of photographs that Pillow cannot decode, such as HEIC: those are bad images, which are
 # named and counted, and not left out.
 IMAGE_ENDINGS = {
@@ -102,10 +104,10 @@ def open_folder(root: pathlib.Path, split: str) -> FileSource:
     )
     if directory is None:
         have, wanted = ", ".join(folders[:5]) or "no folders", " or ".join(_SPLIT_NAMES[split])
-        raise UserError(
-            f"{root} needs a folder {wanted} with one folder per class; it has {have}; "
-            "python -m alexnet_jax split makes both from a folder of class folders"
-        )
+        remedy = "python -m alexnet_jax split makes both from a folder of class folders"
+        if len(folders) == 1 and any(name.lower() in _SPLIT_NAMES[split] for name in _folders(root / have)):
+            remedy = f"did you mean {root / have}?"  # unpacked into a folder of the archive's name
+        raise UserError(f"{root} needs a folder {wanted} with one folder per class; it has {have}; {remedy}")
     # Labels come from the training classes: a class without test images must not shift the others.
     train = train or directory
     classes = _folders(train)
@@ -116,6 +118,12 @@ def open_folder(root: pathlib.Path, split: str) -> FileSource:
     other_forms = {normalize("NFC", name): name for name in own.difference(classes)}
     own_names = [name if name in own else other_forms.get(normalize("NFC", name), name) for name in classes]
     if unknown := sorted(own.difference(own_names)):
+        if unknown == ["images"] and (directory / _ANNOTATIONS).is_file():
+            sort = (
+                f"while read -r f c _; do mkdir -p $c; mv images/$f $c; done < {_ANNOTATIONS} && rmdir images"
+            )
+            command = f"cd {shlex.quote(str(directory))} && {sort}"
+            raise UserError(f"{directory} has no class folders; make them by: {command}")
         raise UserError(f"{directory} has {unknown[0]}, which is missing from {train}; both need all classes")
     if len(classes) < 2:
         have = f"only {classes[0]}" if classes else "none"

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -234,5 +235,5 @@ def main(args: argparse.Namespace) -> int:
         print(sources.open_source(f"prepared:{out}", split).description)
     if bad:
         print(f"{len(bad)} bad images were left out, listed in {out / BAD_IMAGES_FILE}. The first: {bad[0]}")
-    print(f"To train on them: --config.data.source=prepared:{out}")
+    print(f"To train on them: --config.data.source={shlex.quote(f'prepared:{out}')}")
     return 0

@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import pathlib
+import shlex
 import shutil
 from collections.abc import Sequence
 
@@ -106,5 +107,6 @@ def main(args: argparse.Namespace) -> int:
     counts = " and ".join(f"{len(paths):,} {part}" for part, paths in parts.items())
     classes = {path.split("/")[0] for path in parts["train"]}
     print(f"{out}: {counts} images in {len(classes):,} classes ({how})")
-    print(f"train      python main.py --config=configs/finetune.py --config.data.source=folder:{out}")
+    source = shlex.quote(f"folder:{out}")
+    print(f"train      python main.py --config=configs/finetune.py --config.data.source={source}")
     return 0

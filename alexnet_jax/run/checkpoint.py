@@ -17,6 +17,7 @@ from concurrent import futures
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from orbax.checkpoint import v1 as ocp
 
@@ -234,7 +235,8 @@ def restore_params(
     Read-only, so the run may still be training.
 
     Raises:
-      UserError: there is no checkpoint, every one is damaged, or orbax cannot read an intact one.
+      UserError: there is no checkpoint, every one is damaged, orbax cannot read an intact one, or a parameter
+        is not finite.
     """
     directory = pathlib.Path(workdir).absolute() / DIRECTORY
     if not directory.is_dir():
@@ -254,6 +256,12 @@ def restore_params(
     found = intact.load_newest(directory, load, say)
     if found is None:
         raise UserError(f"{directory}: no finished checkpoint; let the run save one first")
+    for path, array in jax.tree.leaves_with_path(found[0]):
+        if not jnp.isfinite(array).all():
+            raise UserError(
+                f"{workdir}: {_key(path)} has NaN or infinity; no run saves such weights, so checkpoint "
+                f"{found[1]} was edited: restore it, or move it away"
+            )
     return found
 
 
@@ -302,7 +310,8 @@ def _refuse_other_arrays(path: pathlib.Path, saved: Any, wanted: Any) -> None:
 
 def _arrays(tree: Any) -> dict[str, tuple[list[int], str]]:
     """Shape and dtype of each array of a tree, by its path, such as `params/conv1/kernel`."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (list(x.shape), str(x.dtype))
-        for path, x in jax.tree.leaves_with_path(tree)
-    }
+    return {_key(path): (list(x.shape), str(x.dtype)) for path, x in jax.tree.leaves_with_path(tree)}
+
+
+def _key(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -20,7 +20,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -34,6 +34,7 @@ CHARTS = {
     "loss": ("train/loss", "eval/loss"),
     "learning rate": ("train/learning_rate", "train/learning_rate_biases"),
 }
+RESULTS = ("eval/top1_error", "eval/top5_error", "eval/loss")  # in the table of hyperparameters
 _SAMPLE = 65_536  # weights per histogram
 
 
@@ -51,7 +52,11 @@ class TensorBoard:
         self._event(first_step, file_version="brain.Event:2")
         self._event(first_step, session_log=SessionLog(status=SessionLog.START))
         self._event(first_step, summary=_charts())
-        self._event(first_step, summary=hparams_pb(_flat(config), trial_id=str(workdir)))
+        keys = _flat(config)
+        # Without this list TensorBoard finds no results where --logdir is the run itself.
+        columns = hparams_config_pb([HParam(key) for key in keys], [Metric(name) for name in RESULTS])
+        self._event(first_step, summary=columns)
+        self._event(first_step, summary=hparams_pb(keys, trial_id=str(workdir)))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -142,7 +147,7 @@ def opened(workdir: pathlib.Path, config: configs.Config, first_step: int) -> li
 
 
 def weight_samples(params: dict[str, dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-    """Samples for histograms: `{"weights/conv1": float32 [N], "biases/conv1": ..., ...}`.
+    """Samples for histograms: `{"weights/conv1/kernel": float32 [N], "weights/conv1/bias": ..., ...}`.
 
     At most `_SAMPLE` evenly spaced values of each array: fc6 alone has 38 million, whose histogram would take
     longer than the test of a small set. Call it in all processes.
@@ -153,9 +158,9 @@ def weight_samples(params: dict[str, dict[str, jax.Array]]) -> dict[str, np.ndar
 @jax.jit
 def _sample(params: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
     return {
-        f"{plural}/{layer}": arrays[name].reshape(-1)[:: -(-arrays[name].size // _SAMPLE) | 1]
+        f"weights/{layer}/{name}": array.reshape(-1)[:: -(-array.size // _SAMPLE) | 1]
         for layer, arrays in params.items()
-        for name, plural in (("kernel", "weights"), ("bias", "biases"))
+        for name, array in arrays.items()
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax.common import files
@@ -97,13 +98,13 @@ def load_newest(
         found_damage = verify(path) if processes.is_first() else None
         verified, damage = json.loads(processes.from_first(json.dumps(found_damage)))
         if damage is None:
-            loaded, error = _try(load, path)
+            other = _other_versions(path)
+            loaded, error = _try(load, path, unverified=not (verified or other))
             if processes.all_of(error is None):
                 if not verified:
                     say(f"warning: checkpoint {step} has no checksums, so it is used unverified")
                 return loaded, step
             damage = "another process cannot read it" if error is None else one_line(error)[:200]
-            other = _other_versions(path)
             if verified or other:
                 raise UserError(
                     f"{path}: cannot be read, but shows no damage ({damage}); it was saved "
@@ -121,9 +122,13 @@ def load_newest(
     )
 
 
-def _try(load: Callable[[pathlib.Path], Any], path: pathlib.Path) -> tuple[Any, Exception | None]:
+def _try(
+    load: Callable[[pathlib.Path], Any], path: pathlib.Path, unverified: bool
+) -> tuple[Any, Exception | None]:
     """What `load` returns, and the error that may be due to damage."""
     try:
+        if unverified:
+            _read_one_by_one(path)
         with _reading_alone():
             return load(path), None
     except (UserError, PermissionError, MemoryError):
@@ -132,6 +137,23 @@ def _try(load: Callable[[pathlib.Path], Any], path: pathlib.Path) -> tuple[Any, 
         if "RESOURCE_EXHAUSTED" in str(error):  # too little memory
             raise
         return None, error
+
+
+def _read_one_by_one(path: pathlib.Path) -> None:
+    """Reads a checkpoint's files of metadata and arrays; raises what is wrong with them.
+
+    Orbax reads all at once. Where one fails, it closes its event loop and each other read prints a traceback.
+    """
+    for file in (*path.glob("**/_*"), *path.glob("state/array_metadatas/*")):
+        json.loads(file.read_bytes())
+    store: Any = {"driver": "ocdbt", "base": f"file://{path}/state/"}
+    keys = tensorstore.KvStore.open(store).result().list().result()
+    arrays = [key.decode() for key in keys if key.endswith(b"/zarr.json")]
+    if not arrays:
+        raise ValueError("it has no arrays")
+    for name in arrays:
+        kvstore = {**store, "path": name.removesuffix("zarr.json")}
+        tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result().read().result()
 
 
 def _reading_alone() -> ocp.Context:
@@ -147,9 +169,8 @@ def _reading_alone() -> ocp.Context:
 def _other_versions(path: pathlib.Path) -> str:
     """The versions with which a checkpoint was saved, as far as they differ from those installed."""
     try:
-        with _reading_alone():
-            saved: Any = ocp.metadata(str(path)).custom_metadata
-        versions = [(name, saved["versions"][name], importlib.metadata.version(name)) for name in LIBRARIES]
+        saved = json.loads((path / METADATA).read_text())["custom_metadata"]["versions"]
+        versions = [(name, saved[name], importlib.metadata.version(name)) for name in LIBRARIES]
     except Exception:  # unreadable
         return ""
     return ", ".join(f"{name} {there} (here {here})" for name, there, here in versions if there != here)

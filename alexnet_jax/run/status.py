@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import platform
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -92,13 +93,14 @@ def farewell(workdir: pathlib.Path, status: str, record: Record, num_classes: in
             f"on {evaluation['examples']:,} images ({views} view{'s' if views > 1 else ''}); "
             f"best top-1 error {record.best_top1_error:.2f} %"
         )
+    path = shlex.quote(str(workdir))
     lines += [
         f"files      {workdir}: {logs.METRICS}, {logs.STATUS}, checkpoints/, net.json",
-        f"curves     tensorboard --logdir={workdir}",
+        f"curves     tensorboard --logdir={path}",
     ]
-    again = f"the same command with --workdir={workdir}"
+    again = f"the same command with --workdir={path}"
     if status == "done":
-        lines.append(f"use it     python -m alexnet_jax predict IMAGE --weights={workdir}")
+        lines.append(f"use it     python -m alexnet_jax predict IMAGE --weights={path}")
         lines.append(f"train on   {again} and a larger run.total_epochs")
     if status == "interrupted":
         lines.append(f"go on      {again}")

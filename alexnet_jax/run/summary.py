@@ -81,7 +81,7 @@ def _input(model: AlexNet, name: str, kernel: tuple[int, ...]) -> str:
         return "all"
     if model.is_cross_column(name) or name == "fc8":
         return "both columns" if model.columns == 2 else "all columns"
-    return "own column"
+    return "own column and blurred image" if name == "conv2" and model.low_resolution else "own column"
 
 
 def as_table(summary: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import re
@@ -9,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from alexnet_jax import config as configs
 from alexnet_jax.common import files
@@ -120,6 +121,29 @@ def _has_results(workdir: pathlib.Path) -> bool:
     """Whether a run has got as far as a checkpoint or a line of metrics; before, its config may change."""
     metrics = workdir / logs.METRICS
     return checkpoint.exist(workdir) or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def read_status(workdir: pathlib.Path) -> dict[str, Any]:
+    """Reads `status.json`; `running` without a lock on the directory is `failed`: the run was killed.
+
+    Raises:
+      OSError, ValueError: there is no such file, or it is damaged.
+    """
+    status = json.loads((workdir / logs.STATUS).read_text())
+    if status["status"] == "running" and not _is_locked(workdir):
+        message = "was killed; start the same command again to resume from the last checkpoint"
+        return {**status, "status": "failed", "message": message}
+    return status
+
+
+def _is_locked(workdir: pathlib.Path) -> bool:
+    """Whether a run holds the lock; also where the file system has no locks."""
+    try:
+        with open(workdir / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError)
+    return False
 
 
 def _lock(file: TextIO, workdir: pathlib.Path) -> None:

@@ -16,7 +16,7 @@ from alexnet_jax.weights.pretrained import Pretrained, read
 # what its layers compute, and those of which the shapes of the layers tell.
 _MAY_DIFFER = {"num_classes", "dropout", "init_scheme", "init_scale", "hidden_bias", "compute_dtype"}
 _MAY_DIFFER |= {"fc_widths"}
-_SHAPES = {"widths", "conv6", "removed_layers", "cross_column_layers"}
+_SHAPES = {"widths", "conv6", "low_resolution", "removed_layers", "cross_column_layers"}
 
 
 def read_initial(config: Config) -> Pretrained | None:

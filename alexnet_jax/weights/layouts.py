@@ -48,6 +48,7 @@ def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, 
     independent = model.columns > 1 and not set(DENSE) <= set(model.cross_column_layers)
     for key, differs, theirs in (
         ("conv6", model.conv6, "no sixth convolution"),
+        ("low_resolution", model.low_resolution, "no second input of conv2"),
         ("removed_layers", model.removed_layers, "every layer"),
         ("cross_column_layers", independent, "no independent columns of fully connected layers"),
     ):

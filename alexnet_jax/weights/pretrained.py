@@ -103,8 +103,6 @@ def read(
         _refuse_hugging_face(path)
         net = read_description(path)
         params, _ = checkpoint.restore_params(path, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-        with named(path):
-            _check_finite((f"{name}/{key}", array) for name in params for key, array in params[name].items())
         return dataclasses.replace(net, variables={"params": params})
     if isinstance(mean, str | os.PathLike):
         with named(mean):

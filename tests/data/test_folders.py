@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -327,3 +328,34 @@ def test_no_image_at_all(clean):
 def test_the_class_of_each_image(tmp_path, images, expected):
     """An image beside the class folders once made all of them one class."""
     assert folders.classes_of(tmp_path / "photos", images) == expected
+
+
+# --- Layouts that need one more step ----------------------------------------------------------------------
+
+
+def test_a_folder_in_a_folder_of_the_same_name_is_named(clean, tmp_path):
+    """As archives unpacked into a folder of their name."""
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    clean.rename(outer / "nest")
+    with pytest.raises(UserError, match=f"it has nest; did you mean {outer / 'nest'}[?]$"):
+        folders.open_folder(outer, "train")
+
+
+def test_tiny_imagenet_s_val_says_how_to_sort_it_and_works_then(tmp_path):
+    root = tmp_path / "tiny imagenet-200"
+    classes, rows = ("n01443537", "n02124075"), []
+    for label, class_id in enumerate(classes):
+        write(root / "train" / class_id / "images" / f"{class_id}_0.JPEG", picture("JPEG"))
+        write(root / "train" / class_id / f"{class_id}_boxes.txt", b"0.JPEG\t0\t0\t9\t9\n")
+        for number in range(2):
+            rows.append((f"val_{2 * number + 1 - label}.JPEG", class_id))
+            write(root / "val/images" / rows[-1][0], picture("JPEG"))
+    lines = [f"{name}\t{class_id}\t0\t32\t44\t62\n" for name, class_id in rows]
+    write(root / "val/val_annotations.txt", "".join(lines).encode())
+    with pytest.raises(UserError, match="has no class folders; make them by: cd ") as caught:
+        folders.open_folder(root, "test")
+    subprocess.run(str(caught.value).partition("make them by: ")[2], shell=True, check=True)
+    source = folders.open_folder(root, "test")
+    found = [(source.paths[i].split("/")[-1], classes[label]) for i, label in enumerate(source.labels)]
+    assert sorted(found) == sorted(rows)

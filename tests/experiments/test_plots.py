@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments import figure1, lrn_on_cifar, pretraining, record, sweep_table
+from experiments import figure1, lrn_on_cifar, plots, pretraining, record, sweep_table
 
 PHONE = 400  # pixels
 
@@ -49,7 +49,7 @@ def texts(svg):
     [
         ("001.svg", "the same net from scratch"),
         ("003/curves.svg", "mean of parent"),
-        ("003/differences.svg", "here, with 95 % interval"),
+        ("003/differences.svg", "here, 95 % interval"),
         ("004/curves.svg", "a run of the row"),  # a single panel once had no legend
         ("005.svg", "with LRN"),
         ("006.svg", "tanh"),
@@ -58,7 +58,7 @@ def texts(svg):
 def test_each_plot_has_a_legend_and_says_what_its_axes_are(svgs, name, legend):
     found = texts(svgs[name])
     assert legend in found
-    assert "epoch" in found or "top-1 error above the parent's, points of %" in found
+    assert "epoch" in found or "difference in error, points of %" in found
 
 
 def test_no_label_is_longer_than_its_axis_and_the_tests_are_shown(svgs):
@@ -68,5 +68,8 @@ def test_no_label_is_longer_than_its_axis_and_the_tests_are_shown(svgs):
     assert max(map(len, found)) <= 24  # 24 letters of 9 points are less than two of the plot's three inches
 
 
-def test_a_difference_beyond_the_scale_is_a_number_with_an_arrow(svgs):
-    assert sum(text.endswith("\N{RIGHTWARDS ARROW}") for text in texts(svgs["003/differences.svg"])) == 5
+def test_each_claim_has_its_verdict_and_number_beyond_the_scale_too(svgs):
+    found = texts(svgs["003/differences.svg"])
+    words = {"holds", "reversed", "worse", "better", "not decided"}
+    assert sum(text in words for text in found) == sum(" ± " in text for text in found) == 19
+    assert any(abs(float(text.split(" ± ")[0])) > plots.FARTHEST for text in found if " ± " in text)

@@ -159,6 +159,22 @@ def test_figure_4_finds_the_image_itself_where_it_is_among_the_others(run, image
     assert "class3" in drawn
 
 
+def test_the_picture_of_a_run_shows_what_its_filters_respond_to(run, tmp_path):
+    loaded = pretrained.read(run)
+    square, maps = run_picture.responses(loaded, run_picture.PHOTOGRAPHS / "cat.jpg")
+    assert square.shape == (224, 224, 3) and maps.shape[2] == 2 * 4 and maps.min() == 0  # after the ReLU
+    # In the middle, by hand: the second column's filters times the pixels there, less the mean colour.
+    kernel, bias = (np.asarray(loaded.variables["params"]["conv1"][name])[1] for name in ("kernel", "bias"))
+    pixels = square - loaded.preprocess.mean.reshape(-1, 3).mean(axis=0)
+    pad = (4 * (len(maps) - 1) + 11 - 224) // 2
+    top = 4 * 25 - max(pad, 0)
+    expected = np.tensordot(pixels[top : top + 11, top : top + 11], kernel, axes=3) + bias
+    np.testing.assert_allclose(maps[25, 25, 4:], np.maximum(expected, 0), rtol=1e-3, atol=1e-3)
+    assert run_picture.main([f"--workdir={run}", f"--out={tmp_path / 'run.png'}"]) == 0
+    with Image.open(tmp_path / "run.png") as opened:
+        assert opened.size == (1200, 528)
+
+
 # --- The report -------------------------------------------------------------------------------------------
 
 
@@ -341,3 +357,12 @@ def test_a_record_that_lacks_something_says_what(tmp_path):
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("Before.\n") and readme.endswith("After.\n") and "old" not in readme
     assert "| 001 | [said](experiments/001-x/README.md) | said |" in readme
+
+    newer = path.parent / "002-y"
+    newer.mkdir()
+    (newer / record.VERDICT).write_text("So it is now.\n")
+    record.write_json(newer / record.FILE, {**values, "versions": {"jax": "1"}, record.SUPERSEDES: ["001"]})
+    assert index.main(arguments) == 0
+    rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if "[said]" in line]
+    assert [row[:7] for row in rows] == ["| 002 |", "| 001 |"] and "superseded by 002" in rows[1]
+    assert "- **Supersedes**: 001" in (newer / record.PAGE).read_text()

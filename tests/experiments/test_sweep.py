@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,9 +72,12 @@ def test_the_runs_of_a_sweep(images, tmp_path):
         ({"a!": {}, "a?": {}}, "", "two rows differ only in characters"),
         ({"a": {}}, "PAPRE = {}", "PAPRE means nothing"),
         ({"a": {}}, 'PAPER = {"b": (1, 1)}', "PAPER has 'b', which is no row"),
+        ({"a": {}}, 'TRAINING_ERROR = ("b",)', "TRAINING_ERROR has 'b', which is no row"),
+        ({"a": {}}, 'GROUPS = {"Depth": ("a", "b")}', "GROUPS has 'b', which is no row"),
         ({"a": {}}, 'START = {"parent": "a"}', "'parent' must come after 'a'"),
         ({"a": {}}, 'START = {"a": "parent"}\nONLY = {"parent": (0,)}', "'a' has seed 1, 'parent' does not"),
         ({"a": {}}, 'ENSEMBLES = {"e": {"a": (7,)}}', "'e' has runs of 'a'"),
+        ({"a": {}}, 'PUBLISHED = {"1 CNN": ("b", 1, 1)}', "'1 CNN' is 'b', which is no row and no ensemble"),
         ((), "", "ROWS must be a dict"),
         ({"a": {}}, "1 / 0", "broken .ZeroDivisionError"),
     ],
@@ -86,7 +90,7 @@ def test_a_mistake_in_a_sweep_s_file_is_one_line_that_names_it(images, tmp_path,
 
 
 def test_the_sweeps_of_the_repository_are_sound(tmp_path):
-    for name in ("ablations", "ensembles", "imagenet_ablations", "table2"):
+    for name in ("ablations", "ensembles", "imagenet_ablations", "table1", "table2"):
         planned = sweep_plan.plan(sweep_plan.read(ROOT / "experiments" / f"{name}.py"), tmp_path)
         assert len({run.workdir for run in planned}) == len(planned)
     ablations = sweep_plan.read(ROOT / "experiments" / "ablations.py")
@@ -96,6 +100,33 @@ def test_the_sweeps_of_the_repository_are_sound(tmp_path):
     claims = ("no weight decay", "no mirror", "no colour noise", "until it stops, no dropout")
     middle = (f"without {name}" for name in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7"))
     assert {*claims, *middle} <= set(full.rows)
+
+
+def test_a_run_is_the_same_run_elsewhere_and_another_with_anything_else_changed(images, tmp_path):
+    def hashes(rows, more='START = {"on": "a"}\n', source=None, where="runs"):
+        file = write(tmp_path / "s.py", images, rows, more=more)
+        if source is not None:
+            file.write_text(file.read_text().replace(f"folder:{images}", source))
+        planned = sweep_plan.plan(sweep_plan.read(file), tmp_path / where)
+        return {(run.row, run.seed): run.config_hash for run in planned}
+
+    rows = {"a": {}, "on": {"optimizer.momentum": 0.8}, "file": {"init.path": "/here/a.npz"}}
+    here = hashes(rows)
+    assert len(set(here.values())) == 8 - 2  # `a` is the parent's config
+    assert here["a", 1] == here["parent", 1] != here["a", 0]
+    moved = {**rows, "file": {"init.path": "/there/a.npz"}}
+    assert hashes(moved, source="folder:/there", where="there") == here
+    # How it is computed and how often it is saved is no other run; how long it takes is.
+    free = {"data.micro_batches": 2, "run.save_every_steps": 1, "mesh.data": -1, "data.data_dir": "/x"}
+    assert hashes({**rows, "a": free})["a", 0] == here["a", 0]
+    for change in ({"run.total_steps": 7}, {"data.batch_size": 4}, {"model.norm": False}):
+        changed = hashes({**rows, "a": change})
+        assert changed["a", 0] != here["a", 0]
+        assert changed["on", 0] != here["on", 0]  # its weights are others
+        assert changed["parent", 0] == here["parent", 0]
+    assert hashes(rows, source="kaggle:/there")["a", 0] != here["a", 0]
+    tfds = [hashes(rows, source=f"tfds:{name}")["a", 0] for name in ("mnist", "cifar10")]
+    assert len({*tfds, here["a", 0]}) == 3
 
 
 # --- Statistics -------------------------------------------------------------------------------------------
@@ -137,11 +168,16 @@ def test_steps_and_training_errors_are_beside_the_errors():
     table = sweep_table.markdown({**results, "about": about}, sweep_statistics.lines(results))
     start = table.index("| row | steps to the end")
     assert table[start:].splitlines()[:4] == [
-        "| row | steps to the end | last top-1 error in training |",
-        "|---|---|---|",
-        "| no dropout | 1,000 | 4.50 |",
+        "| row | steps to the end | last top-1 error in training | difference |",
+        "|---|---|---|---|",
+        "| no dropout | 1,000 | 4.50 |  |",
         "",
     ]
+    for run, error in zip(rows[0]["runs"], (3.0, 3.2), strict=True):
+        run.update(steps=900, train_top1_error=error, curve=[])
+    table = sweep_table.markdown({**results, "about": about}, sweep_statistics.lines(results))
+    _, half = stats.ttest_rel([4.0, 5.0], [3.0, 3.2]).confidence_interval(0.95) - np.float64(1.4)
+    assert f"| no dropout | 1,000 | 4.50 | +1.40 ± 5.08 (± {half:.2f}) |" in table
 
 
 def test_the_spread_that_rows_share_is_what_row_and_seed_do_not_explain():
@@ -201,14 +237,17 @@ def test_the_table_says_what_is_worse_and_what_is_not_decided():
     assert (table[1]["top1_error_paper"], table[1]["verdict"]) == ("1.4", "worse")
 
 
-@pytest.mark.parametrize("name", ["003-ablations", "004-ensembles"])
-def test_the_tables_of_the_records_follow_from_their_results(name):
-    """Byte for byte, with the names that config keys had then."""
-    record = ROOT / "experiments" / name
-    results = json.loads((record / "results.json").read_text())
-    lines = sweep_statistics.lines(results)
-    assert sweep_table.markdown(results, lines) == (record / "table.md").read_text()
-    assert sweep_table.as_csv(lines) == (record / "table.csv").read_text()
+SWEEPS = [path.parent for path in sorted((ROOT / "experiments").glob("[0-9]*/table.csv"))]
+
+
+@pytest.mark.parametrize("directory", SWEEPS, ids=lambda path: path.name)
+def test_the_tables_of_the_records_follow_from_their_results(directory, tmp_path):
+    """Byte for byte, with the names that config keys had then; the plots since runs have a config's hash."""
+    results = json.loads((directory / "results.json").read_text())
+    sweep_table.write(results, tmp_path)
+    pictures = ("differences.svg", "curves.svg") if "config" in results["rows"][0]["runs"][0] else ()
+    for name in ("table.md", "table.csv", *pictures):
+        assert (tmp_path / name).read_bytes() == (directory / name).read_bytes(), name
 
 
 def test_one_degree_of_freedom_is_one_degree():
@@ -217,6 +256,93 @@ def test_one_degree_of_freedom_is_one_degree():
         row["runs"] = [{"seed": seed, "eval": {"top1_error": error}} for seed, error in enumerate(errors)]
     (text, _) = sweep_table._spread({"rows": rows, "seeds": [0, 1]}, [])
     assert "(1 degree of freedom)" in text
+
+
+# --- The plot ---------------------------------------------------------------------------------------------
+
+
+def made_up_results():
+    """Rows of two groups, one compared in training too, one far away, one without the paper's figure."""
+    rows = [
+        row_of("parent", [20.0, 21.0, 19.9], against=None, group=None),
+        row_of("no norm", [25.0, 26.2, 25.1], paper=(1.4, 1.2), group="Normalisation"),
+        row_of("no decay", [20.2, 20.9, 20.0], group="Regularisation", training_error=True),
+        row_of("chance", [90.0, 90.0, 90.0], group="Regularisation"),
+        row_of("no colour", [18.0, 19.1, 18.1], paper=(1.0, None), group="Regularisation"),
+        row_of("other norm", [20.5, 20.9, 20.6], paper=(-0.4, -0.5), group="Normalisation"),
+    ]
+    for number, row in enumerate(rows):
+        for run in row["runs"]:
+            run.update(steps=10, train_top1_error=5.0 + number + 0.1 * run["seed"] ** 2 * number, curve=[])
+            run.update(config="0", seconds=1800.0, machine="1 x cpu")
+    return {
+        "title": "T", "config": "c", "parent": {}, "seeds": [0, 1, 2], "rows": rows, "ensembles": [],
+    }  # fmt: skip
+
+
+def test_the_plot_s_words_and_numbers_are_those_of_the_results(tmp_path):
+    results = made_up_results()
+    sweep_table.write(results, tmp_path)
+    text = (tmp_path / "differences.svg").read_text()
+    words = re.findall(r"<text[^>]*>([^<]+)</text>|<tspan[^>]*>([^<]+)</tspan>", text)
+    words = [one or other for one, other in words]
+    errors = {row["row"]: [run["eval"]["top1_error"] for run in row["runs"]] for row in results["rows"]}
+    usual = [errors[name] for name in ("parent", "no norm", "no decay", "no colour", "other norm")]
+    residuals = np.array(usual) - np.mean(usual, 0) - np.mean(usual, 1)[:, None] + np.mean(usual)
+    shared = stats.t.ppf(0.975, 8) * np.sqrt((residuals**2).sum() / 8) * np.sqrt(2 / 3)
+
+    def number(row, **options):
+        own = stats.ttest_rel(errors[row], errors["parent"]).confidence_interval(0.95)
+        half = (own.high - own.low) / 2
+        half = max(half, shared) if row != "chance" else half
+        return f"{np.mean(errors[row]) - np.mean(errors['parent']):+.1f} ± {half:.1f}"
+
+    expected = {
+        "no norm": "holds", "no decay": "not decided", "chance": "worse", "no colour": "reversed",
+        "other norm": "not decided",
+    }  # fmt: skip
+    claims = {claim.label: claim for claim in sweep_statistics.claims(results)}
+    assert {label: claim.verdict for label, claim in claims.items() if "," not in label} == expected
+    for row, verdict in expected.items():
+        assert row in words and verdict in words and number(row) in words, row
+    # In training: row 2 less row 0, 2 + 0.2 s**2.
+    own = stats.ttest_1samp([2.0, 2.2, 2.8], 0).confidence_interval(0.95)
+    training = claims["no decay, in training"].difference
+    assert training.mean == pytest.approx(7 / 3) and training.own == pytest.approx((own.high - own.low) / 2)
+    assert {"no decay, in", "training"} <= set(words) or "no decay, in training" in words
+    # Group by group, in the order of the rows.
+    order = ["Normalisation", "Regularisation"]
+    assert [word for word in words if word in order] == order
+    groups = [claim.group for claim in sweep_statistics.claims(results)]
+    assert groups == ["Normalisation"] * 2 + ["Regularisation"] * 4
+
+
+def test_the_plots_are_the_same_bytes_from_what_was_written(tmp_path):
+    first, again = tmp_path / "first", tmp_path / "again"
+    results = made_up_results()
+    for row in results["rows"]:
+        for run in row["runs"]:
+            run["curve"] = [[0.5, 30.0], [1.0, run["eval"]["top1_error"]]]
+    sweep_table.write(results, first)
+    sweep_table.write(json.loads((first / "results.json").read_text()), again)
+    assert {path.name for path in first.iterdir()} == {
+        "table.md", "table.csv", "results.json", "differences.svg", "curves.svg",
+    }  # fmt: skip
+    for path in first.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_several_machines_are_a_footnote():
+    results = made_up_results()
+    assert "on 9 images, central patch; 1 x cpu." in sweep_table.markdown(
+        results, sweep_statistics.lines(results)
+    )
+    for row in results["rows"][:2]:
+        for run in row["runs"]:
+            run["machine"] = "8 x H100"
+    text = sweep_table.markdown(results, sweep_statistics.lines(results))
+    assert "on 9 images, central patch." in text
+    assert text.endswith("machine:\n\n- 6 runs, 3.0 hours: 8 x H100\n- 12 runs, 6.0 hours: 1 x cpu\n")
 
 
 # --- Running ----------------------------------------------------------------------------------------------
@@ -251,9 +377,13 @@ def test_a_sweep_that_is_killed_and_started_again_gives_the_same_table(images, t
     assert not (parts / "table.md").exists()
     again = subprocess.run(command(file, parts), **options)
     assert again.returncode == 0, again.stderr
-    for name in ("table.md", "table.csv", "results.json", "differences.svg", "curves.svg"):
+    for name in ("table.md", "table.csv", "differences.svg", "curves.svg"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
-    results = json.loads((whole / "results.json").read_text())
+    results, others = (json.loads((path / "results.json").read_text()) for path in (whole, parts))
+    runs, again = ([run for row in one["rows"] for run in row["runs"]] for one in (results, others))
+    assert [run.pop("seconds") > 0 for run in runs] == [True, True, True, False]
+    assert [run.pop("seconds") > 0 for run in again] == [True, True, True, False]
+    assert results == others
     assert [run["status"] for run in results["rows"][2]["runs"]] == ["not begun"]
     # A finished sweep runs nothing and says the same.
     before = (whole / "parent-0" / "metrics.jsonl").stat().st_mtime_ns
@@ -264,3 +394,49 @@ def test_a_sweep_that_is_killed_and_started_again_gives_the_same_table(images, t
     write(file, images, {**rows, "no norm": {"model.norm": False, "optimizer.momentum": 0.8}}, more=more)
     with pytest.raises(UserError, match=r"no-norm-0: holds a run of another config \(optimizer.momentum"):
         sweep.main([str(file), f"--runs={whole}"])
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_elsewhere_from_its_results_alone(images, tmp_path, capfd):
+    """Half of the runs on one machine, the others on another, where the images are in another folder."""
+    rows = {
+        "no norm": {"model.norm": False},
+        "first": {"optimizer.momentum": 0.8},
+        "on": {"optimizer.momentum": 0.7},
+    }
+    more = 'START = {"on": "first"}\nONLY = {"no norm": (0,), "first": (0,), "on": (0,)}\n'
+    more += 'ENSEMBLES = {"two": {"parent": (0, 1)}}\n'
+    file = write(tmp_path / "small.py", images, rows, more=more)
+    out, there = tmp_path / "record", tmp_path / "there"
+
+    def run(runs, *flags):
+        assert sweep.main([str(file), f"--runs={tmp_path / runs}", f"--out={out}", *flags]) == 0
+        tables = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "results.json"}
+        return capfd.readouterr().err, tables
+
+    run("one", "--rows=parent", "--rows=first")
+    shutil.copytree(images, there)
+    file.write_text(file.read_text().replace(str(images), str(there)))
+    log, tables = run("other")
+    assert "results.json: has 3 of 5 runs" in log
+    # `first` has a result, but not the weights that `on` starts from.
+    made = {path.name for path in (tmp_path / "other").iterdir() if path.is_dir()} - {".compiled"}
+    assert made == {"no-norm-0", "first-0", "on-0"}
+    results = json.loads((out / "results.json").read_text())
+    runs = [run for row in results["rows"] for run in row["runs"]]
+    assert [run["status"] for run in runs] == ["done"] * 5
+    assert all(run["seconds"] > 0 and "cores of" in run["machine"] for run in runs)
+    assert [*results["ensembles"][0]["views"]] == ["1", "10"]  # the other machine has not the nets
+    # The same as all at once, and again from the results alone, where nothing is left to run.
+    whole = tmp_path / "whole"
+    assert sweep.main([str(file), f"--runs={tmp_path / 'all'}", f"--out={whole}"]) == 0
+    for name, content in tables.items():
+        assert (whole / name).read_bytes() == content, name
+    log, again = run("third")
+    assert again == tables and "has 5 of 5 runs" in log
+    assert not [path for path in (tmp_path / "third").rglob("*") if path.is_dir()]
+    assert json.loads((out / "results.json").read_text()) == results
+    # A run with another config is made again, and what is left out meanwhile is named.
+    file.write_text(file.read_text().replace("'model.norm': False}, 'first'", "'model.norm': True}, 'first'"))
+    log, _ = run("third", "--table")
+    assert "note: " in log and "no norm, seed 0: of another config" in log

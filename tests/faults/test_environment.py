@@ -177,11 +177,22 @@ def test_jax_platforms_of_a_machine_without(platform, images, net, tmp_path):  #
         a_line(done, "JAX_PLATFORMS=cuda: JAX finds no such device")
 
 
+@pytest.mark.parametrize("variable", ["JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION"])
+def test_a_variable_that_jax_cannot_read_is_no_mistake_of_the_config(variable, images, net, tmp_path):  # noqa: F811
+    for arguments in (
+        ["train", f"--workdir={tmp_path / 'run'}"],
+        ["predict", images / "test", f"--weights={net}"],
+    ):
+        a_line(
+            command(*arguments, **{variable: "ja"}), "an environment variable of JAX: ", "ja", "correct it"
+        )
+
+
 def test_another_assertion_is_no_missing_device(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(AssertionError) as raised:
         assert not __name__
-    assert host.missing_device(raised.value) is None
+    assert host.jax_mistake(raised.value) is None
 
 
 # --- Launchers --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Unusual paths of workdirs: each works, or is refused before anything is written."""
 
 import pathlib
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import pytest
 
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.run import checkpoint, workdir
+from alexnet_jax.run import checkpoint, status, workdir
+from alexnet_jax.run.record import Record
 from tests.faults import runs
 
 # Characters with a meaning in shells, globs, URLs, formats or on other systems, alone and between letters.
@@ -45,6 +47,15 @@ def test_a_path_works_or_is_refused(tmp_path, state, name):
     assert restored is not None
     assert runs.digest(restored[0]) == runs.digest(state)
     assert (restored[1], said) == ({"evaluated_step": 2}, [])
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_the_commands_at_the_end_of_a_run_are_for_its_path(tmp_path, name):
+    path = tmp_path / name
+    curves, use, more = status.farewell(path, "done", Record(), num_classes=10)[1:]
+    assert shlex.split(curves)[1:] == ["tensorboard", f"--logdir={path}"]
+    assert shlex.split(use)[-1] == f"--weights={path}"
+    assert f"--workdir={path}" in shlex.split(more)
 
 
 def test_the_longest_path_that_is_accepted_works(tmp_path, state):

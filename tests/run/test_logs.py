@@ -75,7 +75,7 @@ def test_events_are_what_tensorboard_reads(tmp_path, capsys):
     assert (scalar.step, scalar.value) == (5, 2.25)
     (image,) = events.Images("conv1")
     assert (image.width, image.height) == (16 * 35, 2 * 3 * 35 + 6)
-    (histogram,) = events.Tensors("weights/conv1")
+    (histogram,) = events.Tensors("weights/conv1/kernel")
     left, right, counts = tensor_util.make_ndarray(histogram.tensor_proto).T
     expected, edges = np.histogram(values, len(counts))
     np.testing.assert_array_equal(counts, expected)
@@ -98,8 +98,13 @@ def test_tensorboard_has_config_net_hyperparameters_and_common_charts(tmp_path):
     charts = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0]).category[0].chart
     assert list(charts[0].multiline.tag) == ["train/top1_error", "eval/top1_error", "eval/top5_error"]
     assert "custom_scalars__config__" in events.PluginTagToContent("custom_scalars")
-    content = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
-    hparams = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    contents = events.PluginTagToContent("hparams")
+    data = {tag: plugin_data_pb2.HParamsPluginData.FromString(text) for tag, text in contents.items()}
+    hparams = data["_hparams_/session_start_info"].session_start_info.hparams
+    table = data["_hparams_/experiment"].experiment
+    assert {info.name for info in table.hparam_infos} == set(hparams)
+    # A group of "" is the run itself; TensorBoard's own guess is wrong where --logdir is the run.
+    assert next((info.name.group, info.name.tag) for info in table.metric_infos) == ("", "eval/top1_error")
     assert hparams["optimizer.learning_rate"].number_value == config.optimizer.learning_rate
     assert hparams["augment.mirror"].bool_value is config.augment.mirror
     assert hparams["model.variant"].string_value == config.model["variant"]
@@ -141,8 +146,8 @@ def test_an_evaluation_made_again_after_an_interruption_is_one_point(tmp_path):
 def test_histograms_are_of_a_sample_spread_over_the_array():
     kernel = on_mesh(np.arange(400_000).reshape(2, 100, 2000))
     sample = dashboards.weight_samples({"fc6": {"kernel": kernel, "bias": on_mesh(np.arange(7))}})
-    np.testing.assert_array_equal(sample["weights/fc6"], np.arange(0, 400_000, 7))
-    np.testing.assert_array_equal(sample["biases/fc6"], np.arange(7))
+    np.testing.assert_array_equal(sample["weights/fc6/kernel"], np.arange(0, 400_000, 7))
+    np.testing.assert_array_equal(sample["weights/fc6/bias"], np.arange(7))
 
 
 def test_weights_and_biases_without_its_package_is_refused(tmp_path, monkeypatch):
@@ -224,6 +229,19 @@ def test_the_lock_names_its_holder(tmp_path):
         pass
 
 
+def test_running_without_the_lock_is_read_as_failed(tmp_path):
+    """As after kill -9, which leaves the last status written; the kernel takes the lock away."""
+    with workdir.opened(tmp_path, configs.resolve(default.get_config())):
+        assert workdir.read_status(tmp_path) == {"status": "running"}
+    found = workdir.read_status(tmp_path)
+    assert found["status"] == "failed"
+    assert "was killed; start the same command again" in found["message"]
+    (tmp_path / workdir.LOCK).unlink()
+    assert workdir.read_status(tmp_path) == found
+    logs.write_status(tmp_path, "done", step=4)
+    assert workdir.read_status(tmp_path) == {"status": "done", "step": 4}
+
+
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     def flock(file, how):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
@@ -231,6 +249,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workdir.fcntl, "flock", flock)
     with workdir.opened(tmp_path, configs.resolve(default.get_config())):
         assert (tmp_path / "config.json").exists()
+    assert workdir.read_status(tmp_path)["status"] == "running"  # nobody knows better
     assert "cannot be locked" in capsys.readouterr().err
 
 

@@ -18,6 +18,7 @@ from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import batches
 from alexnet_jax.run import checkpoint, logs, processes
+from alexnet_jax.run import workdir as workdirs
 from configs import default
 from tests import tiny
 from tests.processes import ROOT, RUN, Job, arguments, command, environment
@@ -316,6 +317,8 @@ def test_the_death_of_process_0_ends_the_others(images, tmp_path):
     for index in (1, 2):
         assert job.processes[index].wait(timeout=60) != 0
         job.wait_until(f"error: .*{RESUME}", index, alive=False, seconds=10)
+    assert status(tmp_path / "run")["status"] == "running"  # process 0 alone writes it
+    assert workdirs.read_status(tmp_path / "run")["status"] == "failed"
 
 
 @pytest.mark.slow

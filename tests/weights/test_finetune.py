@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from alexnet_jax import config as configs
+from alexnet_jax import evaluate
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
@@ -202,6 +204,8 @@ def test_init_layers_are_those_taken(finetune, weights, tmp_path, layers):
 def test_other_layers_than_those_taken_may_have_other_shapes(finetune, tmp_path):
     wider = {"model.widths": (8, 32, 16, 16, 16, 16), "init.layers": ("conv1", "conv4")}
     assert set(training.Run(finetune(**wider), tmp_path / "run").start) == {"conv1", "conv4"}
+    second_input = {"model.low_resolution": True, "init.layers": ("conv1", "conv3")}
+    assert set(training.Run(finetune(**second_input), tmp_path / "run").start) == {"conv1", "conv3"}
 
 
 @pytest.mark.parametrize(
@@ -215,6 +219,11 @@ def test_other_layers_than_those_taken_may_have_other_shapes(finetune, tmp_path)
             r"fc6 is of shape .* is 55\)",
         ),
         ({"init.layers": ("conv2",), "model.widths": (16,) * 6}, r"conv2 is of shape \[2, 5, 5, 4, 8\], not"),
+        (
+            {"init.layers": ("conv2",), "model.low_resolution": True},
+            r"conv2 is of shape \[2, 5, 5, 4, 8\], not \[2, 5, 5, 7, 8\]",
+        ),
+        ({"model.low_resolution": True}, r"its net has low_resolution=False"),
         ({"model.widths": (16,) * 6}, r"its net has widths="),
         ({"init.mean": "nowhere.npy"}, r"nowhere.npy: cannot be read"),
     ],
@@ -273,6 +282,9 @@ def test_a_run_whose_weights_are_not_finite_is_refused(finetune, tmp_path, value
         pretrained.read(folder)
     assert str(caught.value).startswith(f"{folder}: fc6/bias has NaN or infinity; ")
     assert "\n" not in str(caught.value)
+    (folder / configs.FILE_NAME).write_text(finetune().to_json())
+    with pytest.raises(UserError, match="fc6/bias has NaN or infinity"):
+        evaluate.evaluate_workdir(finetune(), folder)
 
 
 def test_a_damaged_description_is_one_clear_line(tmp_path):

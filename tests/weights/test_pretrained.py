@@ -742,6 +742,7 @@ def test_caffes_layout_is_bgr(tmp_path):
 def test_nets_without_a_counterpart_are_refused(tmp_path):
     for overrides, match in (
         ({"conv6": True}, "sixth"),
+        ({"low_resolution": True}, "second input"),
         ({"cross_column_layers": ("conv3",)}, "independent columns"),
     ):
         model, variables, preprocess = small("paper", **overrides)

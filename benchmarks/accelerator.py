@@ -1,0 +1,205 @@
+"""Everything to know about this program on an accelerator, in one command without network or data.
+
+    python -m benchmarks.accelerator --out=DIR [--minutes=7.5] [--torch_python=PYTHON] [--only=REGEX]
+
+On one GPU or TPU, and on two where there are two:
+  correctness  forward pass, gradients and ten steps against recorded ones of PyTorch in float64
+  rates        images/s and share of the published peak (MFU) in training and forward, in float32, with JAX's
+               default precision (TF32 on NVIDIA) and in bfloat16, at batches of 128 to 2048; the same with
+               XLA's own operations in the place of `alexnet_jax/kernels`; two columns on two devices
+  default run  configs/default.py to its end, with its error
+  PyTorch      the same net there, channels last, compiled, AMP
+  loop         `benchmarks.whole_run` on records prepared from the photographs that the repository ships
+  kernels      normalisation, pooling and fully connected layers beside plain XLA: times and differences
+
+Each part has its share of --minutes; what a quick one leaves, the next ones get. What fails or is cut off is
+said in its place, and the next part follows. DIR/accelerator-DEVICE.json and .md are written after each part.
+PyTorch is looked for in this Python, or in --torch_python, which needs nothing of this project.
+`python -m benchmarks.accelerator_report` puts the results in benchmarks/results into docs/speed.md.
+--small tries everything on a narrow net, on any device; its rates mean nothing.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from alexnet_jax.common import command_line, files
+from alexnet_jax.common.errors import UserError
+from benchmarks import accelerator_report, contestants, tables
+
+Row = dict[str, Any]
+Rows = tuple[list[Row], str | None]  # and why there are no more
+
+PHOTOGRAPHS = tables.ROOT / "alexnet_jax" / "data" / "photographs"
+# Of PyTorch's training step and forward pass: work, batch, precision, compiled.
+TORCH = (
+    ("train", 512, "default", False),
+    ("train", 512, "default", True),
+    ("train", 512, "bfloat16", True),
+    ("forward", 512, "bfloat16", True),
+    ("train", 512, "float32", True),
+    ("forward", 512, "default", True),
+    ("train", 128, "bfloat16", True),
+    ("train", 2048, "bfloat16", True),
+)
+NARROW = ("--config.model.widths=(8, 16, 16, 16, 16, 16)", "--config.model.fc_widths=(32, 32)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = command_line.Parser("benchmarks.accelerator", __doc__)
+    parser.add_argument("--out", type=command_line.new_folder, required=True)
+    parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--torch_python", default=sys.executable)
+    parser.add_argument("--only", default="", help="regular expression: the parts to run")
+    parser.add_argument("--small", action="store_true")
+    given = parser.parse_args(argv)
+    began = time.monotonic()
+    about = describe(given)
+    path = given.out / f"accelerator-{re.sub('[^a-z0-9]+', '-', about['device'].lower())}.json"
+    given.out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"about": about, "parts": {}}
+    parts = [part for part in PARTS.items() if re.search(given.only, part[0])]
+    for number, (name, (share, run)) in enumerate(parts):
+        left = 60 * given.minutes - (time.monotonic() - began)
+        budget = max(left * share / sum(share for _, (share, _) in parts[number:]), 1.0)
+        print(f"{name}: at most {budget:.0f} s", file=sys.stderr, flush=True)
+        start = time.monotonic()
+        rows, failed = run(given, budget)
+        part = {"seconds": round(time.monotonic() - start, 1), "budget": round(budget, 1), "rows": rows}
+        result["parts"][name] = part | ({"failed": failed} if failed else {})
+        files.write_text(path, json.dumps(result, indent=1) + "\n")
+        files.write_text(path.with_suffix(".md"), accelerator_report.page(result))
+    print(accelerator_report.page(result), end="")
+    print(f"files      {path}, {path.with_suffix('.md')}", file=sys.stderr)
+    return 0
+
+
+def describe(given: argparse.Namespace) -> dict[str, Any]:
+    """The device, its driver, the versions; whether this is only a try."""
+    about = tables.answer(tables.ours_command("about"))
+    if "failed" in about:
+        raise UserError(f"JAX does not start here: {about['failed']}")
+    query = ("nvidia-smi", "--query-gpu=driver_version,memory.total,power.limit", "--format=csv,noheader")
+    return {
+        **{key: about[key] for key in ("platform", "device", "devices", "runtime")},
+        "driver": first_line(*query),
+        "small": given.small,
+        "date": datetime.date.today().isoformat(),
+        "commit": first_line("git", "-C", str(tables.ROOT), "rev-parse", "--short", "HEAD"),
+        **tables.machine(),
+        "versions": about["versions"],
+    }
+
+
+def first_line(*command: str) -> str | None:
+    """The first line that a command prints; None where there is no such command or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.partition("\n")[0].strip() or None
+
+
+def in_own_process(part: str) -> Callable[[argparse.Namespace, float], Rows]:
+    """A part of `accelerator_parts`."""
+
+    def run(given: argparse.Namespace, budget: float) -> Rows:
+        small = ("--small",) if given.small else ()
+        command = (sys.executable, "-m", "benchmarks.accelerator_parts", part, *small)
+        return tables.answers(command, timeout=budget)
+
+    return run
+
+
+def default_run(given: argparse.Namespace, budget: float) -> Rows:
+    """configs/default.py to its end: its error, and the rates that it logged."""
+    few = (
+        "--config.run.total_epochs=None",
+        "--config.run.total_steps=2",
+        "--config.optimizer.drop_epochs=()",
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        workdir = pathlib.Path(temporary) / "run"
+        flags = (*NARROW, *few, "--config.run.log_every_steps=1") if given.small else ()
+        start = time.monotonic()
+        command = (sys.executable, "main.py", "--config=configs/default.py", f"--workdir={workdir}", *flags)
+        _, failed = tables.answers(command, timeout=budget)
+        if failed:
+            return [], failed
+        seconds = time.monotonic() - start
+        status = json.loads((workdir / "status.json").read_text())
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        logged = [line["train/images_per_second"] for line in lines if "train/images_per_second" in line]
+        errors = {f"top-{k} error, %": status["eval"][f"top{k}_error"] for k in (1, 5)}
+        rate = {"images/s": statistics.median(logged), "seconds in all": seconds}
+        return [{"steps": status["step"], **errors, **rate}], None
+
+
+def torch(given: argparse.Namespace, budget: float) -> Rows:
+    """PyTorch's same net, as many of `TORCH` as there is time for."""
+    rows, end = [], time.monotonic() + budget
+    narrow = ("--image_size=64", "--widths=8,16,16,16,16", "--fc_widths=32,32", "--device=cpu")
+    sizes = narrow if given.small else ("--device=cuda", "--calls=20")
+    for work, batch, precision, compiled in (("train", 4, "default", False),) if given.small else TORCH:
+        row = {"work": work, "batch": batch, "precision": precision, "compiled": "yes" if compiled else ""}
+        options = ("--layout=channels_last", "--fused", f"--precision={precision}", "--warm=2", "--steps=3")
+        command = (given.torch_python, str(contestants.THEIRS), work, f"--batch={batch}", *sizes, *options)
+        left = end - time.monotonic()
+        if left < 1:
+            return rows, f"not done in {budget:.0f} s"
+        result = tables.answer((*command, *(["--compiled"] if compiled else [])), timeout=left)
+        if "failed" in result:
+            rows.append(row | {"failed": result["failed"]})
+            if len(rows) == 1:  # the others would fail, too
+                return rows, None
+            continue
+        rate = {"images/s": result["images"] / statistics.median(result["seconds"])}
+        memory = {"GB": result["device_peak_bytes"] / 1e9} if result["device_peak_bytes"] else {}
+        rows.append(row | rate | memory | {"torch": result["torch"]})
+    return rows, None
+
+
+def loop(given: argparse.Namespace, budget: float) -> Rows:
+    """The training loop on prepared records beside its own step, by `benchmarks.whole_run`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        root = pathlib.Path(temporary)
+        for photograph in PHOTOGRAPHS.glob("*.jpg"):
+            folder = root / "photos" / photograph.stem
+            folder.mkdir(parents=True)
+            for number in range(4 if given.small else 256):
+                (folder / f"{number}.jpg").symlink_to(photograph)
+        few = [f"--config.data.{key}" for key in ("batch_size=8", "image_size=64", "resize_size=73")]
+        small = ("--steps=4", "--log_every=2", "--", *NARROW, *few)
+        sizes = small if given.small else ("--steps=300", "--log_every=50")
+        command = (sys.executable, "-m", "benchmarks.whole_run", f"--photos={root / 'photos'}", "--prepared")
+        once = ("--rounds=1", "--starts=0", f"--out={root}")
+        _, failed = tables.answers((*command, *once, *sizes), timeout=budget)
+        if failed:
+            return [], failed
+        with (root / "whole_run_prepared.csv").open(newline="") as file:
+            rows = [{"what": row["what"], "value": float(row["median"])} for row in csv.DictReader(file)]
+        return rows, None
+
+
+# Each with its share of the time, the most telling first.
+PARTS: dict[str, tuple[float, Callable[[argparse.Namespace, float], Rows]]] = {
+    "correctness": (70, in_own_process("correctness")),
+    "rates": (150, in_own_process("rates")),
+    "default run": (60, default_run),
+    "PyTorch": (80, torch),
+    "loop": (60, loop),
+    "kernels": (30, in_own_process("kernels")),
+}
+
+if __name__ == "__main__":
+    command_line.command(main)

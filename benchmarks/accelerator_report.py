@@ -1,0 +1,105 @@
+"""The page of a result of `benchmarks.accelerator`, and the table of all of them in docs/speed.md.
+
+    python -m benchmarks.accelerator_report [--check]
+
+Makes the part between the marks in docs/speed.md from benchmarks/results/accelerator-*.json. With --check
+nothing is written; the command fails if the page differs from what the results say.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from alexnet_jax.common import command_line, files
+from alexnet_jax.common.errors import UserError
+from benchmarks import tables
+
+RESULTS, PAGE = tables.ROOT / "benchmarks" / "results", tables.ROOT / "docs" / "speed.md"
+BEGIN, END = (
+    "<!-- accelerators: made by python -m benchmarks.accelerator_report -->",
+    "<!-- accelerators: end -->",
+)
+NONE = "Nobody has run it on an accelerator yet."
+WHAT = {
+    "correctness": "Largest relative deviation from PyTorch in float64 (tests/fixtures/record_torch.py).",
+    "rates": "Of the paper's net on 224 x 224 images; GB of the compiled program.",
+    "default run": "configs/default.py; on CPUs its top-1 error was 15.1 to 16.1 %.",
+    "PyTorch": "The same net, channels last, fused SGD; bfloat16 is AMP.",
+    "loop": "configs/imagenet2012.py on prepared records.",
+    "kernels": "In float32 proper, batch 128.",
+}
+
+
+def page(result: dict[str, Any]) -> str:
+    """A result as Markdown, a table for each part."""
+    about = {**result["about"], **result["about"]["versions"]}
+    label = {key: value for key, value in about.items() if key != "versions" and value is not None}
+    paragraphs = [f"# {about['device']}\n", tables.heading(label)]
+    if about["small"]:
+        paragraphs.append("A try with --small: the rates say nothing.\n")
+    for name, part in result["parts"].items():
+        paragraphs.append(f"## {name}\n\n{WHAT[name]} {part['seconds']:.0f} of {part['budget']:.0f} s.\n")
+        if rows := part["rows"]:
+            paragraphs.append(tables.markdown(rows, list(dict.fromkeys(key for row in rows for key in row))))
+        if "failed" in part:
+            paragraphs.append(f"Ended early: {part['failed']}\n")
+    return "\n".join(paragraphs)
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """A result's row in docs/speed.md."""
+    about, parts = result["about"], {name: part["rows"] for name, part in result["parts"].items()}
+    row: dict[str, Any] = {"device": f"{about['device']}, {about['date']}, jax {about['versions']['jax']}"}
+    judged = [one for name in ("correctness", "kernels") for one in parts.get(name, ()) if "right" in one]
+    row["right"] = f"{sum(one['right'] == 'yes' for one in judged)} of {len(judged)}"
+    rates = [one for one in parts.get("rates", ()) if "images/s" in one and not one["how"]]
+    for precision in ("float32", "default", "bfloat16"):
+        found = [one for one in rates if (one["work"], one["precision"]) == ("train", precision)]
+        if found:
+            best = max(found, key=lambda one: one["images/s"])
+            share = f", MFU {best['MFU']:.2f}" if "MFU" in best else ""
+            row[f"training, {precision}"] = f"{best['images/s']:,.0f} (batch {best['batch']}{share})"
+    theirs: dict[tuple[Any, ...], float] = {}
+    for one in parts.get("PyTorch", ()):
+        theirs[_key(one)] = max(one.get("images/s", 0), theirs.get(_key(one), 0))
+    ratios = [one["images/s"] / best for one in rates if (best := theirs.get(_key(one)))]
+    if ratios:
+        row["of PyTorch's best"] = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    loop = {one["what"]: one["value"] for one in parts.get("loop", ())}
+    row["loop of bare step"] = loop.get("loop of bare step")
+    row["default run, top-1 error, %"] = next(
+        (run["top-1 error, %"] for run in parts.get("default run", ())), None
+    )
+    return row
+
+
+def _key(one: dict[str, Any]) -> tuple[Any, ...]:
+    return one["work"], one["batch"], one["precision"]
+
+
+def section(directory: pathlib.Path) -> str:
+    """The text between the marks: a row for each accelerator; tries and CPUs are left out."""
+    results = [json.loads(path.read_text()) for path in sorted(directory.glob("accelerator-*.json"))]
+    measured = [one for one in results if one["about"]["platform"] != "cpu" and not one["about"]["small"]]
+    rows = [summary(one) for one in measured]
+    table = tables.markdown(rows, list(dict.fromkeys(key for row in rows for key in row))) if rows else NONE
+    return f"{BEGIN}\n\n{table.strip()}\n\n{END}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = command_line.Parser("benchmarks.accelerator_report", __doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
+    given = parser.parse_args(argv)
+    text = PAGE.read_text()
+    before, _, rest = text.partition(BEGIN)
+    made = before + section(RESULTS) + rest.partition(END)[2]
+    if given.check and made != text:
+        raise UserError(f"{PAGE}: is out of date; python -m benchmarks.accelerator_report makes it")
+    if not given.check:
+        files.write_text(PAGE, made)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.command(main)
