@@ -199,9 +199,10 @@ def demo(parser: Parser) -> None:
 
     python -m alexnet_jax demo [--weights=WEIGHTS] [--gallery=PHOTOS] [--port=7860]
 
-    Shows the most probable classes, the activations of conv1 and conv5, and the gallery's nearest images. The
-    gallery is a folder of images; by default a run's test images. Needs gradio: pip install ".[demo]" in a
-    checkout. Only this machine can open the page, unless --host says otherwise.
+    Shows the most probable classes, where the net looks for the first of them, the activations of conv1 and
+    conv5, and the nearest images of the gallery, a folder of images; by default a run's test images.
+    Needs gradio: pip install ".[demo]" in a checkout. Only this machine can open the page, unless --host says
+    otherwise.
     """
     _weights(parser)
     gallery = "a folder of images to search (default: a run's test images)"

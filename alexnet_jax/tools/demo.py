@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from PIL import Image
 
 from alexnet_jax import data
@@ -19,6 +20,12 @@ from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
 
 UPLOAD_MEGABYTES = 20
+# Galleries show all their pictures without scrolling, on a phone as on a wide screen.
+CSS = """
+.grid-wrap { min-height: 0 !important; max-height: none !important }
+#examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important }
+#similar .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(90px, 11%), 1fr)) !important }
+"""
 EXAMPLES = sorted((pathlib.Path(data.__path__[0]) / "photographs").glob("*.jpg"))
 
 
@@ -34,7 +41,7 @@ def page(loaded: Pretrained, gallery: explain.Gallery | None) -> Any:
     answer_for = explain.explainer(loaded, gallery)
     texts, has_classes = _texts(loaded, gallery), not loaded.missing
     picture: dict[str, Any] = {"interactive": False, "show_label": False, "buttons": ["fullscreen"]}
-    tiles: dict[str, Any] = {"interactive": False, "show_label": False, "height": "auto", "buttons": []}
+    tiles: dict[str, Any] = {"interactive": False, "show_label": False, "buttons": []}
 
     def show(path: str | None) -> Iterator[tuple[Any, ...]]:
         for message, *answers in _answers(answer_for, path):
@@ -84,11 +91,17 @@ def _answers(
     except UserError as error:
         yield f"**{pathlib.Path(path).name}**: {error}", *nothing
         return
-    shown = answer.square, answer.conv1, answer.conv5, answer.similar
+    shown = enlarged(answer.square), answer.conv1, answer.conv5, answer.similar
     yield "", *shown, bars(answer.classes), None
     if answer.find_heat is not None:
         heat, words = answer.find_heat()
-        yield "", *shown, f"{bars(answer.classes)}<p>{html.escape(words)}</p>", heat
+        yield "", *shown, f"{bars(answer.classes)}<p>{html.escape(words)}</p>", enlarged(heat)
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """A small image `[S, S, 3]` with whole pixels repeated, up to the size of a usual one."""
+    times = max(1, 256 // len(image))
+    return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def bars(classes: Sequence[tuple[str, float]]) -> str:
@@ -109,20 +122,21 @@ def _texts(loaded: Pretrained, gallery: explain.Gallery | None) -> dict[str, str
     if loaded.missing:
         does = "has no classifier, so only activations and nearest images are shown"
     best = f"the five most probable of {number:,} classes" if number > 5 else "all classes"
-    halves = " The first column's maps, then the second's." if loaded.model.columns == 2 else ""
-    scale = "white where a map is largest, black where its filter does not respond"
-    near = "start with `--gallery=PHOTOS` to see yours."
+    halves = ": the first column's maps, then the second's" if loaded.model.columns == 2 else ""
+    scale = "each map by itself, white where it is largest and black where its filter does not respond"
+    near, more = "", " Start with `--gallery=PHOTOS` to see the nearest of your images, too."
     if gallery is not None:
+        more = ""
         near = f"the {explain.SIMILAR} of {len(gallery.names):,} images with the most similar features "
         near += f"(the distance in {explain.point_layer(loaded)})."
     return {
-        "title": f"# AlexNet (2012)\nDrop a picture or click one; `{loaded.path.name}` {does}.",
+        "title": f"# AlexNet (2012)\nDrop a picture or click one; `{loaded.path.name}` {does}.{more}",
         "square": "**What the net sees**: the central square of the picture.",
         "classes": f"**What it takes it for**: {best}, ten views (corners, centre, and all mirrored).",
         "heat": "**Where it looks**: red where hiding a part makes the first class less probable, blue where "
         "more ([Zeiler and Fergus](https://arxiv.org/abs/1311.2901)).",
-        "conv1": f"**conv1**, the first layer, finds edges and colours: {scale}.{halves}",
-        "conv5": f"**conv5**, the last convolution, finds parts of objects: {scale}.",
+        "conv1": f"**conv1**, the first layer, finds edges and colours{halves}; {scale}.",
+        "conv5": f"**conv5**, the last convolution, finds parts of objects; {scale}.",
         "similar": f"**Nearest images**: {near}",
     }
 
@@ -148,6 +162,7 @@ def main(args: argparse.Namespace) -> int:
             max_file_size=UPLOAD_MEGABYTES * 2**20,
             footer_links=[],
             quiet=True,
+            css=CSS,
             allowed_paths=[str(EXAMPLES[0].parent)],
             prevent_thread_lock=True,
         )

@@ -92,8 +92,8 @@ def _heat_finder(loaded: Pretrained) -> Callable[[np.ndarray, int], tuple[np.nda
 
         heat, whole, lowest = occlusion.heat_map(probability, square, loaded.preprocess.mean)
         words = f"Hiding a part lowers {names[label]} from {percent(whole)} to {percent(lowest)} at most"
-        if lowest >= whole:
-            words = f"Hiding any part makes {names[label]} more probable than {percent(whole)}"
+        if lowest >= whole or percent(lowest) == percent(whole):
+            words = f"Hiding any one part leaves {names[label]} at {percent(whole)} or above"
         return occlusion.overlay(square, heat), f"{words} (central patch)."
 
     return find
