@@ -1,8 +1,9 @@
 """The README's picture: a run's first filters and curves, what it sees in photographs, and its predictions.
 
     python main.py --config=configs/finetune.py --config.data.source=embedded --workdir=runs/clothes \\
-        --config.data.resize_size=128 --config.data.image_size=128 --config.model.fc_widths="(1024, 1024)" \\
-        --config.run.total_epochs=10 --config.optimizer.drop_epochs="(8.0,)"
+        --config.data.resize_size=128 --config.data.image_size=128 --config.data.batch_size=128 \\
+        --config.model.fc_widths="(1024, 1024)" --config.optimizer.learning_rate=0.01 \\
+        --config.optimizer.drop_epochs="(8.0,)" --config.run.total_epochs=10
     python -m experiments.run_picture --workdir=runs/clothes --out=docs/run.png
 
 Needs matplotlib.
@@ -24,13 +25,13 @@ SEEN, NAMED = 5, 5  # responses to a photograph; test images
 
 
 def responses(loaded: Any, photograph: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph as the net gets it, uint8 `[224, 224, 3]`, and conv1's responses to it, `[55, 55, O]`."""
+    """A photograph as the net gets it, uint8 `[224, 224, 3]`, and conv1's responses, `[55, 55, O]`, >= 0."""
     colour = loaded.preprocess.mean.reshape(-1, 3).mean(axis=0)
     large = dataclasses.replace(loaded.preprocess, resize_size=224, crop_size=224, mean=colour)
     square = large.stored(photograph)
     params = {"conv1": loaded.variables["params"]["conv1"]}  # the others may be of another image size
-    _, seen = loaded.model.apply({"params": params}, large.view(square[None]), capture="activation1")
-    return square, np.asarray(seen["activation1"][0])
+    _, seen = loaded.model.apply({"params": params}, large.view(square[None]), capture="conv1")
+    return square, np.maximum(seen["conv1"][0], 0)
 
 
 def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
