@@ -52,11 +52,13 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
         for axes, (key, title) in zip(curves, CURVES.items(), strict=True):
             points = [(line["epoch"], line[key]) for line in lines if key in line]
             axes.plot(*zip(*points, strict=True), marker="o" if key.startswith("eval") else None, ms=4)
-            axes.set(xlabel="epoch", title=title, ylim=(0, None), xlim=(0, None))
+            top = 1.08 * max(value for _, value in points)
+            axes.set(xlabel="epoch", title=title, ylim=(0, top), xlim=(0, None))
             axes.grid(alpha=0.3)
         near = {"xytext": (0, -12), "textcoords": "offset points", "ha": "center"}
         curves[1].annotate(f"{points[-1][1]:.1f}", points[-1], **near)
         left, right = below.subfigures(1, 2)
+        left.suptitle("photographs, and the responses of the filters in the corners", fontsize=8)
         _draw_responses(left.subplots(len(SHOWN), 1 + SEEN), loaded, kernel)
         _draw_predictions(right.subplots(2, NAMED, height_ratios=(1.2, 1)), loaded, workdir)
 
@@ -74,13 +76,12 @@ def _draw_responses(grid: Any, loaded: Any, kernel: np.ndarray) -> None:
             one = np.concatenate(kernel, axis=-1)[None, ..., number, None]
             axes.inset_axes((0, 0, 0.3, 0.3)).imshow(logs.filters_image(one, across=1))
             axes.child_axes[0].set_axis_off()
-    grid[0, 1].set_title("responses to a photograph", fontsize=8, loc="left")
     for axes in grid.flat:
         axes.set_axis_off()
 
 
 def _draw_predictions(grid: Any, loaded: Any, workdir: pathlib.Path) -> None:
-    """Test images of the run, below each its most probable classes."""
+    """A random test image of every second class of the run, below it the most probable classes."""
     from alexnet_jax import config
     from alexnet_jax.data import sources
     from alexnet_jax.tools import predict
