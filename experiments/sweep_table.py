@@ -117,6 +117,18 @@ def _spread(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
         f"The shared spread is {spread.deviation:.2f} points ({spread.freedom} "
         f"degree{'' if spread.freedom == 1 else 's'} of freedom){without}. " + VERDICTS,
         "",
+        *(_power(spread.deviation, len(results["seeds"])) if _runs_by_machine(results) else ()),
+    ]
+
+
+def _power(spread: float, seeds: int) -> list[str]:
+    """What the sweep could have seen; older records, which lack machines, do without."""
+    paired = spread * np.sqrt(2)
+    seen, needed = sweep_statistics.smallest_seen(paired, seeds), sweep_statistics.seeds_to_see(1.0, paired)
+    return [
+        f"By that spread {seeds} seeds would have seen, with 80 % probability, a difference of "
+        f"{seen:.2f} points or more; {needed} seeds would see 1 point.",
+        "",
     ]
 
 
