@@ -78,7 +78,7 @@ def with_overrides(given: Sequence[str], planned: Sweep) -> Sweep:
     for text in given:
         left, equals, value = text.partition("=")
         row, colon, key = left.rpartition(":")
-        if not equals or (colon and row not in rows):
+        if not equals or "." not in key or (colon and row not in rows):
             raise UserError(f"--set={text}: give KEY=VALUE or 'ROW: KEY=VALUE', ROW one of {', '.join(rows)}")
         (rows[row] if colon else parent)[key.strip()] = _value(value)
     return dataclasses.replace(planned, parent=parent, rows=rows)

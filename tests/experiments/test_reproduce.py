@@ -86,7 +86,7 @@ def test_overrides_are_for_all_runs_or_for_a_row(tmp_path):
     assert {run.config.data.source for run in runs} == {"embedded"}
     epochs = {run.row: run.config.run.total_epochs for run in runs}
     assert epochs == {"parent": 90.0, "CNN* on Fall 2011": 7.81, "CNN*": 3.0}
-    for wrong in ("data.source", "CNN: run.seed=1"):
+    for wrong in ("data.source", "config=configs/run148.py", "CNN: run.seed=1"):
         with pytest.raises(
             UserError, match=r"--set=.*: give KEY=VALUE or 'ROW: KEY=VALUE', ROW one of parent"
         ):

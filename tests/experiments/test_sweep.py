@@ -331,6 +331,14 @@ def test_the_plot_s_words_and_numbers_are_those_of_the_results(tmp_path):
     assert groups == ["Normalisation"] * 2 + ["Regularisation"] * 4
 
 
+def test_runs_that_are_all_alike_have_no_power_to_tell():
+    results = made_up_results()
+    for row in results["rows"]:
+        for run in row["runs"]:
+            run["eval"]["top1_error"] = 90.0
+    assert "would see 1 point" not in sweep_table.markdown(results, sweep_statistics.lines(results))
+
+
 def test_the_plots_are_the_same_bytes_from_what_was_written(tmp_path):
     first, again = tmp_path / "first", tmp_path / "again"
     results = made_up_results()
