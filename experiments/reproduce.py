@@ -205,7 +205,7 @@ def shortfalls(runs: Sequence[Run], table: Sequence[Run], results: dict[str, Any
     found = {_images_line(run): None for run in runs if not images_of(run).are_full(run.config_path)}
     for run, plain in zip(runs, table, strict=True):
         lengths = [(one.config.run.total_epochs, one.config.run.total_steps) for one in (plain, run)]
-        changes = [line for line in configs.differences(plain.config, run.config)]
+        changes = list(configs.differences(plain.config, run.config).values())
         changes = [line for line in changes if not line.startswith(("data.source:", "init.path:"))]
         if lengths[0] != lengths[1]:
             changes.append(f"epochs, steps: {lengths[0]} -> {lengths[1]}")
