@@ -9,7 +9,7 @@ from scipy import stats
 
 from alexnet_jax import UserError
 from alexnet_jax.run import logs
-from experiments import certificate, reproduce, sweep_plan
+from experiments import certificate, reproduce, reproduction, sweep_plan
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_the_work_of_table_2_by_hand(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     runs = sweep_plan.plan(table(2), tmp_path / "runs")
-    by_row = {run.row: reproduce.work_left(run) for run in runs}
+    by_row = {run.row: reproduction.work_left(run) for run in runs}
     assert len(runs) == 9
     one = 90 * 1_281_167 + 90 * 50_000 * 10 / 3
     assert by_row["parent"] == pytest.approx(one, rel=1e-4)
@@ -56,33 +56,33 @@ def test_the_work_of_table_2_by_hand(tmp_path, monkeypatch):
     assert by_row["CNN*"] == pytest.approx(star, rel=1e-4)
     fall = 7.81 * 14_000_000
     assert by_row["CNN* on Fall 2011"] == pytest.approx(fall, rel=1e-4)
-    text = reproduce.report(runs, 3000.0, 2.5)
+    text = reproduction.report(runs, 3000.0, 2.5)
     hours = (5 * one + 2 * star + 2 * fall) / 3000 / 3600
     assert f"at 3,000 images/s {hours:.2f} hours; at 2.50 an hour {2.5 * hours:.2f}\n" in text
     assert text.count("missing: data.source=") == 2
 
 
 def test_a_run_under_way_has_less_left_and_tells_the_speed(images, tmp_path):
-    planned = reproduce.with_overrides([flag[6:] for flag in small(images)], table(1))
+    planned = reproduction.with_overrides([flag[6:] for flag in small(images)], table(1))
     runs = sweep_plan.plan(planned, tmp_path)
     whole = 4 * 8 + 20 * 10 / 3  # four steps of eight images, one test of twenty in ten views
-    assert reproduce.work_left(runs[0]) == pytest.approx(whole)
+    assert reproduction.work_left(runs[0]) == pytest.approx(whole)
     runs[0].workdir.mkdir()
     lines = [{"step": step, "epoch": 0, "train/images_per_second": 100 * step} for step in (1, 2, 3)]
     (runs[0].workdir / logs.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     logs.write_status(runs[0].workdir, "interrupted")
-    assert reproduce.work_left(runs[0]) == pytest.approx(whole / 4)
-    assert reproduce.images_per_second(runs, tmp_path) == 200
+    assert reproduction.work_left(runs[0]) == pytest.approx(whole / 4)
+    assert reproduction.images_per_second(runs, tmp_path) == 200
     logs.write_status(runs[0].workdir, "done", eval={"top1_error": 40.0})
-    assert reproduce.work_left(runs[0]) == 0
-    text = reproduce.report(runs, 200.0, None)
+    assert reproduction.work_left(runs[0]) == 0
+    text = reproduction.report(runs, 200.0, None)
     assert "parent-0: done, top-1 error 40.00 %" in text
     assert "30 for training, 20 for tests: not the full set, 1,261,406 and 150,000" in text
 
 
 def test_overrides_are_for_all_runs_or_for_a_row(tmp_path):
     given = ["data.source=embedded", "CNN*: run.total_epochs=3.0", "data.num_classes=10"]
-    runs = sweep_plan.plan(reproduce.with_overrides(given, table(2)), tmp_path)
+    runs = sweep_plan.plan(reproduction.with_overrides(given, table(2)), tmp_path)
     assert {run.config.data.source for run in runs} == {"embedded"}
     epochs = {run.row: run.config.run.total_epochs for run in runs}
     assert epochs == {"parent": 90.0, "CNN* on Fall 2011": 7.81, "CNN*": 3.0}
@@ -90,7 +90,7 @@ def test_overrides_are_for_all_runs_or_for_a_row(tmp_path):
         with pytest.raises(
             UserError, match=r"--set=.*: give KEY=VALUE or 'ROW: KEY=VALUE', ROW one of parent"
         ):
-            reproduce.with_overrides([wrong], table(2))
+            reproduction.with_overrides([wrong], table(2))
     with pytest.raises(UserError, match=r"--price=-1.0: must be above 0"):
         reproduce.main(["--table=1", "--price=-1"])
 
@@ -169,9 +169,9 @@ def test_a_small_table_from_check_to_certificate(images, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_the_speed_is_measured_where_no_run_has_one(images, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(reproduce, "MEASURED_SECONDS", 2.0)
-    planned = reproduce.with_overrides([flag[6:] for flag in small(images)], table(1))
-    rate = reproduce.images_per_second(sweep_plan.plan(planned, tmp_path), tmp_path)
+    monkeypatch.setattr(reproduction, "MEASURED_SECONDS", 2.0)
+    planned = reproduction.with_overrides([flag[6:] for flag in small(images)], table(1))
+    rate = reproduction.images_per_second(sweep_plan.plan(planned, tmp_path), tmp_path)
     assert rate is not None and 0 < rate < 1e5
     assert "measuring the speed" in capfd.readouterr().err
     assert not (tmp_path / "speed").exists()
