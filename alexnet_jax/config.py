@@ -32,7 +32,7 @@ from alexnet_jax.common.typed import (
 )
 
 FILE_NAME = "config.json"  # in a workdir
-FREE = "may change"  # on resume: duration, place and frequency, not the result (up to rounding)
+MAY_CHANGE = "may change"  # on resume: duration, place and frequency, not the result (up to rounding)
 MAX_EPOCHS = 1e6
 MAX_STEPS = 2**31 - 1  # steps are counted in an int32
 RATE_CHANGES = Bound(
@@ -47,14 +47,14 @@ class DataConfig:
     """The images, their sizes and the batches."""
 
     source: str  # embedded, tfds:<name>, folder:<path>, kaggle:<path>, tars:<path>, prepared:<path>
-    data_dir: Annotated[str | None, FREE]  # where TFDS looks; None for its default
+    data_dir: Annotated[str | None, MAY_CHANGE]  # where TFDS looks; None for its default
     num_classes: Annotated[int | None, at_least(1)]  # checked against the source; None accepts any
     order: Annotated[str, one_of("shuffled", "fixed")]  # of each epoch: its own, or the first one's
     batch_size: Annotated[int, at_least(1)]  # images a step, over all devices
-    micro_batches: Annotated[int, at_least(1), FREE]  # parts of a batch computed in turn, to save memory
+    micro_batches: Annotated[int, at_least(1), MAY_CHANGE]  # parts of a batch in turn, to save memory
     resize_size: Annotated[int, at_most(4096)]  # pixels: side of the stored squares; at 4096 one takes 50 MB
     image_size: Annotated[int, at_least(1)]  # pixels: side of the net's input crops
-    max_bad_fraction: Annotated[float, at_least(0), at_most(1), FREE]  # more unreadable images stop the run
+    max_bad_fraction: Annotated[float, at_least(0), at_most(1), MAY_CHANGE]  # more bad images stop the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,8 @@ class OptimizerConfig:
 class MeshConfig:
     """Devices on each axis; -1 for all remaining ones. `columns.make_mesh` checks them."""
 
-    data: Annotated[int, FREE]
-    column: Annotated[int, FREE]
+    data: Annotated[int, MAY_CHANGE]
+    column: Annotated[int, MAY_CHANGE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,21 +111,21 @@ class RunConfig:
     """Duration and intervals. Exactly one of each pair `_steps` and `_epochs` is set."""
 
     seed: Annotated[int, at_least(0), below(2**31)]
-    total_steps: Annotated[int | None, above(0), below(MAX_STEPS), FREE]
-    total_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS), FREE]
+    total_steps: Annotated[int | None, above(0), below(MAX_STEPS), MAY_CHANGE]
+    total_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS), MAY_CHANGE]
     log_every_steps: Annotated[int, at_least(1)]
-    profile_steps: Annotated[int, at_least(0), FREE]  # steps recorded in the workdir's profile/; 0 for none
-    wandb_project: Annotated[str | None, FREE]  # mirrors the metrics to Weights & Biases; None: no mirror
+    profile_steps: Annotated[int, at_least(0), MAY_CHANGE]  # steps recorded in workdir's profile/; or 0
+    wandb_project: Annotated[str | None, MAY_CHANGE]  # mirrors the metrics to Weights & Biases; or None
     eval_every_steps: Annotated[int | None, above(0)]
     eval_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS)]
     eval_views: Annotated[int, one_of(1, 9, 10)]  # the centre; a 3 x 3 grid of crops; the paper's ten views
-    save_every_steps: Annotated[int | None, above(0), FREE]
-    save_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS), FREE]
-    save_every_minutes: Annotated[float | None, above(0), FREE]  # also save at this interval; None for never
-    keep_checkpoints: Annotated[int, at_least(1), FREE]  # newest checkpoints kept, besides the best
-    keep_every_epochs: Annotated[float | None, above(0), FREE]  # keep one per interval permanently, or None
-    max_seconds: Annotated[float | None, above(0), FREE]  # time limit: saves and exits with code 75 before it
-    allow_changes: Annotated[bool, FREE]  # resumes a workdir with a different config
+    save_every_steps: Annotated[int | None, above(0), MAY_CHANGE]
+    save_every_epochs: Annotated[float | None, above(0), at_most(MAX_EPOCHS), MAY_CHANGE]
+    save_every_minutes: Annotated[float | None, above(0), MAY_CHANGE]  # also save at this interval, or None
+    keep_checkpoints: Annotated[int, at_least(1), MAY_CHANGE]  # newest checkpoints kept, besides the best
+    keep_every_epochs: Annotated[float | None, above(0), MAY_CHANGE]  # keeps one for good per interval
+    max_seconds: Annotated[float | None, above(0), MAY_CHANGE]  # limit: saves and exits with 75 before it
+    allow_changes: Annotated[bool, MAY_CHANGE]  # resumes a workdir with a different config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,14 +229,15 @@ def fixed_values(config: Config) -> dict[str, Any]:
         f"{section}.{key}": values[key]
         for section, values in dataclasses.asdict(config).items()
         for key, hint in _hints(section).items()
-        if FREE not in typing.get_args(hint)
+        if MAY_CHANGE not in typing.get_args(hint)
     }
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """Lines `key: old -> new` for each key that differs and may not change on resume."""
+def differences(old: Config, new: Config) -> dict[str, str]:
+    """Lines `key: old -> new`, by key, for each key that differs and may not change on resume."""
     before, after = fixed_values(old), fixed_values(new)
-    return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in after if before[key] != after[key]]
+    changed = [key for key in after if before[key] != after[key]]
+    return {key: f"{key}: {before[key]!r} -> {after[key]!r}" for key in changed}
 
 
 def steps_of(epochs: float, num_examples: int, batch_size: int) -> int:

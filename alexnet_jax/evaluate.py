@@ -21,11 +21,11 @@ from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
 from alexnet_jax.run import checkpoint, processes
-from alexnet_jax.run.inputs import open_source
-from alexnet_jax.run.meter import InFlight
+from alexnet_jax.run.inputs import open_images
+from alexnet_jax.run.pace import InFlight
 from alexnet_jax.weights import pretrained
 
-# Config keys that may differ from the training's with --mode=eval, besides those that are FREE.
+# Config keys that may differ from the training's with --mode=eval, besides those that MAY_CHANGE.
 FOR_TESTING = ("data.source", "data.batch_size", "run.eval_views")
 
 
@@ -155,7 +155,7 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
         config is for another net.
     """
     lines = configs.differences(configs.of_workdir(workdir), config)
-    if different := [line for line in lines if line.split(":")[0] not in FOR_TESTING]:
+    if different := [line for key, line in lines.items() if key not in FOR_TESTING]:
         raise UserError(
             f"--workdir={workdir}: the config differs from the training's ({'; '.join(different)}); only "
             f"{', '.join(FOR_TESTING)} and mesh may differ"
@@ -163,7 +163,7 @@ def evaluate_workdir(config: configs.Config, workdir: pathlib.Path) -> tuple[Res
     mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
     check_batch_size(config.data.batch_size, mesh)
     trained = pretrained.read_description(workdir)
-    source = open_source(dataclasses.replace(config.data, num_classes=None), "test")
+    source = open_images(dataclasses.replace(config.data, num_classes=None), "test")
     views, labels = config.run.eval_views, trained.labels_of(source)
     preprocess = trained.preprocess.resized(config.data.resize_size, config.data.image_size)
     model = configs.build_model(config, trained.model.num_classes)

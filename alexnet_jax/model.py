@@ -256,7 +256,7 @@ class AlexNet(nn.Module):
         return self._local_channels([joined] * len(xs), xs[0].shape[-1])
 
     def _dropout(self, number: int, xs: list[Array], train: bool, example_ids: Array) -> list[Array]:
-        if f"fc{number}" in self.removed_layers:
+        if f"fc{number + self.dropout_before}" in self.removed_layers:
             return xs
         if self.dropout > 0 and train:
             key, how = self.make_rng("dropout"), {"rate": self.dropout, "scaled": self.dropout_scaled}

@@ -20,7 +20,7 @@ from alexnet_jax.weights import pretrained, torch_files
 Array = jax.Array
 
 LINEAR = pathlib.Path(__file__).parent / "weights" / "lpips" / "alex.pth"  # 6 KB
-LAYERS = ("activation1", "activation2", "activation3", "activation4", "activation5")
+COMPARED = ("activation1", "activation2", "activation3", "activation4", "activation5")
 # From [-1, 1] to the input of torchvision's nets; the package rounds these numbers to three places.
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
@@ -71,8 +71,8 @@ class Perceptual(flax.struct.PyTreeNode):
                     "of one shape; uint8 pixels become that by pixels / 127.5 - 1"
                 )
         x = (jnp.concatenate([images, others]).astype(jnp.float32) - _SHIFT) / _SCALE
-        _, activations = self.model.apply({"params": self.params}, x, capture=LAYERS)
-        pairs = (jnp.split(_unit(activations[name]), 2) for name in LAYERS)
+        _, activations = self.model.apply({"params": self.params}, x, capture=COMPARED)
+        pairs = (jnp.split(_unit(activations[name]), 2) for name in COMPARED)
         return [jnp.square(a - b) @ weight for (a, b), weight in zip(pairs, self.linear, strict=True)]
 
 
@@ -101,7 +101,7 @@ def load(
         raise UserError(f"{path}: no such file; give a file like {LINEAR}")
     with named(path):
         saved = torch_files.read(path)
-    keys = [f"lin{i}.model.1.weight" for i in range(len(LAYERS))]
+    keys = [f"lin{i}.model.1.weight" for i in range(len(COMPARED))]
     if missing := [key for key in keys if key not in saved]:
         raise UserError(f"{path}: no {missing[0]} in it; give a file like {LINEAR}")
     by_layer = tuple(jnp.asarray(saved[key], jnp.float32).reshape(-1) for key in keys)

@@ -22,7 +22,8 @@ from alexnet_jax.data.sources import statistics_of
 from alexnet_jax.run import cached_features, checkpoint, inputs, logs, processes, profiler, signals, status
 from alexnet_jax.run import workdir as workdirs
 from alexnet_jax.run.memory import batch_shapes, check_memory
-from alexnet_jax.run.meter import Diverged, InFlight, Meter, TrainingBatches, check_finite, is_due
+from alexnet_jax.run.meter import Diverged, Meter, check_finite
+from alexnet_jax.run.pace import InFlight, TrainingBatches, is_due
 from alexnet_jax.run.record import Record
 from alexnet_jax.weights import initial, pretrained
 
@@ -39,21 +40,18 @@ class Run:
         self.config, self.workdir = config, workdir
         self.mesh = mesh = columns.make_mesh(config.mesh.data, config.mesh.column)
         check_batch_size(data.batch_size, mesh, data.micro_batches)
-        self.source, test_source = (inputs.open_source(data, split) for split in ("train", "test"))
+        self.source, test_source = (inputs.open_images(data, split) for split in ("train", "test"))
         statistics = statistics_of(self.source)
         self.model = model = configs.build_model(config, self.source.num_classes)
 
-        resumes = checkpoint.exist(workdir)
-        init = None if resumes else initial.read_initial(config)
-        is_described = resumes and (workdir / pretrained.DESCRIPTION).exists()
-        trained = pretrained.read_description(workdir) if is_described else init
+        trained = initial.read_starting_point(config, workdir)
         if trained is None:
             self.preprocess = inputs.new_preprocess(config, statistics)
         else:
             self.preprocess = trained.preprocess.resized(data.resize_size, data.image_size)
-        # Trained initial weights, by layer.
-        layers = (model, self.preprocess, self.source, config.init.layers)
-        self.start = {} if init is None else initial.start_from(init, *layers)
+        self.start = {}  # trained weights to start from, by layer; a run that resumes has its checkpoint's
+        if trained is not None and trained.variables:
+            self.start = initial.start_from(trained, model, self.preprocess, self.source, config.init.layers)
 
         size = {"num_examples": len(self.source), "batch_size": data.batch_size}
         in_steps = functools.partial(configs.in_steps, run, **size)
@@ -64,16 +62,17 @@ class Run:
 
         self.rates = optimizers.make_rates(config.optimizer, steps_at)
         optimizer = optimizers.make(config.optimizer, self.rates)
-        eval_step = evaluate.make_eval_step(model, mesh, self.preprocess, run.eval_views)
-        self.evaluate = evaluate.Evaluator(config, mesh, test_source, eval_step)
         fresh = (model, optimizer, data.image_size, run.seed, mesh)
         self.init_state = functools.partial(steps.init_state, *fresh)
         self.abstract_state = steps.abstract_state(self.init_state, mesh)
+
         view = inputs.training_view(config.augment, self.preprocess, statistics, steps_at)
         if cached_features.is_frozen(config):
             model, view = model.clone(reads="pool5"), cached_features.view
         every = {"log_every": run.log_every_steps, "micro_batches": data.micro_batches}
         self.train_step = steps.make_train_step(model, optimizer, mesh, view, seed=run.seed, **every)
+        eval_step = evaluate.make_eval_step(self.model, mesh, self.preprocess, run.eval_views)
+        self.evaluate = evaluate.Evaluator(config, mesh, test_source, eval_step)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation follows `step`: every `eval_every` steps and at the end."""
@@ -139,7 +138,7 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
       UserError: the config, the data or the directory has a mistake.
       Fault: the disk is full, the directory has been removed, or memory runs out.
     """
-    with opened(config, workdir) as session:
+    with open_session(config, workdir) as session:
         run, record, log, stop = session.run, session.record, session.log, session.stop
         step = int(session.state.step)
         if run.evaluates_at(step) and record.evaluated_step != step:  # interrupted before this evaluation
@@ -188,13 +187,13 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
-def opened(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Session]:
+def open_session(config: configs.Config, workdir: str | pathlib.Path) -> Iterator[Session]:
     """Builds a run, locks its directory, restores its state; turns known failures into one-line errors."""
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.Stop(config.run.max_seconds, processes.DelayedMax()))
         run = Run(config, paths.expanded(processes.from_first(str(workdir))))
         processes.barrier()  # all read the directory before any changes it
-        stack.enter_context(workdirs.opened(run.workdir, config))
+        stack.enter_context(workdirs.locked(run.workdir, config))
         first, net = processes.is_first(), (run.workdir, run.model, run.preprocess, run.source)
         processes.together(lambda: pretrained.describe(*net, config.run.allow_changes) if first else None)
         say = progress.say if first else lambda line: None

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from alexnet_jax.common.errors import UserError, did_you_mean
 from alexnet_jax.common.typed import as_type
 from alexnet_jax.conv_local import STDS, ConvLocal
@@ -59,6 +62,12 @@ def layer_names(model: AlexNet) -> tuple[str, ...]:
     """The layers with parameters that a net has, in order."""
     left_out = {*model.removed_layers, *(() if model.conv6 else ("conv6",))}
     return tuple(STDS) if isinstance(model, ConvLocal) else tuple(n for n in LAYERS if n not in left_out)
+
+
+def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
+    """`kernel` and `bias` of each layer as `ShapeDtypeStruct`; raises `UserError` for too small images."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
 
 def create_model(variant: str = "paper", num_classes: int = 1000, **overrides: Any) -> AlexNet:

@@ -193,7 +193,10 @@ def kernel_rows(small: bool) -> Iterator[Row]:
     with jax.default_matmul_precision("highest"):
         for case in kernels.cases(batch):
             if re.search(only, case[0]):
-                row = attempt({"kernel": case[0]}, lambda case=case: kernels.measure(case, batch, 3, calls))
+                row = attempt(
+                    {"kernel": case[0], "batch": batch},
+                    lambda case=case: kernels.measure(case, batch, 3, calls),
+                )
                 if "largest" in row:
                     row["right"] = "yes" if row["difference"] <= KERNEL_LIMIT * row["largest"] else "no"
                 yield row

@@ -27,7 +27,7 @@ WHAT = {
     "default run": "configs/default.py; on CPUs its top-1 error was 15.1 to 16.1 %.",
     "PyTorch": "The same net, channels last, fused SGD; bfloat16 is AMP.",
     "loop": "configs/imagenet2012.py on prepared records.",
-    "kernels": "In float32 proper, batch 128.",
+    "kernels": "In float32 proper.",
 }
 
 
@@ -37,7 +37,7 @@ def page(result: dict[str, Any]) -> str:
     label = {key: value for key, value in about.items() if key != "versions" and value is not None}
     paragraphs = [f"# {about['device']}\n", tables.heading(label)]
     if about["small"]:
-        paragraphs.append("A try with --small: the rates say nothing.\n")
+        paragraphs.append("A try with --small, on a narrow net and small images: the rates mean nothing.\n")
     for name, part in result["parts"].items():
         paragraphs.append(f"## {name}\n\n{WHAT[name]} {part['seconds']:.0f} of {part['budget']:.0f} s.\n")
         if rows := part["rows"]:

@@ -91,13 +91,14 @@ def main():
     print(json.dumps({**work(given), "peak_bytes": tables.peak_bytes()}))
 
 
-def timed(run, warm, steps, calls=1, finish=lambda: None):
+def timed(run, warm, steps, calls=1, finish=None):
     seconds = []
     for number in range(max(warm, 1) + steps):
         began = time.perf_counter()
         for _ in range(calls):
             run()
-        finish()
+        if finish:
+            finish()
         if number >= max(warm, 1):
             seconds.append((time.perf_counter() - began) / calls)
     return seconds
@@ -144,7 +145,7 @@ def net(given):
         with torch.inference_mode():
             forward(images)
 
-    run, finish = train if given.work == "train" else infer, torch.cuda.synchronize if on_gpu else int
+    run, finish = train if given.work == "train" else infer, torch.cuda.synchronize if on_gpu else None
     seconds = timed(run, given.warm, given.steps, given.calls, finish)
     return {
         "seconds": seconds,

@@ -221,7 +221,7 @@ def bare(workdir: pathlib.Path, number: int) -> dict[str, Any]:
     from alexnet_jax import config as configs
     from alexnet_jax import train as training
     from alexnet_jax.data.batches import on_device
-    from alexnet_jax.run import meter, status
+    from alexnet_jax.run import pace, status
 
     run = training.Run(configs.of_workdir(workdir), workdir)
     state = run.init_state()
@@ -231,7 +231,7 @@ def bare(workdir: pathlib.Path, number: int) -> dict[str, Any]:
     for _ in range(2):
         state, metrics = run.train_step(state, batch)
     jax.block_until_ready(metrics)
-    in_flight, began = meter.InFlight(run.mesh), time.perf_counter()
+    in_flight, began = pace.InFlight(run.mesh), time.perf_counter()
     for _ in range(number):
         in_flight.make_room()
         state, metrics = run.train_step(state, batch)

@@ -1,8 +1,9 @@
 """The README's picture: a run's first filters and curves, what it sees in photographs, and its predictions.
 
     python main.py --config=configs/finetune.py --config.data.source=embedded --workdir=runs/clothes \\
-        --config.data.resize_size=128 --config.data.image_size=128 --config.model.fc_widths="(1024, 1024)" \\
-        --config.run.total_epochs=10 --config.optimizer.drop_epochs="(8.0,)"
+        --config.data.resize_size=128 --config.data.image_size=128 --config.data.batch_size=128 \\
+        --config.model.fc_widths="(1024, 1024)" --config.optimizer.learning_rate=0.01 \\
+        --config.optimizer.drop_epochs="(8.0,)" --config.run.total_epochs=10
     python -m experiments.run_picture --workdir=runs/clothes --out=docs/run.png
 
 Needs matplotlib.
@@ -24,13 +25,13 @@ SEEN, NAMED = 5, 5  # responses to a photograph; test images
 
 
 def responses(loaded: Any, photograph: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """A photograph as the net gets it, uint8 `[224, 224, 3]`, and conv1's responses to it, `[55, 55, O]`."""
+    """A photograph as the net gets it, uint8 `[224, 224, 3]`, and conv1's responses, `[55, 55, O]`, >= 0."""
     colour = loaded.preprocess.mean.reshape(-1, 3).mean(axis=0)
     large = dataclasses.replace(loaded.preprocess, resize_size=224, crop_size=224, mean=colour)
     square = large.stored(photograph)
     params = {"conv1": loaded.variables["params"]["conv1"]}  # the others may be of another image size
-    _, seen = loaded.model.apply({"params": params}, large.view(square[None]), capture="activation1")
-    return square, np.asarray(seen["activation1"][0])
+    _, seen = loaded.model.apply({"params": params}, large.view(square[None]), capture="conv1")
+    return square, np.maximum(seen["conv1"][0], 0)
 
 
 def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
@@ -51,11 +52,13 @@ def draw(workdir: pathlib.Path, out: pathlib.Path) -> None:
         for axes, (key, title) in zip(curves, CURVES.items(), strict=True):
             points = [(line["epoch"], line[key]) for line in lines if key in line]
             axes.plot(*zip(*points, strict=True), marker="o" if key.startswith("eval") else None, ms=4)
-            axes.set(xlabel="epoch", title=title, ylim=(0, None), xlim=(0, None))
+            top = 1.08 * max(value for _, value in points)
+            axes.set(xlabel="epoch", title=title, ylim=(0, top), xlim=(0, None))
             axes.grid(alpha=0.3)
         near = {"xytext": (0, -12), "textcoords": "offset points", "ha": "center"}
         curves[1].annotate(f"{points[-1][1]:.1f}", points[-1], **near)
         left, right = below.subfigures(1, 2)
+        left.suptitle("photographs, and the responses of the filters in the corners", fontsize=8)
         _draw_responses(left.subplots(len(SHOWN), 1 + SEEN), loaded, kernel)
         _draw_predictions(right.subplots(2, NAMED, height_ratios=(1.2, 1)), loaded, workdir)
 
@@ -73,13 +76,12 @@ def _draw_responses(grid: Any, loaded: Any, kernel: np.ndarray) -> None:
             one = np.concatenate(kernel, axis=-1)[None, ..., number, None]
             axes.inset_axes((0, 0, 0.3, 0.3)).imshow(logs.filters_image(one, across=1))
             axes.child_axes[0].set_axis_off()
-    grid[0, 1].set_title("responses to a photograph", fontsize=8, loc="left")
     for axes in grid.flat:
         axes.set_axis_off()
 
 
 def _draw_predictions(grid: Any, loaded: Any, workdir: pathlib.Path) -> None:
-    """Test images of the run, below each its most probable classes."""
+    """A random test image of every second class of the run, below it the most probable classes."""
     from alexnet_jax import config
     from alexnet_jax.data import sources
     from alexnet_jax.tools import predict

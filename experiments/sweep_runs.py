@@ -107,8 +107,8 @@ def _check_configs(runs: Sequence[Run]) -> None:
             different = configs.differences(configs.of_workdir(run.workdir), run.config)
             if different:
                 raise UserError(
-                    f"{run.workdir}: holds a run of another config ({'; '.join(different)}); choose another "
-                    "--runs, or delete it"
+                    f"{run.workdir}: holds a run of another config ({'; '.join(different.values())}); choose "
+                    "another --runs, or delete it"
                 )
 
 

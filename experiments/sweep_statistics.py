@@ -8,13 +8,14 @@ or all seeds, do not enter the shared spread. A verdict needs both intervals.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
-LEVEL = 0.95
+LEVEL, POWER = 0.95, 0.8
 # Rows whose standard deviation is more than this many times the rows' median, or less than the median divided
 # by it, do not enter the shared spread.
 OUTLIER_RATIO = 5.0
@@ -140,6 +141,27 @@ def difference(
 
 def _quantile(freedom: int) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+
+
+def power(difference: float, deviation: float, count: int) -> float:
+    """The probability that Student's paired test (95 %, two-sided) of `count` seeds sees a true difference.
+
+    Args:
+      deviation: the standard deviation of the paired differences.
+    """
+    shift = min(difference / deviation * np.sqrt(count), 30.0)  # beyond, SciPy fails; the power is above 0.98
+    return float(stats.nct.sf(_quantile(count - 1), count - 1, shift))
+
+
+def seeds_to_see(difference: float, deviation: float) -> int:
+    """How many seeds see a true difference with 80 % probability."""
+    return next(count for count in itertools.count(2) if power(difference, deviation, count) >= POWER)
+
+
+def smallest_seen(deviation: float, count: int) -> float:
+    """The true difference that `count` seeds, two or more, see with 80 % probability."""
+    found: Any = optimize.brentq(lambda difference: power(difference, 1.0, count) - POWER, 0.0, 30.0)
+    return deviation * found
 
 
 def lines(results: dict[str, Any]) -> list[Line]:

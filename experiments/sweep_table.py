@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,20 @@ def _spread(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
     return [
         f"The shared spread is {spread.deviation:.2f} points ({spread.freedom} "
         f"degree{'' if spread.freedom == 1 else 's'} of freedom){without}. " + VERDICTS,
+        "",
+        *_power(spread.deviation, len(results["seeds"]), _runs_by_machine(results)),
+    ]
+
+
+def _power(spread: float, seeds: int, machines: Collection[str]) -> list[str]:
+    """What the sweep could have seen; older records, which lack machines, do without."""
+    if not machines or not spread:
+        return []
+    paired = spread * np.sqrt(2)
+    seen, needed = sweep_statistics.smallest_seen(paired, seeds), sweep_statistics.seeds_to_see(1.0, paired)
+    return [
+        f"By that spread {seeds} seeds would have seen, with 80 % probability, a difference of "
+        f"{seen:.2f} points or more; {needed} seeds would see 1 point.",
         "",
     ]
 

@@ -73,7 +73,7 @@ def kept_outputs(cell: Any, paths: dict[str, str]) -> list[Any]:
         text += output.get("text", "") if output.get("name") == "stdout" else ""
     for path, name in paths.items():
         text = text.replace(path, name)
-    lines = text.splitlines()
+    lines = [line for line in text.splitlines() if ", left " not in line]  # without progress
     if len(lines) > MOST_LINES:
         lines = [f"... {len(lines) - MOST_LINES} lines before", *lines[-MOST_LINES:]]
     if lines:

@@ -219,7 +219,7 @@ def test_json_round_trip(tmp_path):
 def test_differences_leave_out_what_may_change():
     old = configs.resolve(default.get_config())
     new = configs.resolve(default.get_config(), {"run.total_steps": 7, "run.seed": 3, "mesh.column": 2})
-    assert configs.differences(old, new) == ["run.seed: 0 -> 3"]
+    assert configs.differences(old, new) == {"run.seed": "run.seed: 0 -> 3"}
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 188), (5.0, 938), (0.5, 94), (4.0, 750)])

@@ -122,7 +122,8 @@ def test_counts_by_hand(variant, parameters, multiply_accumulates):
 
 
 def test_first_weights():
-    params = create_model("conv-local-11pct", 10).init(jax.random.key(3), jnp.zeros((1, 24, 24, 3)))["params"]
+    model = create_model("conv-local-11pct", 10)
+    params = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 24, 24, 3)))["params"]
     stds = {"conv1": 0.0001, "conv2": 0.01, "local3": 0.04, "local4": 0.04, "fc10": 0.01}
     assert params.keys() == stds.keys()
     for name, std in stds.items():

@@ -44,8 +44,8 @@ PAPER = (
     *("model", "variants", "layers", "columns", "augment"),
     *("optimizer", "steps", "evaluate", "train", "config"),
 )
-MOST_PAPER_LINES = 2016  # lower it where you can; raise it only for a feature
-MOST_PACKAGE_LINES = 12021  # likewise
+MOST_PAPER_LINES = 2025  # lower it where you can; raise it only for a feature
+MOST_PACKAGE_LINES = 12035  # likewise
 
 
 def modules() -> dict[str, pathlib.Path]:
@@ -117,6 +117,7 @@ def test_the_loop_s_body_is_short():
     assert train.end_lineno - docstring.end_lineno < 50
 
 
+@pytest.mark.slow
 def test_few_frames_lie_between_main_and_the_convolution(tmp_path):
     """In a training step on a CPU; `tests/frames.py` counts each function of this program on the stack."""
     images = tiny.make_images(tmp_path / "images", train=1, test=1)
@@ -162,7 +163,7 @@ def imports_beside(path: pathlib.Path) -> set[str]:
 def test_there_is_no_circle_in_experiments_and_benchmarks():
     files = [path for folder in BESIDE for path in sorted((ROOT / folder).glob("*.py"))]
     graph = {f"{path.parent.name}.{path.stem}": imports_beside(path) for path in files}
-    assert graph["experiments.sweep"] >= {"experiments.sweep_plan", "experiments.sweep_results"}
+    assert graph["experiments.sweep_runs"] >= {"experiments.sweep_plan", "experiments.sweep_results"}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 

@@ -461,6 +461,22 @@ def test_a_removed_middle_layer(removed, after, before, both):
         outputs_of(model, params, images, (removed,))
 
 
+@pytest.mark.parametrize(
+    ("variant", "removed", "left"),
+    [("paper", "fc6", 7), ("paper", "fc7", 6), ("torchvision", "fc6", 6), ("torchvision", "fc7", 5)],
+)
+def test_a_removed_layer_takes_its_dropout_with_it(variant, removed, left):
+    """Section 4.2 drops outputs of fc6 and fc7, torchvision their inputs: after pool5 and activation6."""
+    model = create_model(variant, removed_layers=(removed,), **SMALL)
+    params, images = random_params(model, 90), random_images(2, 90)
+    for number in (5, 6, 7):
+        if number == left:
+            outputs_of(model, params, images, (f"dropout{number}",))
+        else:
+            with pytest.raises(UserError, match=f"no activation 'dropout{number}'"):
+                outputs_of(model, params, images, (f"dropout{number}",))
+
+
 def test_removed_layers_and_cross_column_layers():
     """Independent columns stay independent; an exchange moves past a removed layer."""
     independent = create_model("paper", removed_layers=("conv3",), cross_column_layers=(), **SMALL)

@@ -9,7 +9,7 @@ from alexnet_jax import augment, columns, create_model, evaluate, optimizer, ste
 from alexnet_jax import config as configs
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.statistics import ILSVRC
-from alexnet_jax.run import inputs, meter
+from alexnet_jax.run import inputs, pace
 from configs import default
 from tests.reference import random_params, relative_error, softmax
 
@@ -71,7 +71,7 @@ class Result:
 @pytest.mark.parametrize(("platform", "most"), [("cpu", 0), ("gpu", 2), ("tpu", 2)])
 def test_the_host_runs_so_many_steps_ahead(platform, most):
     device = type("Device", (), {"platform": platform})
-    in_flight = meter.InFlight(type("Mesh", (), {"devices": np.array([device])}))
+    in_flight = pace.InFlight(type("Mesh", (), {"devices": np.array([device])}))
     assert in_flight.is_idle()
     results = [Result() for _ in range(5)]
     for number, result in enumerate(results, 1):

@@ -356,7 +356,7 @@ def test_a_second_run_in_the_same_workdir_is_refused(tiny, tmp_path):
 
     config = tiny(**{"mesh.data": 1})
     longer = tiny(**{"mesh.data": 1, "run.total_steps": 99})
-    with workdirs.opened(tmp_path, config):
+    with workdirs.locked(tmp_path, config):
         with pytest.raises(UserError, match=f"process {os.getpid()}"):
             training.train(longer, tmp_path)
         assert configs.of_workdir(tmp_path) == config  # the first one's, still

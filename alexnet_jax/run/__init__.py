@@ -12,7 +12,8 @@ faults           names faults outside the program: disk, memory, lost processes
 signals          SIGTERM, SIGINT and time limits
 processes        multi-process runs
 inputs           a run's images, preprocessing and augmentation, made from its config
-meter            limits how far the host runs ahead; times the input; logs metrics
+meter            logs the metrics of training steps
+pace             how far the host runs ahead, how long it waits for input, what is due
 memory           refuses a training step that is larger than the free memory
 terminal         a run's progress on a terminal
 profiler         profiles a few training steps

@@ -138,7 +138,7 @@ def is_picture(value: Any) -> bool:
 Dashboard = TensorBoard | WeightsAndBiases
 
 
-def opened(workdir: pathlib.Path, config: configs.Config, first_step: int) -> list[Dashboard]:
+def open_all(workdir: pathlib.Path, config: configs.Config, first_step: int) -> list[Dashboard]:
     """The dashboards of a run whose next values come at `first_step` or later."""
     found: list[Dashboard] = [TensorBoard(workdir, config, first_step)]
     if config.run.wandb_project is not None:

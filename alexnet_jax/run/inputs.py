@@ -16,7 +16,7 @@ from alexnet_jax.data.statistics import Statistics
 from alexnet_jax.run import processes
 
 
-def open_source(data: configs.DataConfig, split: str) -> sources.Source:
+def open_images(data: configs.DataConfig, split: str) -> sources.Source:
     """The `train` or `test` images of a config.
 
     Raises:

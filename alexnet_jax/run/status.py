@@ -40,7 +40,7 @@ def open_log(
     evaluated = record.evaluated_step == steps.start
     kept = logs.drop_metrics_after(workdir, steps.start, evaluated=evaluated)
     first = steps.start + evaluated  # an evaluation still to come is made once more at `steps.start`
-    boards = dashboards.opened(workdir, config, first)
+    boards = dashboards.open_all(workdir, config, first)
     net = summary.as_table(summary.summarise(model, config.data.image_size))
     for board in boards:
         board.write(first, {"config": f"```json\n{config.to_json()}```", "net": net})

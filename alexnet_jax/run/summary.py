@@ -9,19 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax.model import AlexNet
-from alexnet_jax.variants import layer_names
+from alexnet_jax.variants import layer_names, param_shapes
 
 COUNTS = ("parameters", "multiply_accumulates", "neurons")
-
-
-def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
-    """The shapes of the net's parameters: by layer, `kernel` and `bias` as `jax.ShapeDtypeStruct`.
-
-    Raises:
-      UserError: images of `image_size` x `image_size` are too small for the net.
-    """
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)["params"]
 
 
 def summarise(model: AlexNet, image_size: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ PATH_MAX, LONGEST_BELOW = 4096, 300  # bytes: Linux's limit, and what the paths 
 
 
 @contextlib.contextmanager
-def opened(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
+def locked(workdir: pathlib.Path, config: configs.Config) -> Iterator[None]:
     """Creates the directory, or checks that it belongs to this run, and locks it; only process 0 does.
 
     Then writes the status `running`, and `failed` with the reason on any exception. Known faults outside the
@@ -105,7 +105,7 @@ def _claim(workdir: pathlib.Path, config: configs.Config, stack: contextlib.Exit
         different = configs.differences(configs.of_workdir(workdir), config)
         if different and _has_results(workdir) and not config.run.allow_changes:
             raise UserError(
-                f"--workdir={workdir}: contains a run with another config ({'; '.join(different)}); "
+                f"--workdir={workdir}: contains a run with another config ({'; '.join(different.values())}); "
                 "choose another directory, use that config, or set --config.run.allow_changes"
             )
     elif (workdir / logs.STATUS).exists():

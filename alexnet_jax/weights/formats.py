@@ -13,12 +13,12 @@ from alexnet_jax.common.errors import UserError, damage_reported
 from alexnet_jax.common.files import replacing, write_npz
 from alexnet_jax.variants import create_model
 from alexnet_jax.weights import caffe_files, numpy_files, torch_files
-from alexnet_jax.weights.layouts import LAYERS, TORCH_NAMES, Layers, swap_colours
+from alexnet_jax.weights.layouts import COMMON_LAYERS, TORCH_NAMES, Layers, swap_colours
 from alexnet_jax.weights.recognise import Stored, find_layers, in_natural_order, is_of_optimizer
 
 _DESCRIPTION_KEY = "alexnet_jax"  # where our files store the description of the net
 _TORCH_KEYS = {name: (f"{torch}.weight", f"{torch}.bias") for name, torch in TORCH_NAMES.items()}
-_CAFFE_KEYS = {name: (f"{name}/0", f"{name}/1") for name in LAYERS}  # pycaffe's numbering of a layer's blobs
+_CAFFE_KEYS = {name: (f"{name}/0", f"{name}/1") for name in COMMON_LAYERS}  # pycaffe numbers a layer's blobs
 
 
 def read(path: pathlib.Path) -> Stored:

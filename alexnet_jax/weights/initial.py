@@ -1,5 +1,6 @@
 """Initial weights from a trained net: which of its layers a new net takes (`init.path`, `init.layers`)."""
 
+import pathlib
 from typing import Any
 
 from alexnet_jax.common.errors import UserError
@@ -8,9 +9,9 @@ from alexnet_jax.conv_local import ConvLocal
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
-from alexnet_jax.run.summary import param_shapes
-from alexnet_jax.variants import layer_names
-from alexnet_jax.weights.pretrained import Pretrained, read
+from alexnet_jax.run import checkpoint
+from alexnet_jax.variants import layer_names, param_shapes
+from alexnet_jax.weights.pretrained import DESCRIPTION, Pretrained, read, read_description
 
 # Fields in which a net may differ from the one that provides its initial weights: those that do not change
 # what its layers compute, and those of which the shapes of the layers tell.
@@ -19,8 +20,10 @@ _MAY_DIFFER |= {"fc_widths"}
 _SHAPES = {"widths", "conv6", "low_resolution", "removed_layers", "cross_column_layers"}
 
 
-def read_initial(config: Config) -> Pretrained | None:
-    """The trained weights at `init.path`, read as by `load_pretrained`; None without a path."""
+def read_starting_point(config: Config, workdir: pathlib.Path) -> Pretrained | None:
+    """The net of `init.path`; of a run that resumes its own, without weights; None for random weights."""
+    if checkpoint.exist(workdir):
+        return read_description(workdir) if (workdir / DESCRIPTION).exists() else None
     if not config.init.path:
         return None
     variant = config.model["variant"]

@@ -13,8 +13,7 @@ import numpy as np
 
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.model import AlexNet
-from alexnet_jax.run.summary import param_shapes
-from alexnet_jax.variants import layer_names
+from alexnet_jax.variants import layer_names, param_shapes
 
 # torchvision's names are positions in two `Sequential`s.
 TORCH_NAMES = {
@@ -27,8 +26,8 @@ TORCH_NAMES = {
     "fc7": "classifier.4",
     "fc8": "classifier.6",
 }
-LAYERS = tuple(TORCH_NAMES)
-CONVOLUTIONS, DENSE = LAYERS[:5], LAYERS[5:]
+COMMON_LAYERS = tuple(TORCH_NAMES)
+CONVOLUTIONS, DENSE = COMMON_LAYERS[:5], COMMON_LAYERS[5:]
 
 Layers = dict[str, tuple[Any, Any]]  # weight and bias by layer
 
@@ -62,7 +61,7 @@ def layer_shapes(model: AlexNet, image_size: int) -> dict[str, tuple[tuple[int, 
         columns, *window, inputs, outputs = params["kernel"].shape
         outputs = model.num_classes if name == "fc8" else columns * outputs
         shapes[name] = ((outputs, inputs, *window), (outputs,))
-    return {name: shapes[name] for name in LAYERS}
+    return {name: shapes[name] for name in COMMON_LAYERS}
 
 
 def to_params(model: AlexNet, layers: Layers, image_size: int) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def to_params(model: AlexNet, layers: Layers, image_size: int) -> dict[str, Any]
 def to_layers(model: AlexNet, params: Mapping[str, Any]) -> Layers:
     """Converts the net's parameters to layers of float32 arrays."""
     layers = {}
-    for name in (name for name in LAYERS if name in params):
+    for name in (name for name in COMMON_LAYERS if name in params):
         kernel, bias = (np.asarray(params[name][key], np.float32) for key in ("kernel", "bias"))
         weight = kernel.transpose((0, 4, 3, 1, 2) if kernel.ndim == 5 else (0, 2, 1))
         if name == "fc6":

@@ -23,7 +23,7 @@ from alexnet_jax.model import AlexNet
 from alexnet_jax.run import checkpoint, processes
 from alexnet_jax.variants import VARIANTS, create_model
 from alexnet_jax.weights import caffe_files, formats, published
-from alexnet_jax.weights.layouts import DENSE, LAYERS, layer_shapes, to_layers, to_params
+from alexnet_jax.weights.layouts import COMMON_LAYERS, DENSE, layer_shapes, to_layers, to_params
 from alexnet_jax.weights.recognise import Stored
 
 DESCRIPTION = "net.json"  # in a workdir
@@ -123,7 +123,7 @@ def read(
         if partial and not stored.description:
             stored = _without_other_heads(stored, shapes)
         _check_layers(stored, shapes)
-        missing = tuple(name for name in LAYERS if name not in stored.layers)
+        missing = tuple(name for name in COMMON_LAYERS if name not in stored.layers)
         if missing and not partial:
             raise UserError(
                 f"has no {', '.join(missing)}, only {', '.join(stored.layers)}; "

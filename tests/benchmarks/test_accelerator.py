@@ -31,7 +31,7 @@ def test_every_part_in_the_small_form(tmp_path, monkeypatch):
     loop = {one["what"]: one["value"] for one in parts["loop"]["rows"]}
     assert loop["loop of bare step"] > 0
     text = (tmp_path / "accelerator-cpu.md").read_text()
-    assert "--small" in text and all(f"## {name}" in text for name in parts)
+    assert "A try with --small" in text and all(f"## {name}" in text for name in parts)
     assert accelerator_report.section(tmp_path).count(accelerator_report.NONE) == 1  # a try on a CPU
 
 

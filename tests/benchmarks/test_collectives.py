@@ -7,6 +7,7 @@ import sys
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from alexnet_jax import columns, create_model, optimizer, steps
@@ -121,14 +122,13 @@ def test_a_gather_that_is_only_started_counts_what_comes_out():
 # --- On other machines -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
-def test_the_step_lowers_for_accelerators(platform, dtype, mesh):
+def test_the_step_lowers_for_accelerators(dtype, mesh):
     model = create_model("original", compute_dtype=dtype, **SMALL)
     step, arguments = lowered(model, columns.make_mesh(*mesh))
-    exported = jax.export.export(step, platforms=[platform])(*arguments)
-    assert exported.platforms == (platform,)
+    exported = jax.export.export(step, platforms=["cuda", "tpu"])(*arguments)
+    assert exported.platforms == ("cuda", "tpu")
     assert exported.nr_devices == mesh[0] * mesh[1]
     text = exported.mlir_module()
     assert ("bf16" in text) == (dtype == "bfloat16")
@@ -143,7 +143,7 @@ def test_bfloat16_computes_what_float32_does_but_for_its_digits():
     models = {
         dtype: create_model("original", compute_dtype=dtype, **SMALL) for dtype in ("float32", "bfloat16")
     }
-    variables = models["float32"].init(jax.random.key(0), images)
+    variables = jax.jit(models["float32"].init)(jax.random.key(0), images)
 
     @jax.jit
     def gradients(variables):
@@ -158,20 +158,21 @@ def test_bfloat16_computes_what_float32_does_but_for_its_digits():
         }
 
     found = gradients(variables)
+    found = jax.device_get(found)  # NumPy from here on, which compiles nothing
     ((_, (exact, conv2)), by), ((_, (rough, rough2)), rough_by) = found["float32"], found["bfloat16"]
-    difference = float(jnp.max(jnp.abs(exact - rough)) / jnp.max(jnp.abs(exact)))
+    difference = np.max(np.abs(exact - rough)) / np.max(np.abs(exact))
     assert 1e-6 < difference < 2e-2  # bfloat16 has 8 bits
-    assert jnp.all(rough2 == rough2.astype(jnp.bfloat16).astype(jnp.float32))
-    assert not jnp.all(conv2 == conv2.astype(jnp.bfloat16).astype(jnp.float32))
+    assert np.all(rough2 == rough2.astype(jnp.bfloat16).astype(np.float32))
+    assert not np.all(conv2 == conv2.astype(jnp.bfloat16).astype(np.float32))
     for layer, its in by["params"].items():
         for a, b in zip(jax.tree.leaves(its), jax.tree.leaves(rough_by["params"][layer]), strict=True):
-            assert b.dtype == jnp.float32
+            assert b.dtype == np.float32
             a, b = a.ravel(), b.ravel()
             if layer.startswith("fc"):
-                assert jnp.linalg.norm(a - b) < 0.01 * jnp.linalg.norm(a), layer
+                assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(a), layer
             # Below, units and places of nearly the same activity are chosen otherwise, as with XLA's own
             # gradients: up to 0.28 of the length at conv1, in nearly the same direction.
-            assert jnp.dot(a, b) > 0.95 * jnp.linalg.norm(a) * jnp.linalg.norm(b), layer
+            assert np.dot(a, b) > 0.95 * np.linalg.norm(a) * np.linalg.norm(b), layer
 
 
 # --- The report --------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from alexnet_jax.common import host
 from alexnet_jax.common.errors import Fault, UserError
 from alexnet_jax.data import pipeline, record_files, sources, tfds_metadata
 from alexnet_jax.data.batches import on_device
-from alexnet_jax.run import logs, meter
+from alexnet_jax.run import logs, pace
 from tests import peak
 
 
@@ -183,7 +183,16 @@ print(next(batches)["weight"].sum())
 """
 
 
-@pytest.mark.parametrize("end", ["batches.close()", "sys.exit(75)", "raise KeyboardInterrupt"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "sys.exit(75)",
+        *(
+            pytest.param(end, marks=pytest.mark.slow)
+            for end in ("batches.close()", "raise KeyboardInterrupt")
+        ),
+    ],
+)
 def test_a_program_ends_while_batches_are_being_decoded(end):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(end=end)], capture_output=True, text=True, timeout=300
@@ -292,8 +301,8 @@ class Step:
 def test_a_slow_source_shows_in_the_wait_for_input(read_seconds, step_seconds, least, most):
     mesh, source = columns.make_mesh(1, 1), Disk(100, read_seconds)
     host = pipeline.train_batches(source, batch_size=8, resize_size=4, seed=0)
-    in_flight = meter.InFlight(mesh)
-    batches = meter.TrainingBatches(host, mesh, source, logs.NoLog("here"), in_flight)
+    in_flight = pace.InFlight(mesh)
+    batches = pace.TrainingBatches(host, mesh, source, logs.NoLog("here"), in_flight)
     for step in range(12):  # as the loop of train.py, except for the step
         next(batches)
         in_flight.make_room()

@@ -180,6 +180,17 @@ def test_steps_and_training_errors_are_beside_the_errors():
     assert f"| no dropout | 1,000 | 4.50 | +1.40 ± 5.08 (± {half:.2f}) |" in table
 
 
+def test_the_power_is_that_of_the_published_tables():
+    """Paired differences of a standard deviation of 1, 80 % power at 5 %, two-sided (as G*Power has them)."""
+    needed = {0.2: 199, 0.5: 34, 0.8: 15, 1.0: 10, 1.5: 6}
+    assert {d: sweep_statistics.seeds_to_see(d, 1.0) for d in needed} == needed
+    # By 20,000 made-up sweeps of three seeds.
+    smallest = sweep_statistics.smallest_seen(0.4, 3)
+    made = np.random.default_rng(0).normal(smallest, 0.4, (20_000, 3))
+    assert np.mean(stats.ttest_1samp(made, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.01)
+    assert sweep_statistics.power(sweep_statistics.smallest_seen(2.0, 2), 2.0, 2) == pytest.approx(0.8)
+
+
 def test_the_spread_that_rows_share_is_what_row_and_seed_do_not_explain():
     """By least squares on indicators of rows and of seeds, as any book on the analysis of variance has it."""
     errors = np.random.default_rng(0).normal(20, 1, (5, 3)) + np.array([0, 1, 2, 3, 4])[:, None] + [0, 0.5, 1]
@@ -301,6 +312,9 @@ def test_the_plot_s_words_and_numbers_are_those_of_the_results(tmp_path):
         "no norm": "holds", "no decay": "not decided", "chance": "worse", "no colour": "reversed",
         "other norm": "not decided",
     }  # fmt: skip
+    paired = shared / stats.t.ppf(0.975, 8) * 3**0.5  # the spread times the root of 2
+    seen = f"difference of {sweep_statistics.smallest_seen(paired, 3):.2f} points or more"
+    assert seen in (tmp_path / "table.md").read_text()
     claims = {claim.label: claim for claim in sweep_statistics.claims(results)}
     assert {label: claim.verdict for label, claim in claims.items() if "," not in label} == expected
     for row, verdict in expected.items():
@@ -315,6 +329,14 @@ def test_the_plot_s_words_and_numbers_are_those_of_the_results(tmp_path):
     assert [word for word in words if word in order] == order
     groups = [claim.group for claim in sweep_statistics.claims(results)]
     assert groups == ["Normalisation"] * 2 + ["Regularisation"] * 4
+
+
+def test_runs_that_are_all_alike_have_no_power_to_tell():
+    results = made_up_results()
+    for row in results["rows"]:
+        for run in row["runs"]:
+            run["eval"]["top1_error"] = 90.0
+    assert "would see 1 point" not in sweep_table.markdown(results, sweep_statistics.lines(results))
 
 
 def test_the_plots_are_the_same_bytes_from_what_was_written(tmp_path):

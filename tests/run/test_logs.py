@@ -222,16 +222,16 @@ def test_filters_show_the_first_column_above_the_second():
 
 def test_the_lock_names_its_holder(tmp_path):
     config = configs.resolve(default.get_config())
-    again = workdir.opened(tmp_path, config)
-    with workdir.opened(tmp_path, config), pytest.raises(UserError, match="another run is using it"), again:
+    again = workdir.locked(tmp_path, config)
+    with workdir.locked(tmp_path, config), pytest.raises(UserError, match="another run is using it"), again:
         pass
-    with workdir.opened(tmp_path, config):
+    with workdir.locked(tmp_path, config):
         pass
 
 
 def test_running_without_the_lock_is_read_as_failed(tmp_path):
     """As after kill -9, which leaves the last status written; the kernel takes the lock away."""
-    with workdir.opened(tmp_path, configs.resolve(default.get_config())):
+    with workdir.locked(tmp_path, configs.resolve(default.get_config())):
         assert workdir.read_status(tmp_path) == {"status": "running"}
     found = workdir.read_status(tmp_path)
     assert found["status"] == "failed"
@@ -247,7 +247,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
     monkeypatch.setattr(workdir.fcntl, "flock", flock)
-    with workdir.opened(tmp_path, configs.resolve(default.get_config())):
+    with workdir.locked(tmp_path, configs.resolve(default.get_config())):
         assert (tmp_path / "config.json").exists()
     assert workdir.read_status(tmp_path)["status"] == "running"  # nobody knows better
     assert "cannot be locked" in capsys.readouterr().err

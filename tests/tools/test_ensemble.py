@@ -112,7 +112,8 @@ def brute_force(members, parts, counted):
     ):
         mean = sum(weight * one for weight, one in zip(weights, stacked, strict=True))
         own = mean[np.arange(len(labels)), labels]
-        errors = [(np.delete(row, label) >= p).any() for row, label, p in zip(mean, labels, own, strict=True)]
+        others = mean[np.arange(mean.shape[1]) != labels[:, None]].reshape(len(labels), -1)
+        errors = (others >= own[:, None]).any(axis=1)
         found.append((100 * np.mean(errors), np.mean(-np.log(own)), tuple(weights)))
     return found
 

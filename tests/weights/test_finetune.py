@@ -16,8 +16,8 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.run import cached_features, checkpoint, logs
-from alexnet_jax.run.summary import param_shapes
 from alexnet_jax.tools import predict
+from alexnet_jax.variants import param_shapes
 from alexnet_jax.weights import pretrained
 from tests.fixtures import seeded
 from tests.test_train import assert_same_bits, final_params, images, status, tiny  # noqa: F401  (fixtures)

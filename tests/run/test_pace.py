@@ -1,10 +1,10 @@
-"""What the meter times."""
+"""What is due by the clock."""
 
 import collections
 
 import pytest
 
-from alexnet_jax.run import meter
+from alexnet_jax.run import pace
 
 
 @pytest.mark.parametrize("calls_behind", [0, 2])
@@ -16,8 +16,8 @@ def test_each_period_of_minutes_is_reported_once(monkeypatch, calls_behind):
         answers.append(number)
         return answers.popleft()
 
-    monkeypatch.setattr(meter.time, "monotonic", lambda: now)
-    minutes_are_over = meter.EveryMinutes(1.0, delayed)
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now)
+    minutes_are_over = pace.EveryMinutes(1.0, delayed)
     saved = []
     for step in range(1, 31):
         now = 10.0 * step
@@ -28,4 +28,4 @@ def test_each_period_of_minutes_is_reported_once(monkeypatch, calls_behind):
 
 
 def test_without_minutes_it_is_never_time():
-    assert not meter.EveryMinutes(None, lambda number: 1 / 0)()
+    assert not pace.EveryMinutes(None, lambda number: 1 / 0)()
