@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from alexnet_jax.weights.pretrained import save_pretrained
 
 # While Python looks for the module of `python -m`, sys.argv is "-m" and the arguments after its name.
-if sys.argv[:1] == ["-m"] and "alexnet_jax." in (_module := sys.orig_argv[-len(sys.argv)]):
-    _commands = "run python main.py or python -m alexnet_jax train; python -m alexnet_jax lists all commands"
+if sys.argv[:1] == ["-m"] and (_module := sys.orig_argv[-len(sys.argv)]).startswith("alexnet_jax."):
+    _commands = "run python main.py or python -m alexnet_jax train (all commands: python -m alexnet_jax)"
     print(f"error: {_module} is no command; {_commands}", file=sys.stderr)
     raise SystemExit(2)
 
