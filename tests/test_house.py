@@ -44,7 +44,7 @@ PAPER = (
     *("optimizer", "steps", "evaluate", "train", "config"),
 )
 MOST_PAPER_LINES = 2015  # lower it where you can; raise it only for a feature
-MOST_PACKAGE_LINES = 11771  # likewise
+MOST_PACKAGE_LINES = 11769  # likewise
 
 
 def modules() -> dict[str, pathlib.Path]:
