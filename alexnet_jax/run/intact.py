@@ -146,7 +146,7 @@ def _read_one_by_one(path: pathlib.Path) -> None:
     """
     for file in (*path.glob("**/_*"), *path.glob("state/array_metadatas/*")):
         json.loads(file.read_bytes())
-    store: Any = {"driver": "ocdbt", "base": f"file://{path}/state/"}
+    store: Any = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/state/"}}
     keys = tensorstore.KvStore.open(store).result().list().result()
     arrays = [key.decode() for key in keys if key.endswith(b"/zarr.json")]
     if not arrays:

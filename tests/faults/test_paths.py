@@ -9,7 +9,7 @@ import pytest
 
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.run import checkpoint, status, workdir
+from alexnet_jax.run import checkpoint, intact, status, workdir
 from alexnet_jax.run.record import Record
 from tests.faults import runs
 
@@ -42,6 +42,7 @@ def test_a_path_works_or_is_refused(tmp_path, state, name):
     checkpoints.wait()
     checkpoints.close()
     said = []
+    intact._read_one_by_one(path / checkpoint.DIRECTORY / "3")
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     restored = checkpoint.Checkpoints(path, say=said.append).restore(abstract)
     assert restored is not None
