@@ -135,7 +135,7 @@ def _draw(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
     squares = Image.fromarray(colours.repeat(cell, axis=0).repeat(cell, axis=1))
     if number > _NAMED:
         return squares
-    font = ImageFont.load_default(min(cell * 0.5, 16))
+    font = ImageFont.load_default(min(cell * 0.5, max(cell * 0.29, 16)))  # legible on a phone if few classes
     labels = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
     top = 16 + int(max(map(font.getlength, labels)))
     left = max(top, 16 + int(font.getlength(_CORNER)))
