@@ -16,6 +16,7 @@ from alexnet_jax import evaluate
 from alexnet_jax.common import host, paths, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
+from alexnet_jax.data.decode import BAD_IMAGE
 from alexnet_jax.data.folders import IMAGE_START
 from alexnet_jax.tools import confusion
 from alexnet_jax.weights import pretrained
@@ -60,7 +61,7 @@ def predictions(
     for file, image, result in inference.run_batches(function, files, decode):
         name = "standard input" if isinstance(file, bytes) else file
         if image is None:
-            yield {"file": name, "error": "unreadable, or not a complete image in a known format"}
+            yield {"file": name, "error": f"unreadable, or {BAD_IMAGE}"}
             continue
         best = [
             {"label": label, "class": classes[label], "probability": probability}
