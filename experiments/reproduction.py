@@ -137,7 +137,7 @@ def measure(run: Run, workdir: pathlib.Path) -> float:
     if len(rates := _logged_rates(probe)) < 2:
         log = workdir / sweep_runs.LOG
         raise UserError(
-            f"no speed was measured ({sweep_runs.outcome(probe)}); {log} has more; or give --images_per_second"
+            f"no speed was measured ({sweep_runs.outcome(probe)}): see {log}, or give --images_per_second"
         )
     shutil.rmtree(workdir)
     return statistics.median(rates[1:])
