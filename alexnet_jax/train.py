@@ -123,7 +123,8 @@ class Session:
     def finish(self, name: str, step: int | None, message: str | None = None) -> None:
         """Writes the final status; prints the result and the next commands."""
         self.write_status(name, step, message)
-        lines = status.farewell(self.run.workdir, name, self.record, self.run.source.num_classes)
+        length = "total_steps" if self.run.config.run.total_steps else "total_epochs"
+        lines = status.farewell(self.run.workdir, name, self.record, self.run.source.num_classes, length)
         self.log.conclude(f"{name}: {message}" if message else name, *lines)
         self.outcome = name
 

@@ -1,10 +1,11 @@
 """The paper's net on ILSVRC-2012 (Table 2, 1 CNN): 40.7 % top-1, 18.2 % top-5 validation error, published.
 
-    python main.py --config=configs/imagenet2012.py --workdir=DIR
+    python main.py --config=configs/imagenet2012.py --config.data.source=tars:PATH --workdir=DIR
 
-Needs ImageNet's two tars where TFDS looks for them, <data_dir>/downloads/manual;
-other forms: `--config.data.source=folder:PATH` and the like. About 90 epochs of 10,009 steps;
-the authors took five to six days on two GTX 580. Not run at full scale by us: the figures are the paper's.
+PATH contains the official tars with their kit; docs/imagenet.md has other forms, and records that read
+faster. Without the key it is TFDS's copy, made from the tars in <data_dir>/downloads/manual. About 90 epochs
+of 10,009 steps; the authors took five to six days on two GTX 580. Not run at full scale by us: the figures
+are the paper's.
 """
 
 import ml_collections

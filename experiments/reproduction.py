@@ -135,7 +135,10 @@ def measure(run: Run, workdir: pathlib.Path) -> float:
             process.terminate()
         thread.join()
     if len(rates := _logged_rates(probe)) < 2:
-        raise UserError(f"no speed was measured: see {workdir / sweep_runs.LOG}, or give --images_per_second")
+        log = workdir / sweep_runs.LOG
+        raise UserError(
+            f"no speed was measured ({sweep_runs.outcome(probe)}): see {log}, or give --images_per_second"
+        )
     shutil.rmtree(workdir)
     return statistics.median(rates[1:])
 

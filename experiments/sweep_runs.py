@@ -125,7 +125,7 @@ def _run_in_turn(run: Run, progress: Progress, processes: set[Any]) -> None:
             run_in_process(run, processes)
     finally:
         progress.finished[run.workdir].set()
-    progress.report(run, _outcome(run))
+    progress.report(run, outcome(run))
 
 
 def _wait_for_lock(directory: pathlib.Path) -> None:
@@ -188,7 +188,8 @@ def _machine() -> str:
     return f"{kinds}; {host['cores']} cores of {host['machine']}; {versions}"
 
 
-def _outcome(run: Run) -> str:
+def outcome(run: Run) -> str:
+    """How a run ended, in a line; of one that wrote no status, the last line of its log."""
     status = run.status()
     if status["status"] == "done":
         return f"top-1 error {status['eval']['top1_error']:.2f} %"

@@ -1,6 +1,6 @@
 """Table 2: 1 CNN, 5 CNNs, 1 CNN* and 7 CNNs* on ILSVRC-2012, in ten views."""
 
-# Needs ImageNet's tars where TFDS looks for them, and Fall 2011 as folder:fall2011 (see the configs).
+# Reads the copy of TFDS and Fall 2011 as folder:fall2011; reproduce --set data.source=... names other images.
 # We have not run it.
 CONFIG = "configs/imagenet2012.py"
 PARENT = {}

@@ -130,7 +130,7 @@ def open_configured(data: "configs.DataConfig", split: str) -> Source:
         )
     found = source.num_classes
     if data.num_classes not in (None, found):
-        raise UserError(f"data.num_classes={data.num_classes}: data.source={data.source} has {found} classes")
+        raise UserError(f"data.num_classes={data.num_classes}: give {found}, the classes of {data.source}")
     return source
 
 

@@ -83,8 +83,10 @@ def greeting(
     return lines
 
 
-def farewell(workdir: pathlib.Path, status: str, record: Record, num_classes: int) -> list[str]:
-    """The last lines a run prints: its result, files and next commands."""
+def farewell(
+    workdir: pathlib.Path, status: str, record: Record, num_classes: int, length: str = "total_epochs"
+) -> list[str]:
+    """The last lines a run prints: its result, files and next commands; `length` is the key that ended it."""
     lines = []
     if (evaluation := record.evaluation) is not None:
         views, top5 = evaluation["views"], f", top-5 error {evaluation['top5_error']:.2f} %"
@@ -101,7 +103,7 @@ def farewell(workdir: pathlib.Path, status: str, record: Record, num_classes: in
     again = f"the same command with --workdir={path}"
     if status == "done":
         lines.append(f"use it     python -m alexnet_jax predict IMAGE --weights={path}")
-        lines.append(f"train on   {again} and a larger run.total_epochs")
+        lines.append(f"train on   {again} and a larger run.{length}")
     if status == "interrupted":
         lines.append(f"go on      {again}")
     return lines

@@ -175,3 +175,11 @@ def test_the_speed_is_measured_where_no_run_has_one(images, tmp_path, monkeypatc
     assert rate is not None and 0 < rate < 1e5
     assert "measuring the speed" in capfd.readouterr().err
     assert not (tmp_path / "speed").exists()
+
+
+@pytest.mark.slow
+def test_a_speed_that_cannot_be_measured_says_why(images, tmp_path):
+    planned = reproduction.with_overrides([flag[6:] for flag in small(images)], table(1))
+    planned = reproduction.with_overrides(["data.num_classes=1000"], planned)
+    with pytest.raises(UserError, match=r"not begun: error: data\.num_classes=1000: give 10, .*\)"):
+        reproduction.images_per_second(sweep_plan.plan(planned, tmp_path), tmp_path)

@@ -317,6 +317,12 @@ def test_the_top_5_error_of_five_classes_is_not_shown(num_classes, tmp_path, cap
     assert summary[0] == f"{start} on 2,000 images (10 views); best top-1 error 14.00 %"
 
 
+@pytest.mark.parametrize("length", ["total_epochs", "total_steps"])
+def test_the_last_line_names_the_key_that_ended_the_run(length, tmp_path):
+    *_, more = status.farewell(tmp_path, "done", Record(), 10, length)
+    assert more.endswith(f"and a larger run.{length}")
+
+
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_files_have_the_mode_of_the_umask_whatever_their_writer_does(mask, mode, tmp_path):
     before = os.umask(mask)
