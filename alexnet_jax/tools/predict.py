@@ -60,7 +60,7 @@ def predictions(
     for file, image, result in inference.run_batches(function, files, decode):
         name = "standard input" if isinstance(file, bytes) else file
         if image is None:
-            yield {"file": name, "error": "unreadable, or not a complete image in a known format; save HEIC as JPEG"}
+            yield {"file": name, "error": "unreadable, or not a complete image (save HEIC as JPEG)"}
             continue
         best = [
             {"label": label, "class": classes[label], "probability": probability}
