@@ -34,7 +34,6 @@ simplejpeg = _optional("simplejpeg")
 
 # The largest photograph of ILSVRC has 61 million pixels; decoding a larger image would take gigabytes.
 MAX_PIXELS = 100_000_000
-BAD_IMAGE = "not a complete image in a known format; save HEIC and raw photographs as JPEG or PNG"
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # two tags of TIFF, and a value of the second
 _resizers = threading.local()  # one per thread, as a resizer holds buffers

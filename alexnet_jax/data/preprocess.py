@@ -80,17 +80,14 @@ class Preprocess:
             if isinstance(image, str | os.PathLike):
                 image = pathlib.Path(image).read_bytes()
         except OSError as error:
-            advice = "; give a list of its files" if isinstance(error, IsADirectoryError) else ""
-            raise UserError(f"{name}: cannot be read ({error.strerror}){advice}") from error
+            raise UserError(f"{name}: cannot be read ({error.strerror}); give image files") from error
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8:
-                raise UserError(
-                    f"an image as an array must be uint8, grey levels 0 to 255, not {image.dtype}"
-                )
+                raise UserError(f"an image as an array must be uint8, 0 to 255, not {image.dtype}")
             image = Image.fromarray(image)
         square = self.decode(image) if isinstance(image, bytes) else self._square(image)
         if square is None:
-            raise UserError(f"{name}: {decode.BAD_IMAGE}")
+            raise UserError(f"{name}: not a complete image in a known format; save HEIC as JPEG")
         return square
 
     def decode(self, file: str | bytes) -> np.ndarray | None:

@@ -16,7 +16,6 @@ from alexnet_jax import evaluate
 from alexnet_jax.common import host, paths, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import inference
-from alexnet_jax.data.decode import BAD_IMAGE
 from alexnet_jax.data.folders import IMAGE_START
 from alexnet_jax.tools import confusion
 from alexnet_jax.weights import pretrained
@@ -61,7 +60,7 @@ def predictions(
     for file, image, result in inference.run_batches(function, files, decode):
         name = "standard input" if isinstance(file, bytes) else file
         if image is None:
-            yield {"file": name, "error": f"unreadable, or {BAD_IMAGE}"}
+            yield {"file": name, "error": "unreadable, or not a complete image (save HEIC as JPEG)"}
             continue
         best = [
             {"label": label, "class": classes[label], "probability": probability}
