@@ -178,7 +178,7 @@ def _images_line(run: Run) -> str:
     counts = f"{found.source}: {found.train:,} for training, {found.test:,} for tests"
     if found.are_full(run.config_path):
         return f"{counts}: the full set"
-    return f"{counts}: not the full set, {train:,} and {test:,}"
+    return f"{counts}: not the full set, which has at least {train:,} and {test:,}"
 
 
 def shortfalls(runs: Sequence[Run], table: Sequence[Run], results: dict[str, Any]) -> list[str]:
@@ -205,6 +205,3 @@ def command_of(run: Run) -> str:
     return shlex.join(
         ["python", "main.py", f"--config={run.config_path}", f"--workdir={run.workdir}", *flags]
     )
-
-
-# --- Command ----------------------------------------------------------------------------------------------

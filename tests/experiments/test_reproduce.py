@@ -77,7 +77,7 @@ def test_a_run_under_way_has_less_left_and_tells_the_speed(images, tmp_path):
     assert reproduction.work_left(runs[0]) == 0
     text = reproduction.report(runs, 200.0, None)
     assert "parent-0: done, top-1 error 40.00 %" in text
-    assert "30 for training, 20 for tests: not the full set, 1,261,406 and 150,000" in text
+    assert "30 for training, 20 for tests: not the full set, which has at least 1,261,406 and 150,000" in text
 
 
 def test_overrides_are_for_all_runs_or_for_a_row(tmp_path):
