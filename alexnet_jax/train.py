@@ -62,6 +62,8 @@ class Run:
 
         self.rates = optimizers.make_rates(config.optimizer, steps_at)
         optimizer = optimizers.make(config.optimizer, self.rates)
+        eval_step = evaluate.make_eval_step(model, mesh, self.preprocess, run.eval_views)
+        self.evaluate = evaluate.Evaluator(config, mesh, test_source, eval_step)
         fresh = (model, optimizer, data.image_size, run.seed, mesh)
         self.init_state = functools.partial(steps.init_state, *fresh)
         self.abstract_state = steps.abstract_state(self.init_state, mesh)
@@ -71,8 +73,6 @@ class Run:
             model, view = model.clone(reads="pool5"), cached_features.view
         every = {"log_every": run.log_every_steps, "micro_batches": data.micro_batches}
         self.train_step = steps.make_train_step(model, optimizer, mesh, view, seed=run.seed, **every)
-        eval_step = evaluate.make_eval_step(self.model, mesh, self.preprocess, run.eval_views)
-        self.evaluate = evaluate.Evaluator(config, mesh, test_source, eval_step)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether an evaluation follows `step`: every `eval_every` steps and at the end."""

@@ -1,4 +1,4 @@
-"""Run 141 on ILSVRC-2012: conv2 also sees the image itself, blurred. No error was published.
+"""Run 141 on ILSVRC-2012: conv2 also sees the image itself, blurred. No top-1 error was published.
 
     python main.py --config=configs/run141.py --workdir=DIR
 

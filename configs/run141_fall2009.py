@@ -1,4 +1,4 @@
-"""Run 141-2009: run 141's net goes on with the 10,184 classes of Fall 2009. No error was published.
+"""Run 141-2009: run 141's net goes on with the 10,184 classes of Fall 2009. No top-1 error was published.
 
     python main.py --config=configs/run141_fall2009.py --config.data.source=folder:PATH \
         --config.init.path=RUN --workdir=DIR

@@ -15,7 +15,7 @@ from PIL import Image
 from alexnet_jax import __main__
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import folders, inference, sources
-from alexnet_jax.tools import demo, ensemble, predict
+from alexnet_jax.tools import ensemble, explain, predict
 from tests.tools.test_features import net  # noqa: F401  (a fixture)
 
 
@@ -272,7 +272,7 @@ def test_every_command_sees_the_images_of_training(clean, net, tmp_path, capsys)
     assert __main__.main(["nearest", str(out), "--json", f"--figure={tmp_path / 'near.png'}"]) == 0
     assert [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()] == names
 
-    gallery = demo.make_gallery(predict.pretrained.read(net), clean / "train")
+    gallery = explain.make_gallery(predict.pretrained.read(net), clean / "train")
     assert gallery is not None and sorted(gallery.names) == sorted(os.path.basename(n) for n in names)
     unlabelled = ensemble.unlabelled([folder], ("ant", "bee"))
     assert sorted(unlabelled.name(i) for i in range(len(unlabelled))) == sorted(names)
