@@ -126,6 +126,8 @@ def _has_results(workdir: pathlib.Path) -> bool:
 def read_status(workdir: pathlib.Path) -> dict[str, Any]:
     """Reads `status.json`; `running` without a lock on the directory is `failed`: the run was killed.
 
+    Ask on the run's own host where the file system's locks do not reach others.
+
     Raises:
       OSError, ValueError: there is no such file, or it is damaged.
     """
@@ -149,7 +151,11 @@ def _is_locked(workdir: pathlib.Path) -> bool:
 def _lock(file: TextIO, workdir: pathlib.Path) -> None:
     """Locks `workdir` against a second run until the file, which names this process, is closed."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # by a run, or for an instant by one who asks whether there is a run
+            time.sleep(0.5)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
         raise UserError(
