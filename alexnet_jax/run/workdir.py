@@ -67,12 +67,8 @@ def check_path(workdir: pathlib.Path) -> None:
             f"--workdir={workdir}: orbax cannot save to a path with {found.group()!a}; choose one "
             "without *, ?, [...], backslashes and bytes that are not UTF-8"
         )
-    if (
-        name := next((part for part in workdir.parts if len(os.fsencode(part)) > NAME_MAX), None)
-    ) is not None:
-        raise UserError(
-            f"--workdir={name[:60]}...: a name of more than {NAME_MAX} bytes; choose a shorter one"
-        )
+    if name := next((part for part in workdir.parts if len(os.fsencode(part)) > NAME_MAX), ""):
+        raise UserError(f"--workdir={name[:60]}...: a name of over {NAME_MAX} bytes; choose a shorter one")
     if (longest := len(os.fsencode(path)) + LONGEST_BELOW) > PATH_MAX:
         raise UserError(
             f"--workdir={path[:100]}...: too long by {longest - PATH_MAX} bytes; choose a shorter path"
@@ -125,8 +121,6 @@ def _has_results(workdir: pathlib.Path) -> bool:
 
 def read_status(workdir: pathlib.Path) -> dict[str, Any]:
     """Reads `status.json`; `running` without a lock on the directory is `failed`: the run was killed.
-
-    Ask on the run's own host where the file system's locks do not reach others.
 
     Raises:
       OSError, ValueError: there is no such file, or it is damaged.
