@@ -98,7 +98,9 @@ def jax_mistake(error: BaseException) -> UserError | None:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     where = frame.f_code.co_filename.replace(os.sep, "/")
     if isinstance(error, ValueError) and where.endswith("jax/_src/config.py"):
-        return UserError(f"an environment variable of JAX: {one_line(error)}; correct it or unset it")
+        for name, value in os.environ.items():  # otherwise the program or the config file has set it
+            if name.startswith("JAX_") and name.lower() in str(error).lower():
+                return UserError(f"{name}={value}: {one_line(error)}; correct it or unset it")
     platforms = os.environ.get("JAX_PLATFORMS")
     is_of_devices = isinstance(error, AssertionError | RuntimeError) and where.endswith("/xla_bridge.py")
     if not platforms or not is_of_devices:

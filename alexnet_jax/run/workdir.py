@@ -67,12 +67,8 @@ def check_path(workdir: pathlib.Path) -> None:
             f"--workdir={workdir}: orbax cannot save to a path with {found.group()!a}; choose one "
             "without *, ?, [...], backslashes and bytes that are not UTF-8"
         )
-    if (
-        name := next((part for part in workdir.parts if len(os.fsencode(part)) > NAME_MAX), None)
-    ) is not None:
-        raise UserError(
-            f"--workdir={name[:60]}...: a name of more than {NAME_MAX} bytes; choose a shorter one"
-        )
+    if name := next((part for part in workdir.parts if len(os.fsencode(part)) > NAME_MAX), ""):
+        raise UserError(f"--workdir={name[:60]}...: a name of over {NAME_MAX} bytes; choose a shorter one")
     if (longest := len(os.fsencode(path)) + LONGEST_BELOW) > PATH_MAX:
         raise UserError(
             f"--workdir={path[:100]}...: too long by {longest - PATH_MAX} bytes; choose a shorter path"
@@ -149,7 +145,11 @@ def _is_locked(workdir: pathlib.Path) -> bool:
 def _lock(file: TextIO, workdir: pathlib.Path) -> None:
     """Locks `workdir` against a second run until the file, which names this process, is closed."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # by a run, or for an instant by one who asks whether there is a run
+            time.sleep(0.5)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
         raise UserError(

@@ -41,7 +41,7 @@ def folder_labels(
 def check_table(picture: pathlib.Path) -> None:
     """Raises `UserError` if the table beside `picture` would replace a file that is no confusion matrix."""
     table = picture.with_suffix(".csv")
-    if table.exists() and not table.read_bytes().startswith(_CORNER.encode()):
+    if table.exists() and not (table.is_file() and table.read_bytes().startswith(_CORNER.encode())):
         raise UserError(
             f"--confusion={picture}: the table beside it would replace {table}, which is no confusion "
             "matrix; choose another name"

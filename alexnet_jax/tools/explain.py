@@ -46,7 +46,7 @@ class Answer:
       conv1, conv5: pictures of the activations, uint8 `[H, W]`.
       similar: the gallery's nearest images, each captioned with name and distance.
       classes: names and probabilities of the top five classes; empty if the weights have no classifier.
-      find_heat: computes the picture of where the net looks, and a sentence about it; None as `classes`.
+      find_heat: computes the picture of where the net looks, and a sentence; None without a classifier.
     """
 
     square: np.ndarray

@@ -4,7 +4,6 @@ import contextlib
 import json
 import pathlib
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -78,6 +77,8 @@ def test_a_wrong_place_for_the_result_is_refused_before_any_work(tmp_path, comma
         command.main([argument.format(**places) for argument in arguments])
 
 
+# Not a time limit, which a busy machine would exceed.
+SLOW_TO_IMPORT = {"jax", "matplotlib", "orbax", "scipy", "tensorboard", "tensorflow"}
 COMMANDS = [path.stem for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text()]
 
 
@@ -87,14 +88,10 @@ def test_help_does_not_wait_for_jax(module):
     code = (
         f"import runpy, sys; sys.argv[1:] = ['--help']\n"
         f"try: runpy.run_module('experiments.{module}', run_name='__main__')\n"
-        f"except SystemExit as end: sys.exit(end.code or not {{'jax', 'matplotlib'}}.isdisjoint(sys.modules))"
+        f"except SystemExit as end: sys.exit(end.code or {SLOW_TO_IMPORT} & sys.modules.keys() or 0)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0 and f"python -m experiments.{module}" in done.stdout, done.stderr
-    # Processor time: what the wall clock shows on a busy machine says nothing of the command.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.2
 
 
 # --- Figures ----------------------------------------------------------------------------------------------

@@ -183,9 +183,14 @@ def test_a_variable_that_jax_cannot_read_is_no_mistake_of_the_config(variable, i
         ["train", f"--workdir={tmp_path / 'run'}"],
         ["predict", images / "test", f"--weights={net}"],
     ):
-        a_line(
-            command(*arguments, **{variable: "ja"}), "an environment variable of JAX: ", "ja", "correct it"
-        )
+        a_line(command(*arguments, **{variable: "ja"}), f"error: {variable}=ja: ", "; correct it or unset it")
+
+
+def test_a_config_that_gives_jax_a_wrong_value_is_no_mistake_of_the_environment(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("import jax\njax.config.update('jax_default_matmul_precision', 'ja')\n")
+    done = command("train", f"--config={file}", f"--workdir={tmp_path / 'run'}")
+    a_line(done, f"--config={file}: the file is broken (ValueError: new enum value", "got ja of type")
 
 
 def test_another_assertion_is_no_missing_device(monkeypatch):

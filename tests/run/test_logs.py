@@ -242,6 +242,15 @@ def test_running_without_the_lock_is_read_as_failed(tmp_path):
     assert workdir.read_status(tmp_path) == {"status": "done", "step": 4}
 
 
+def test_a_look_at_the_status_does_not_keep_a_run_from_starting(tmp_path, monkeypatch):
+    (tmp_path / workdir.LOCK).touch()
+    with open(tmp_path / workdir.LOCK) as look:
+        workdir.fcntl.flock(look, workdir.fcntl.LOCK_SH)
+        monkeypatch.setattr(workdir.time, "sleep", lambda seconds: look.close())
+        with workdir.locked(tmp_path, configs.resolve(default.get_config())):
+            assert look.closed and workdir.read_status(tmp_path) == {"status": "running"}
+
+
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     def flock(file, how):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))

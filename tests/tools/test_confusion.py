@@ -120,6 +120,9 @@ def test_a_table_that_is_no_confusion_matrix_stays(net, folders, tmp_path):  # n
         __main__.main(command)
     assert (tmp_path / "x.csv").read_text() == "my,measurements\n1,2\n"
     assert not (tmp_path / "x.png").exists()
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=r"would replace .*folder\.csv, .* another name"):
+        confusion.check_table(tmp_path / "folder.png")
 
 
 def test_as_json_the_summary_is_the_last_object(net, folders, capsys):  # noqa: F811

@@ -99,8 +99,8 @@ def test_the_heat_map_agrees_with_hiding_one_square_after_another(explain, net, 
     np.testing.assert_allclose(
         picture.astype(int), occlusion.overlay(answer.square, total / count).astype(int), atol=2
     )
-    if lowest < whole:
-        assert explaining.percent(whole) in words and explaining.percent(lowest) in words
+    assert explaining.percent(whole) in words
+    assert explaining.percent(lowest) in words or lowest >= whole
 
 
 def test_the_heat_map_is_red_where_a_classifier_looks_and_blue_where_it_is_disturbed():
