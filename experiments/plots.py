@@ -50,7 +50,9 @@ def canvas(path: pathlib.Path, size: tuple[float, float]) -> Iterator[Any]:
     yield picture
     kind = path.suffix.lstrip(".")
     with replacing(path) as temporary:
-        picture.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None, dpi=120)
+        # Neither the date nor matplotlib's version, so that the same numbers give the same file.
+        metadata = {"Date": None, "Creator": None} if kind == "svg" else None
+        picture.savefig(temporary, format=kind, metadata=metadata, dpi=120)
     plt.close(picture)
 
 

@@ -126,6 +126,8 @@ def read_status(workdir: pathlib.Path) -> dict[str, Any]:
       OSError, ValueError: there is no such file, or it is damaged.
     """
     status = json.loads((workdir / logs.STATUS).read_text())
+    if not isinstance(status, dict) or "status" not in status:
+        raise ValueError("it has no status")
     if status["status"] == "running" and not _is_locked(workdir):
         message = "was killed; start the same command again to resume from the last checkpoint"
         return {**status, "status": "failed", "message": message}
