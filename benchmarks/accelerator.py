@@ -12,8 +12,8 @@ On one GPU or TPU, and on two where there are two:
   loop         `benchmarks.whole_run` on records prepared from the photographs that the repository ships
   kernels      normalisation, pooling and fully connected layers beside plain XLA: times and differences
 
-Each part has its share of --minutes; what a quick one leaves, the next ones get. What fails or is cut off is
-said in its place, and the next part follows. DIR/accelerator-DEVICE.json and .md are written after each part.
+Each part has its share of --minutes; what a quick one leaves, the next ones get. A part that fails or is
+cut off says so, and the next part follows. DIR/accelerator-DEVICE.json and .md are written after each part.
 PyTorch is looked for in this Python, or in --torch_python, which needs nothing of this project.
 `python -m benchmarks.accelerator_report` puts the results in benchmarks/results into docs/speed.md.
 --small tries everything on a narrow net, on any device; its rates mean nothing.
