@@ -35,7 +35,7 @@ from typing import Any
 
 from alexnet_jax.common import command_line, files
 from alexnet_jax.common.errors import UserError
-from benchmarks import accelerator_report, contestants, tables
+from benchmarks import accelerator_parts, accelerator_report, contestants, tables
 
 Row = dict[str, Any]
 Rows = tuple[list[Row], str | None]  # and why there are no more
@@ -52,7 +52,7 @@ TORCH = (
     ("train", 128, "bfloat16", True),
     ("train", 2048, "bfloat16", True),
 )
-NARROW = ("--config.model.widths=(8, 16, 16, 16, 16, 16)", "--config.model.fc_widths=(32, 32)")
+NARROW = [f"--config.model.{name}={widths}" for name, widths in accelerator_parts.SMALL_NET.items()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
