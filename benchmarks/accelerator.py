@@ -12,8 +12,8 @@ On one GPU or TPU, and on two where there are two:
   loop         `benchmarks.whole_run` on records prepared from the photographs that the repository ships
   kernels      normalisation, pooling and fully connected layers beside plain XLA: times and differences
 
-Each part has its share of --minutes; what a quick one leaves, the next ones get. What fails or is cut off is
-said in its place, and the next part follows. DIR/accelerator-DEVICE.json and .md are written after each part.
+Each part has its share of --minutes; what a quick one leaves, the next ones get. A part that fails or is
+cut off says so, and the next part follows. DIR/accelerator-DEVICE.json and .md are written after each part.
 PyTorch is looked for in this Python, or in --torch_python, which needs nothing of this project.
 `python -m benchmarks.accelerator_report` puts the results in benchmarks/results into docs/speed.md.
 --small tries everything on a narrow net, on any device; its rates mean nothing.
@@ -35,7 +35,7 @@ from typing import Any
 
 from alexnet_jax.common import command_line, files
 from alexnet_jax.common.errors import UserError
-from benchmarks import accelerator_report, contestants, tables
+from benchmarks import accelerator_parts, accelerator_report, contestants, tables
 
 Row = dict[str, Any]
 Rows = tuple[list[Row], str | None]  # and why there are no more
@@ -52,7 +52,7 @@ TORCH = (
     ("train", 128, "bfloat16", True),
     ("train", 2048, "bfloat16", True),
 )
-NARROW = ("--config.model.widths=(8, 16, 16, 16, 16, 16)", "--config.model.fc_widths=(32, 32)")
+NARROW = [f"--config.model.{name}={widths}" for name, widths in accelerator_parts.SMALL_NET.items()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -134,14 +134,10 @@ def row_of(names: dict[str, Any], seconds: dict[str, list[tuple[float, float]]],
     }
 
 
-def numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = tables.Parser("convolutions", __doc__)
-    parser.add_argument("--widths", type=numbers, default=[8, 16, 24, 32, 48, 64, 96, 128])
-    parser.add_argument("--sizes", type=numbers, default=[32, 56, 112, 224])
+    parser.add_argument("--widths", type=tables.numbers, default=[8, 16, 24, 32, 48, 64, 96, 128])
+    parser.add_argument("--sizes", type=tables.numbers, default=[32, 56, 112, 224])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="layer and program, such as 'conv[12] forward$'")

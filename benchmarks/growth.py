@@ -26,16 +26,13 @@ COLUMNS = ("what grows", "batch", "image size", "devices", "seconds a step", "im
 MARGIN = 1.1  # on the estimate of memory
 
 
-def numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
-
-
 def main() -> None:
     parser = tables.Parser("growth", __doc__)
-    parser.add_argument("--batches", type=numbers, default=[16, 32, 64, 128, 256, 512])
-    parser.add_argument("--sizes", type=numbers, default=[64, 128, 224, 256])
-    parser.add_argument("--devices", type=numbers, default=[1, 2, 4])
-    parser.add_argument("--at", type=numbers, default=[224, 128], help="the image size and batch that stay")
+    parser.add_argument("--batches", type=tables.numbers, default=[16, 32, 64, 128, 256, 512])
+    parser.add_argument("--sizes", type=tables.numbers, default=[64, 128, 224, 256])
+    parser.add_argument("--devices", type=tables.numbers, default=[1, 2, 4])
+    at_help = "the image size and batch that stay"
+    parser.add_argument("--at", type=tables.numbers, default=[224, 128], help=at_help)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--net", default="{}", help="arguments of create_model, a JSON object")

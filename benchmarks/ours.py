@@ -19,7 +19,6 @@ from typing import Any
 from benchmarks import tables
 
 WORKS = ("train", "forward", "ten views", "limit", "about")
-FREED_SECONDS = 0.0005  # the loop waits this long before each step, too (`alexnet_jax.steps`)
 
 # Published peaks for dense products by `device_kind`, in 1e12 operations a second: float32 as XLA computes it
 # by default (TPU: one bfloat16 pass; NVIDIA: TF32), bfloat16, and float32 proper (`highest`; on a TPU six
@@ -69,10 +68,14 @@ def timed(run: Callable[[], Any], warm: int, steps: int, calls: int = 1) -> tupl
     """
     import jax
 
+    from alexnet_jax.run import pace
+
+    # On a CPU the loop waits before each step, too.
+    pause = pace.FREED_SECONDS if jax.default_backend() == "cpu" else 0.0
     first, seconds = 0.0, []
     for number in range(max(warm, 1) + steps):
         began = time.perf_counter()
-        time.sleep(FREED_SECONDS)
+        time.sleep(pause)
         for _ in range(calls - 1):
             run()
         jax.block_until_ready(run())

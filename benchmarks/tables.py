@@ -40,6 +40,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(f"python -m benchmarks.{module}", description=doc, formatter_class=formatter)
 
 
+def numbers(text: str) -> list[int]:
+    """The whole numbers of a flag such as `16,128`."""
+    return [int(number) for number in text.split(",")]
+
+
 def cores() -> int:
     """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -2,8 +2,9 @@
 
     python main.py --config=configs/cnn_star_fall2011.py --config.data.source=folder:PATH --workdir=DIR
 
-PATH has `train/<WordNet id>/` with the 15 million images in 21,841 classes and a `val/` with some of them.
-configs/cnn_star.py continues from DIR; no top-1 error was published for it. Not run at full scale by us.
+PATH has `train/<WordNet id>/` with the 14.2 million images in 21,841 classes (15 million in 22,000, says the
+paper) and a `val/` with some of them. configs/cnn_star.py continues from DIR; no top-1 error was
+published for it. Not run at full scale by us.
 """
 
 import ml_collections

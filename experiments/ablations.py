@@ -1,9 +1,7 @@
 """The paper's ablations, and run 145's, on CIFAR-10 and a net narrow enough for two cores."""
 
-# The images, at 64 pixels, and for `ablation_rates.py` the training images in 45,000 and 5,000:
+# The images, at 64 pixels (or with --source=folder:cifar10, which has train/ and test/):
 #     python -m alexnet_jax prepare --source=tfds:cifar10 --out=runs/cifar10 --resize_size=64
-# or, from folders of images, with --source=folder:cifar10 after
-#     python -m alexnet_jax split cifar10/train --val=0.1 --out=cifar10-held-out
 CONFIG = "configs/default.py"
 PARENT = {
     "data.source": "prepared:runs/cifar10",

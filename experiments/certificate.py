@@ -14,8 +14,8 @@ from experiments.sweep_statistics import ERRORS
 
 EXPLANATION = (
     "Errors in %, differences in points. The paper's errors are of one net or one ensemble. n is the number "
-    "of ours, sd their standard deviation over seeds; `one more` is how far from our mean another one would "
-    "be in 95 % of cases (Student's t), so a difference beyond it is more than one of seeds."
+    "of ours, sd their standard deviation over seeds; within `one more` of our mean another one would lie "
+    "in 95 % of cases (Student's t), so a larger difference is more than one of seeds."
 )
 
 

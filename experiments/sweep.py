@@ -1,6 +1,6 @@
 """Many runs of configs that differ in one thing, several seeds each: a table, a CSV file and a plot.
 
-    python -m experiments.sweep experiments/ablations.py --runs=runs/ablations --out=experiments/004-ablations
+    python -m experiments.sweep experiments/ablations.py --runs=runs/ablations --out=ablations
 
 A sweep is a Python file with
 
