@@ -119,7 +119,7 @@ def open_folder(root: pathlib.Path, split: str) -> FileSource:
     own_names = [name if name in own else other_forms.get(normalize("NFC", name), name) for name in classes]
     if unknown := sorted(own.difference(own_names)):
         if unknown == ["images"] and (directory / _ANNOTATIONS).is_file():
-            sort = f"while read -r f c _; do mkdir -p $c; mv images/$f $c; done < {_ANNOTATIONS}"
+            sort = f'while read -r f c _; do mkdir -p "$c"; mv "images/$f" "$c"; done < {_ANNOTATIONS}'
             command = f"cd {shlex.quote(str(directory))} && {sort} && rmdir images"
             raise UserError(f"{directory} has no class folders; make them by: {command}")
         raise UserError(f"{directory} has {unknown[0]}, which is missing from {train}; both need all classes")
