@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.kernels import cpu, gradients
+from alexnet_jax.kernels import blocks, cpu, gradients
 
 Array = jax.Array
 
@@ -63,9 +63,15 @@ def convolution(
 
 def _by_device(x, kernel, stride, *others, in_step):
     edges = _edges(x.shape[1:3], kernel.shape[0], stride, *others)
-    plain = functools.partial(cpu.xla_convolution, window_strides=(stride, stride), padding=edges)
     on_cpu = functools.partial(cpu.convolution, stride=stride, edges=edges, in_step=in_step)
-    return {"cpu": on_cpu, "default": plain}
+    return {"cpu": on_cpu, **_on_accelerators(stride, edges)}
+
+
+def _on_accelerators(stride, edges):
+    """XLA's own; conv1 on NVIDIA over blocks, as three channels leave its matrix units idle."""
+    plain = functools.partial(blocks.xla_convolution, window_strides=(stride, stride), padding=edges)
+    over_blocks = functools.partial(blocks.convolution, stride=stride, edges=edges)
+    return {"cuda": over_blocks if stride > 1 else plain, "default": plain}
 
 
 def _convolution_forward(x, kernel, *others):
@@ -76,10 +82,24 @@ def _convolution_forward(x, kernel, *others):
 def _convolution_backward(stride, padding, ceil, name, inputs, g):
     x, kernel = inputs
     edges = _edges(x.shape[1:3], kernel.shape[0], stride, padding, ceil, name)
-    return cpu.convolution_gradients(x, kernel, g, stride=stride, edges=edges)
+    by_device = {
+        device: lambda x, kernel, g, how=how: jax.vjp(how, x, kernel)[1](g)
+        for device, how in _on_accelerators(stride, edges).items()
+    }
+    on_cpu = functools.partial(cpu.convolution_gradients, stride=stride, edges=edges)
+    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, **by_device)
 
 
 convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+@jax.custom_vjp
+def add_bias(y: Array, bias: Array) -> Array:
+    """Adds `bias` `[O]` to maps `[B, H, W, O]`, in the type of the maps."""
+    return y + bias.astype(y.dtype)
+
+
+add_bias.defvjp(lambda y, bias: (add_bias(y, bias), bias), gradients.bias_gradient)
 
 
 def local_response_norm(x: Array, *, k: float, alpha: float, beta: float, size: int) -> Array:
@@ -89,7 +109,7 @@ def local_response_norm(x: Array, *, k: float, alpha: float, beta: float, size: 
     beyond the first and last count as 0. `alpha` multiplies each term and is not divided by `size`.
     `x` is `[..., C]`; bfloat16 is normalised in float32.
     """
-    return _in_float32(x, k, alpha, beta, size, (x.ndim - 1,))
+    return _normalise(x, k, alpha, beta, size, (x.ndim - 1,))
 
 
 def within_map_norm(x: Array, *, k: float, alpha: float, beta: float, size: int) -> Array:
@@ -98,22 +118,19 @@ def within_map_norm(x: Array, *, k: float, alpha: float, beta: float, size: int)
     The second norm of run 145 (`layers/layers-145.cfg`), which the paper does not mention. The formula is
     that of `local_response_norm`, with a sum of `size * size` terms; `x` is `[B, H, W, C]`.
     """
-    return _in_float32(x, k, alpha, beta, size, (1, 2))
+    return _normalise(x, k, alpha, beta, size, (1, 2))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
-def _normalise(a: Array, k: float, alpha: float, beta: float, size: int, axes: tuple[int, ...]) -> Array:
+def _normalise(x: Array, k: float, alpha: float, beta: float, size: int, axes: tuple[int, ...]) -> Array:
+    a = gradients.in_float32(x)
     squares = gradients.sum_of_neighbours(jnp.square(a), size, axes)
-    return a * gradients.inverse_power(k + alpha * squares, beta)  # a / (k + alpha * squares) ** beta
+    y = a * gradients.inverse_power(k + alpha * squares, beta)  # a / (k + alpha * squares) ** beta
+    return y.astype(x.dtype)
 
 
 # Keeps only the inputs: the denominator is cheaper to compute again than to keep in memory.
-_normalise.defvjp(lambda a, *constants: (_normalise(a, *constants), a), gradients.norm_gradient)
-
-
-def _in_float32(x: Array, *constants: Any) -> Array:
-    y: Any = _normalise(x if x.dtype.itemsize >= 4 else x.astype(jnp.float32), *constants)
-    return y.astype(x.dtype)
+_normalise.defvjp(lambda x, *constants: (_normalise(x, *constants), x), gradients.norm_gradient)
 
 
 def max_pool(
@@ -129,7 +146,7 @@ def max_pool(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _maximum(x: Array, window: int, stride: int, edges: cpu.Edges, ties: str) -> Array:
+def _maximum(x: Array, window: int, stride: int, edges: blocks.Edges, ties: str) -> Array:
     del ties
     return functools.reduce(jnp.maximum, gradients.shifted_maps(x, window, stride, edges))
 

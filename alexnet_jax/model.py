@@ -216,7 +216,7 @@ class AlexNet(nn.Module):
             ys = jnp.split(convolve(xs[0], jnp.concatenate(kernels, axis=-1)), len(xs), axis=-1)
         else:
             ys = list(map(convolve, xs, kernels))
-        return self._record(name, [y + b.astype(y.dtype) for y, b in zip(ys, bias, strict=True)])
+        return self._record(name, [layers.add_bias(y, b) for y, b in zip(ys, bias, strict=True)])
 
     def _dense(self, name: str, xs: list[Array]) -> list[Array]:
         if name in self.removed_layers:

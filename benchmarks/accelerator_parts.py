@@ -158,16 +158,17 @@ def plain_layers() -> Iterator[None]:
     from jax import lax
 
     from alexnet_jax import layers
-    from alexnet_jax.kernels import cpu
+    from alexnet_jax.kernels import blocks
 
     def convolution(x: Any, kernel: Any, stride: int, padding: int, ceil: bool, name: str) -> Any:
         edges = layers._edges(x.shape[1:3], kernel.shape[0], stride, padding, ceil, name)
-        return cpu.xla_convolution(x, kernel, (stride, stride), edges)
+        return blocks.xla_convolution(x, kernel, (stride, stride), edges)
 
-    def normalise(a: Any, k: float, alpha: float, beta: float, size: int, axes: tuple[int, ...]) -> Any:
-        window = tuple(size if axis in axes else 1 for axis in range(a.ndim))
+    def normalise(x: Any, k: float, alpha: float, beta: float, size: int, axes: tuple[int, ...]) -> Any:
+        window = tuple(size if axis in axes else 1 for axis in range(x.ndim))
+        a = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         total = lax.reduce_window(jnp.square(a), 0.0, lax.add, window, (1,) * a.ndim, "SAME")
-        return a / (k + alpha * total) ** beta
+        return (a / (k + alpha * total) ** beta).astype(x.dtype)
 
     def maximum(x: Any, window: int, stride: int, edges: Any, ties: str) -> Any:
         del ties

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from alexnet_jax import layers
 from alexnet_jax.common import host
-from alexnet_jax.kernels import cpu
+from alexnet_jax.kernels import blocks
 from benchmarks import tables
 
 Array = jax.Array
@@ -66,7 +66,7 @@ def cases(
     g = jax.random.normal(keys[2], (batch, size, size, width))
     ours = functools.partial(layers.convolution, stride=stride, padding=padding)
     plain = functools.partial(
-        cpu.xla_convolution, window_strides=(stride, stride), padding=((padding, end), (padding, end))
+        blocks.xla_convolution, window_strides=(stride, stride), padding=((padding, end), (padding, end))
     )
     programs: dict[str, Callable[[Callable], Callable[[], Any]]] = {
         "forward": lambda f: jax.jit(lambda x, k: jax.vjp(f, x, k)[0]).lower(x, kernel).compile(),

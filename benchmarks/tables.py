@@ -126,11 +126,12 @@ def answers(
     Returns:
       the JSON objects in its output, a line each, up to its end or failure; and why it failed, if it did.
     """
+    search_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         try:
             process = subprocess.Popen(
                 [str(word) for word in command],
-                env={**os.environ, **(environment or {}), "PYTHONPATH": str(ROOT)},
+                env={**os.environ, **(environment or {}), "PYTHONPATH": search_path},
                 cwd=ROOT,
                 stdout=out,
                 stderr=errors,

@@ -69,10 +69,12 @@ CONVOLUTIONS = [
 ]
 
 
-@pytest.mark.parametrize("narrow", [0, cpu.NARROW], ids=["as wide", "as narrow"])
+@pytest.mark.parametrize("way", ["as wide", "as narrow", "as on NVIDIA"])
 @pytest.mark.parametrize(("shape", "window", "outputs", "stride", "padding", "ceil"), CONVOLUTIONS)
-def test_convolution_and_its_gradients(shape, window, outputs, stride, padding, ceil, narrow, monkeypatch):
-    monkeypatch.setattr(cpu, "NARROW", narrow)
+def test_convolution_and_its_gradients(shape, window, outputs, stride, padding, ceil, way, monkeypatch):
+    monkeypatch.setattr(cpu, "NARROW", 0 if way == "as wide" else cpu.NARROW)
+    if way == "as on NVIDIA":
+        monkeypatch.setattr(jax.lax, "platform_dependent", as_on_nvidia)
     rng = np.random.default_rng(0)
     x = (100 * rng.standard_normal(shape)).astype(np.float32)
     kernel = rng.standard_normal((window, window, shape[-1], outputs)).astype(np.float32)
@@ -98,6 +100,34 @@ def test_convolution_and_its_gradients(shape, window, outputs, stride, padding, 
             slope = np.sum(g * reference.convolution(*moved, np.zeros(outputs), **size))
             scale = np.linalg.norm(direction) * np.linalg.norm(gradient)
             assert np.sum(direction * np.asarray(gradient)) == pytest.approx(slope, abs=1e-6 * scale)
+
+
+def as_on_nvidia(*arguments, default, cuda=None, **others):
+    """What `lax.platform_dependent` chooses there; these ways run on any device."""
+    return (cuda or default)(*arguments)
+
+
+def test_conv1_on_nvidia_is_a_convolution_of_blocks():
+    x, kernel = jnp.zeros((2, 224, 224, 3)), jnp.zeros((11, 11, 3, 96))
+    traced = jax.jit(functools.partial(layers.convolution, stride=4)).trace(x, kernel)
+    on_nvidia, on_cpu = (traced.lower(lowering_platforms=(name,)).as_text() for name in ("cuda", "cpu"))
+    blocks = "(tensor<2x57x57x48xf32>, tensor<3x3x48x96xf32>) -> tensor<2x55x55x96xf32>"
+    assert blocks in on_nvidia
+    assert blocks not in on_cpu
+
+
+def test_gradient_of_a_bias_in_bfloat16_is_summed_in_float32():
+    rng = np.random.default_rng(0)
+    y, g = (jnp.asarray(rng.standard_normal((8, 55, 55, 3)), jnp.bfloat16) for _ in range(2))
+    bias = jnp.asarray([0.1, -2.0, 1.0], jnp.float32)
+    sums, back = jax.vjp(layers.add_bias, y, bias)
+    assert sums.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(sums, (y + bias.astype(jnp.bfloat16)))
+    y_gradient, bias_gradient = back(g)
+    np.testing.assert_array_equal(y_gradient, g)
+    assert bias_gradient.dtype == jnp.float32
+    expected = np.asarray(g, np.float64).sum((0, 1, 2))
+    np.testing.assert_allclose(bias_gradient, expected, rtol=1e-5)
 
 
 def test_convolution_does_not_flip_its_kernel():

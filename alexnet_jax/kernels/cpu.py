@@ -4,23 +4,20 @@ By how much: `python -m benchmarks.convolutions`. Other devices use XLA's. Maps 
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alexnet_jax.kernels import blocks
+from alexnet_jax.kernels.blocks import Edges, pad, xla_convolution
+
 Array = jax.Array
-Edges = tuple[tuple[int, int], ...]  # padding before and after the maps' rows and columns
 
 # Numbers of outputs (filters), measured on two cores with batches of 64 and 128 (`benchmarks.convolutions`).
 FEW_OUTPUTS = 128  # below this, YNNPACK's convolutions are slower than Eigen's
 NARROW = 48  # below this, XLA's gradients are faster than ours, and above 16 its conv1 is far slower
 CACHED_BYTES = 4 * 2**20  # bytes of maps that stay in cache between products
-
-
-# Takes x, kernel, window_strides and padding.
-xla_convolution = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def formulation(inputs: int, outputs: int, *, stride: int, rows: int, extra_rows: int, in_step: bool) -> str:
@@ -49,8 +46,8 @@ def convolution(x: Array, kernel: Array, *, stride: int, edges: Edges, in_step: 
     """A convolution on a CPU, computed as `formulation` says."""
     (window_height, _, inputs, outputs), (above, below) = kernel.shape, edges[0]
     rows = (x.shape[1] + above + below - window_height) // stride + 1
-    blocks = -(-window_height // stride)  # the window's height in blocks of `stride` rows
-    height = x.shape[1] if stride == 1 else rows - 1 + blocks
+    # With the window's height in blocks of `stride` rows.
+    height = x.shape[1] if stride == 1 else rows - 1 + -(-window_height // stride)
     extra = max(height + 1 - rows, 0)
     match formulation(inputs, outputs, stride=stride, rows=rows, extra_rows=extra, in_step=in_step):
         case "eigen":
@@ -73,97 +70,52 @@ def _convolution_on_eigen(
     (batch, _, width, inputs), (window_height, window_width, _, outputs) = x.shape, kernel.shape
     (above, below), sides = edges
     if stride > 1:
-        blocks = -(-window_height // stride)
-        x = _pad(x, (0, 0), (above, height * stride - above - x.shape[1]))
+        parts = -(-window_height // stride)
+        x = pad(x, (0, 0), (above, height * stride - above - x.shape[1]))
         x = x.reshape(batch, height, stride, width, inputs).transpose(0, 1, 3, 2, 4)
         x = x.reshape(batch, height, width, stride * inputs)
-        kernel = _pad(kernel, (0, blocks * stride - window_height))
-        kernel = kernel.reshape(blocks, stride, window_width, inputs, outputs).transpose(0, 2, 1, 3, 4)
-        kernel = kernel.reshape(blocks, window_width, stride * inputs, outputs)
+        kernel = pad(kernel, (0, parts * stride - window_height))
+        kernel = kernel.reshape(parts, stride, window_width, inputs, outputs).transpose(0, 2, 1, 3, 4)
+        kernel = kernel.reshape(parts, window_width, stride * inputs, outputs)
         above = below = 0
     return xla_convolution(x, kernel, (1, stride), ((above, below + extra), sides))
 
 
 def _convolution_by_products(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
     """A convolution as the sum of one matrix product per block in the window (conv1: 9)."""
-    (batch, _, _, inputs), outputs, window = x.shape, kernel.shape[3], kernel.shape[:2]
+    batch, outputs = x.shape[0], kernel.shape[3]
     wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # accumulate bfloat16 in float32
-    blocks = [-(-size // stride) for size in window]
-    rows, columns = (
-        (side + sum(edge) - size) // stride + 1
-        for side, edge, size in zip(x.shape[1:3], edges, window, strict=True)
-    )
-    kernel = _pad(kernel, *((0, block * stride - size) for block, size in zip(blocks, window, strict=True)))
-    kernel = kernel.reshape(blocks[0], stride, blocks[1], stride, inputs, outputs)
-    x = _blocks_as_channels(
-        _pad(x, (0, 0), *_block_padding(x, (rows, columns), blocks, stride, edges)), stride
-    )
-    seen = [x[:, i : i + rows, j : j + columns] for i in range(blocks[0]) for j in range(blocks[1])]
-    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(len(seen), -1, outputs)
+    (rows, columns), (height, width) = sizes = blocks.counts(x, kernel.shape[:2], stride, edges)
+    x = blocks.as_channels(pad(x, (0, 0), *blocks.padding(x, *sizes, stride, edges)), stride)
+    seen = [x[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
     products = [
         jnp.matmul(x.reshape(-1, x.shape[3]), own, preferred_element_type=wide)
-        for x, own in zip(seen, kernel, strict=True)
+        for x, own in zip(seen, blocks.kernel_of(kernel, stride).reshape(len(seen), -1, outputs), strict=True)
     ]
     return functools.reduce(jnp.add, products).reshape(batch, rows, columns, outputs).astype(x.dtype)
-
-
-def _block_padding(
-    x: Array, outputs: Sequence[int], blocks: Sequence[int], stride: int, edges: Edges
-) -> list[tuple[int, int]]:
-    """Padding of the rows and columns of `x` `[B, H, W, I]` to full blocks of `stride`; negative: crop.
-
-    Args:
-      outputs: rows and columns of the outputs; blocks: height and width of the window in blocks.
-    """
-    return [
-        (before, (count - 1 + block) * stride - size - before)
-        for count, block, size, (before, _) in zip(outputs, blocks, x.shape[1:3], edges, strict=True)
-    ]
-
-
-def _blocks_as_channels(x: Array, stride: int) -> Array:
-    """Space-to-depth, `[B, H, W, I]` to `[B, H / s, W / s, s * s * I]`.
-
-    A stride-s window is then a stride-1 window over s x s blocks (conv1: 9 blocks instead of 121 places).
-    """
-    batch, height, width, inputs = x.shape
-    x = x.reshape(batch, height // stride, stride, width // stride, stride, inputs)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // stride, width // stride, -1)
 
 
 def convolution_gradients(
     x: Array, kernel: Array, g: Array, *, stride: int, edges: Edges
 ) -> tuple[Array, Array]:
-    """The gradients of `(x, kernel)`, from the gradient `g` of the outputs.
+    """The gradients of `(x, kernel)` on a CPU, from the gradient `g` of the outputs.
 
-    XLA's own, except on CPUs for layers with `NARROW` filters and more (at stride 1, twice as many): with
-    fewer, the products of `_gradients_on_cpu` are too thin, and XLA takes 0.4 to 0.8 of their time.
+    XLA's own for layers with fewer than `NARROW` filters (at stride 1, twice as many): the products below
+    would be too thin, and XLA takes 0.4 to 0.8 of their time.
     """
     plain = functools.partial(xla_convolution, window_strides=(stride, stride), padding=edges)
-
-    def by_xla(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
-        return jax.vjp(plain, x, kernel)[1](g)
-
     if kernel.shape[3] < (NARROW if stride > 1 else 2 * NARROW):
-        return by_xla(x, kernel, g)
-    on_cpu = functools.partial(_gradients_on_cpu, stride=stride, edges=edges)
-    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=by_xla)
-
-
-def _gradients_on_cpu(x: Array, kernel: Array, g: Array, *, stride: int, edges: Edges) -> tuple[Array, Array]:
-    window = kernel.shape[:2]
-    if stride == 1:
+        return jax.vjp(plain, x, kernel)[1](g)
+    if stride > 1:
+        (x_gradient,) = jax.vjp(lambda x: plain(x, kernel), x)[1](g)
+    else:
         # As in XLA, a convolution with the flipped kernel. The barrier keeps XLA from fusing the transpose
         # into it inside a loop, which would be five times slower.
         flipped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-        outer = tuple(
-            (size - 1 - before, size - 1 - after) for size, (before, after) in zip(window, edges, strict=True)
-        )
+        sizes = zip(kernel.shape[:2], edges, strict=True)
+        outer = tuple((size - 1 - before, size - 1 - after) for size, (before, after) in sizes)
         x_gradient = convolution(g, flipped, stride=1, edges=outer)
-    else:
-        plain = functools.partial(xla_convolution, window_strides=(stride, stride), padding=edges)
-        (x_gradient,) = jax.vjp(lambda x: plain(x, kernel), x)[1](g)
-    return x_gradient, _kernel_gradient(x, g, window=window, stride=stride, edges=edges)
+    return x_gradient, _kernel_gradient(x, g, window=kernel.shape[:2], stride=stride, edges=edges)
 
 
 def images_at_once(batch: int, image_bytes: int) -> int:
@@ -179,7 +131,7 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
     """The gradient of a convolution's kernel: one matrix product per position in the window.
 
     XLA computes a convolution with windows as large as the maps. The places in the window are blocks
-    (`_blocks_as_channels`). A few images at a time stay in cache between products. `g`, shared by all
+    (`blocks.as_channels`). A few images at a time stay in cache between products. `g`, shared by all
     products, is the left operand, because that is the one that has to be transposed.
 
     Args:
@@ -189,7 +141,7 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
       `[h, w, I, O]`.
     """
     (batch, rows, columns, outputs), inputs = g.shape, x.shape[3]
-    blocks = [-(-size // stride) for size in window]  # window height and width in blocks
+    sizes = height, width = [-(-size // stride) for size in window]  # the window in blocks
     depth = stride * stride * inputs
     wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # accumulate bfloat16 in float32
 
@@ -197,29 +149,23 @@ def _kernel_gradient(x: Array, g: Array, *, window: tuple[int, ...], stride: int
     images = images_at_once(batch, (x.nbytes + g.nbytes) // batch)
     groups = -(-batch // images)
     padding = [(0, groups * images - batch)]
-    x = _pad(x, *padding, *_block_padding(x, (rows, columns), blocks, stride, edges))
-    g = _pad(g, *padding)
+    x = pad(x, *padding, *blocks.padding(x, (rows, columns), sizes, stride, edges))
+    g = pad(g, *padding)
 
     def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
-        x, g = _blocks_as_channels(group[0], stride), group[1]
+        x, g = blocks.as_channels(group[0], stride), group[1]
         g = lax.optimization_barrier(g.reshape(-1, outputs).T)  # else XLA transposes each x instead
         products = [
             jnp.matmul(g, x[:, i : i + rows, j : j + columns].reshape(-1, depth), preferred_element_type=wide)
-            for i in range(blocks[0])
-            for j in range(blocks[1])
+            for i in range(height)
+            for j in range(width)
         ]
         return total + jnp.stack(products), None
 
-    total = jnp.zeros((blocks[0] * blocks[1], outputs, depth), wide)
+    total = jnp.zeros((height * width, outputs, depth), wide)
     x, g = (a.reshape(groups, -1, *a.shape[1:]) for a in (x, g))
     total, _ = lax.scan(add, total, (x, g))
 
-    total = total.reshape(*blocks, outputs, stride, stride, inputs).transpose(0, 3, 1, 4, 5, 2)
-    total = total.reshape(blocks[0] * stride, blocks[1] * stride, inputs, outputs)
+    total = total.reshape(height, width, outputs, stride, stride, inputs).transpose(0, 3, 1, 4, 5, 2)
+    total = total.reshape(height * stride, width * stride, inputs, outputs)
     return total[: window[0], : window[1]].astype(g.dtype)
-
-
-def _pad(x: Array, *ends: tuple[int, int]) -> Array:
-    """Zero-pads the first axes before and after; negative values crop."""
-    more = [(0, 0)] * (x.ndim - len(ends))
-    return lax.pad(x, jnp.zeros((), x.dtype), [(before, after, 0) for before, after in (*ends, *more)])

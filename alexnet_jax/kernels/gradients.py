@@ -28,6 +28,12 @@ def products_gradients(dtype: Any, inputs: tuple[Array, Array], g: Array) -> tup
     return x_gradient, kernel_gradient
 
 
+def bias_gradient(bias: Array, g: Array) -> tuple[Array, Array]:
+    """The gradients of `layers.add_bias`; the bias's is summed in its own type."""
+    g = computed_once(g)
+    return g, jnp.sum(g, axis=(0, 1, 2), dtype=bias.dtype)
+
+
 def sum_of_neighbours(x: Array, size: int, axes: tuple[int, ...]) -> Array:
     """Sum over the `size` neighbours along each of `axes`, centred on each position; 0 beyond the ends."""
     before, after = size // 2, size - 1 - size // 2
@@ -53,10 +59,21 @@ def norm_gradient(
     """The gradient of the norms' inputs `x`, from the gradient `g` of their outputs."""
     # y_i = x_i d_i^-b,  d_i = k + a sum_{j near i} x_j^2, and "near" is symmetric (size is odd), so
     # dL/dx_i = g_i d_i^-b - 2 a b x_i sum_{j near i} g_j x_j d_j^-b / d_j.
+    dtype, (x, g) = x.dtype, map(in_float32, (x, computed_once(g)))
     d = k + alpha * sum_of_neighbours(jnp.square(x), size, axes)
     scaled = g * inverse_power(d, beta)
     shared = sum_of_neighbours(scaled * x / d, size, axes)
-    return (scaled - (2 * alpha * beta) * x * shared,)
+    return ((scaled - (2 * alpha * beta) * x * shared).astype(dtype),)
+
+
+def in_float32(x: Array) -> Array:
+    """bfloat16 in float32, wider types as they are."""
+    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+
+
+def computed_once(x: Array) -> Array:
+    """`x`; on NVIDIA, XLA would otherwise compute it anew in each kernel that reads it."""
+    return lax.platform_dependent(x, cuda=lax.optimization_barrier, default=lambda x: x)
 
 
 def shifted_maps(x: Array, window: int, stride: int, edges: Edges) -> list[Array]:

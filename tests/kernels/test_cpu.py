@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import layers
-from alexnet_jax.kernels import cpu
+from alexnet_jax.kernels import blocks, cpu
 from tests import reference
 from tests.reference import relative_error
 
@@ -128,7 +128,7 @@ def test_narrow_conv1_is_xla_s_convolution(filters, side, padding, ceil):
     edge = (padding, (size - 1) * 4 + 11 - side - padding)
 
     def plain(x, kernel):
-        return cpu.xla_convolution(x, kernel, (4, 4), (edge, edge))
+        return blocks.xla_convolution(x, kernel, (4, 4), (edge, edge))
 
     y = jax.jit(convolve)(x, kernel)
     assert y.shape == (2, size, size, filters)
@@ -166,7 +166,7 @@ def test_narrow_conv1_runs_on_eigen_or_as_products(filters):
     def texts(side):
         shapes = (2, side, side, 3), (11, 11, 3, filters)
         convolve = functools.partial(layers.convolution, stride=4)
-        plain = functools.partial(cpu.xla_convolution, window_strides=(4, 4), padding="VALID")
+        plain = functools.partial(blocks.xla_convolution, window_strides=(4, 4), padding="VALID")
         if "ynn" not in compiled_text(plain, *shapes):
             pytest.skip(f"jax {jax.__version__} has no YNNPACK to choose instead")
         in_step = compiled_text(lambda x, kernel: jax.vjp(convolve, x, kernel)[0], *shapes)
