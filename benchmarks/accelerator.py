@@ -3,6 +3,7 @@
     python -m benchmarks.accelerator --out=DIR [--minutes=7.5] [--torch_python=PYTHON] [--only=REGEX]
 
 On one GPU or TPU, and on two where there are two:
+  compiling    the first programs of `rates`, side by side on a GPU, where XLA tries many kernels for each
   correctness  forward pass, gradients and ten steps against recorded ones of PyTorch in float64
   rates        images/s and share of the published peak (MFU) in training and forward, in float32, with JAX's
                default precision (TF32 on NVIDIA) and in bfloat16, at batches of 128 to 2048; the same with
@@ -20,6 +21,7 @@ PyTorch is looked for in this Python, or in --torch_python, which needs nothing 
 """
 
 import argparse
+import concurrent.futures
 import csv
 import datetime
 import json
@@ -44,8 +46,9 @@ PHOTOGRAPHS = tables.ROOT / "alexnet_jax" / "data" / "photographs"
 # Of PyTorch's training step and forward pass: work, batch, precision, compiled.
 TORCH = (
     ("train", 512, "default", False),
-    ("train", 512, "default", True),
+    ("train", 512, "bfloat16", False),
     ("train", 512, "bfloat16", True),
+    ("train", 512, "default", True),
     ("forward", 512, "bfloat16", True),
     ("train", 512, "float32", True),
     ("forward", 512, "default", True),
@@ -65,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     began = time.monotonic()
     about = describe(given)
+    given.platform = about["platform"]
     path = given.out / f"accelerator-{re.sub('[^a-z0-9]+', '-', about['device'].lower())}.json"
     given.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"about": about, "parts": {}}
@@ -110,13 +114,37 @@ def first_line(*command: str) -> str | None:
     return done.stdout.partition("\n")[0].strip() or None
 
 
+def part_command(given: argparse.Namespace, *arguments: str) -> tuple[str, ...]:
+    small = ("--small",) if given.small else ()
+    return sys.executable, "-m", "benchmarks.accelerator_parts", *arguments, *small
+
+
 def in_own_process(part: str) -> Callable[[argparse.Namespace, float], Rows]:
     """A part of `accelerator_parts`."""
+    return lambda given, budget: tables.answers(part_command(given, part), timeout=budget)
+
+
+def side_by_side(
+    part: str, of: Callable[[bool], Sequence[str]]
+) -> Callable[[argparse.Namespace, float], Rows]:
+    """A part of `accelerator_parts` in a process for each of its pieces: at once, but one by one on a TPU.
+
+    A TPU is one process's alone; on a GPU each takes only the memory that it needs.
+    """
 
     def run(given: argparse.Namespace, budget: float) -> Rows:
-        small = ("--small",) if given.small else ()
-        command = (sys.executable, "-m", "benchmarks.accelerator_parts", part, *small)
-        return tables.answers(command, timeout=budget)
+        end = time.monotonic() + budget
+
+        def piece(name: str) -> Rows:
+            left = max(end - time.monotonic(), 1.0)
+            return tables.answers(part_command(given, part, f"--piece={name}"), shared, timeout=left)
+
+        shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        at_once = 1 if given.platform == "tpu" else max(tables.cores() // 2, 1)
+        with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+            done = list(pool.map(piece, of(given.small)))
+        rows = [row for rows, _ in done for row in rows]
+        return rows, next((failed for _, failed in done if failed), None)
 
     return run
 
@@ -193,12 +221,13 @@ def loop(given: argparse.Namespace, budget: float) -> Rows:
 
 # Each with its share of the time, the most telling first.
 PARTS: dict[str, tuple[float, Callable[[argparse.Namespace, float], Rows]]] = {
-    "correctness": (70, in_own_process("correctness")),
-    "rates": (150, in_own_process("rates")),
-    "default run": (60, default_run),
-    "PyTorch": (80, torch),
+    "compiling": (100, side_by_side("compiling", accelerator_parts.first_programs)),
+    "correctness": (70, side_by_side("correctness", accelerator_parts.precisions)),
+    "rates": (90, in_own_process("rates")),
+    "default run": (70, default_run),
+    "PyTorch": (70, torch),
     "loop": (60, loop),
-    "kernels": (30, in_own_process("kernels")),
+    "kernels": (20, in_own_process("kernels")),
 }
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What `benchmarks.accelerator` measures in this project's own process, a JSON object a line as it comes.
 
-python -m benchmarks.accelerator_parts correctness|rates|kernels [--small]
+python -m benchmarks.accelerator_parts compiling|correctness|rates|kernels [--piece=PIECE] [--small]
 """
 
 import argparse
@@ -9,8 +9,9 @@ import json
 import math
 import re
 import statistics
+import time
 import unittest.mock
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from benchmarks import ours
@@ -37,7 +38,8 @@ SMALL_NET = {"widths": (8, 16, 16, 16, 16, 16), "fc_widths": (32, 32)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("part", choices=("correctness", "rates", "kernels"))
+    parser.add_argument("part", choices=("compiling", "correctness", "rates", "kernels"))
+    parser.add_argument("--piece", help="a precision of correctness, a program of compiling")
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
 
@@ -45,9 +47,39 @@ def main() -> None:
 
     host.keep_memory()
     host.keep_compiled()
-    parts = {"correctness": correctness, "rates": rates, "kernels": kernel_rows}
-    for row in parts[given.part](given.small):
+    parts = {
+        "compiling": lambda: compiling(given.small, int(given.piece)),
+        "correctness": lambda: correctness(given.piece),
+        "rates": lambda: rates(given.small),
+        "kernels": lambda: kernel_rows(given.small),
+    }
+    for row in parts[given.part]():
         print(json.dumps(row), flush=True)
+
+
+def precisions(small: bool) -> Sequence[str]:
+    return ("float32",) if small else tuple(PRECISIONS)
+
+
+def first_programs(small: bool) -> Sequence[str]:
+    """Those of the first batch, by their number in `programs`."""
+    return [str(number) for number in range(2 if small else 8)]
+
+
+def programs(small: bool, devices: int) -> list[tuple[int, str, str, str]]:
+    """What `rates` measures: batch, work, precision, how; the most telling first."""
+    batches = SMALL_BATCHES if small else BATCHES
+    plain = [(batches[0], "train", precision, "plain XLA") for precision in ("default", "bfloat16")]
+    if devices > 1:
+        plain += [(batches[0], "train", precision, "a column each") for precision in ("default", "bfloat16")]
+    every = [
+        (batch, work, precision, "")
+        for batch in batches
+        for work in ("train", "forward")
+        for precision in PRECISIONS
+    ]
+    first = len(every) // len(batches)
+    return [*every[:first], *plain, *every[first:]]
 
 
 def attempt(label: Row, measure: Callable[[], Row]) -> Row:
@@ -58,8 +90,22 @@ def attempt(label: Row, measure: Callable[[], Row]) -> Row:
         return {**label, "failed": (str(error).strip().splitlines() or [type(error).__name__])[0][:200]}
 
 
-def correctness(small: bool) -> Iterator[Row]:
-    """The forward pass, gradients and ten steps against PyTorch's, by precision, on one device and on two."""
+def compiling(small: bool, number: int) -> Iterator[Row]:
+    """Seconds to trace and compile one of `programs`, which the next part finds in JAX's cache on disk."""
+    import jax
+
+    batch, work, precision, how = programs(small, jax.device_count())[number]
+
+    def seconds() -> Row:
+        began = time.perf_counter()
+        prepared(batch, work, precision, how, small=small)
+        return {"seconds": time.perf_counter() - began}
+
+    yield attempt({"work": work, "batch": batch, "precision": precision, "how": how}, seconds)
+
+
+def correctness(precision: str) -> Iterator[Row]:
+    """The forward pass, gradients and ten steps against PyTorch's, on one device and on two."""
     import jax
 
     from alexnet_jax import columns
@@ -67,69 +113,57 @@ def correctness(small: bool) -> Iterator[Row]:
 
     layouts = {"one device": (1, 1)} | ({"a column each": (1, 2)} if jax.device_count() > 1 else {})
     for devices, layout in layouts.items():
-        for precision in ("float32",) if small else PRECISIONS:
-            with jax.default_matmul_precision(PRECISIONS[precision][0]):
-                try:
-                    dtype = "bfloat16" if precision == "bfloat16" else "float32"
-                    found = replay.deviations("paper", columns.make_mesh(*layout), compute_dtype=dtype)
-                except Exception as error:
-                    yield {
-                        "what": "all",
-                        "precision": precision,
-                        "devices": devices,
-                        "failed": str(error)[:200],
-                    }
-                    continue
-            for what, limit in LIMITS[precision].items():
-                worst = max((name for name in found if name.split()[0] == what), key=found.__getitem__)
-                yield {
-                    "what": worst,
-                    "precision": precision,
-                    "devices": devices,
-                    "deviation": found[worst],
-                    "limit": limit,
-                    "right": "yes" if found[worst] < limit else "no",
-                }
+        label = {"precision": precision, "devices": devices}
+        with jax.default_matmul_precision(PRECISIONS[precision][0]):
+            try:
+                dtype = "bfloat16" if precision == "bfloat16" else "float32"
+                found = replay.deviations("paper", columns.make_mesh(*layout), compute_dtype=dtype)
+            except Exception as error:
+                yield {"what": "all", **label, "failed": str(error)[:200]}
+                continue
+        for what, limit in LIMITS[precision].items():
+            worst = max((name for name in found if name.split()[0] == what), key=found.__getitem__)
+            right = "yes" if found[worst] < limit else "no"
+            yield {"what": worst, **label, "deviation": found[worst], "limit": limit, "right": right}
 
 
 def rates(small: bool) -> Iterator[Row]:
     """Images a second of steps and forward passes, by batch and precision; plain XLA; two columns."""
     import jax
 
-    batches = SMALL_BATCHES if small else BATCHES
-    plain = [(batches[0], "train", precision, "plain XLA") for precision in ("default", "bfloat16")]
-    if jax.device_count() > 1:
-        plain += [(batches[0], "train", precision, "a column each") for precision in ("default", "bfloat16")]
-    every = [
-        (batch, work, precision, "")
-        for batch in batches
-        for work in ("train", "forward")
-        for precision in PRECISIONS
-    ]
-    first = len(every) // len(batches)
-    for batch, work, precision, how in [*every[:first], *plain, *every[first:]]:
+    for batch, work, precision, how in programs(small, jax.device_count()):
         label = {"work": work, "batch": batch, "precision": precision, "how": how}
         yield attempt(label, lambda cell=(batch, work, precision, how): rate(*cell, small=small))
         jax.clear_caches()
+
+
+def prepared(batch: int, work: str, precision: str, how: str, *, small: bool) -> tuple[Any, Any, Any]:
+    """The net, its compiled program, and the program's arguments."""
+    import jax
+
+    from alexnet_jax import columns, create_model
+
+    mesh = columns.make_mesh(1, 2 if how == "a column each" else 1)
+    dtype = "bfloat16" if precision == "bfloat16" else "float32"
+    model = create_model("paper", compute_dtype=dtype, **(SMALL_NET if small else {}))
+    given = argparse.Namespace(work=work, batch=batch, image_size=side(small), micro_batches=1)
+    layers = plain_layers() if how == "plain XLA" else contextlib.nullcontext()
+    with jax.default_matmul_precision(PRECISIONS[precision][0]), layers:
+        program, arguments = ours.make_program(given, model, mesh)
+        return model, program.lower(*arguments).compile(), arguments
+
+
+def side(small: bool) -> int:
+    return 64 if small else 224
 
 
 def rate(batch: int, work: str, precision: str, how: str, *, small: bool) -> Row:
     """The rate of a program, its share of the published peak, and its memory."""
     import jax
 
-    from alexnet_jax import columns, create_model
     from alexnet_jax.run import summary
 
-    mesh = columns.make_mesh(1, 2 if how == "a column each" else 1)
-    size = 64 if small else 224
-    dtype = "bfloat16" if precision == "bfloat16" else "float32"
-    model = create_model("paper", compute_dtype=dtype, **(SMALL_NET if small else {}))
-    given = argparse.Namespace(work=work, batch=batch, image_size=size, micro_batches=1)
-    setting, place = PRECISIONS[precision]
-    layers = plain_layers() if how == "plain XLA" else contextlib.nullcontext()
-    with jax.default_matmul_precision(setting), layers:
-        program, arguments = ours.make_program(given, model, mesh)
-        compiled = program.lower(*arguments).compile()
+    model, compiled, arguments = prepared(batch, work, precision, how, small=small)
     run = ours.repeated(work, compiled, arguments)
     del arguments  # the first state, which the step donates
     _, (once,) = ours.timed(run, warm=1, steps=1)
@@ -144,10 +178,10 @@ def rate(batch: int, work: str, precision: str, how: str, *, small: bool) -> Row
         "spread": f"{batch / max(seconds):.0f}-{batch / min(seconds):.0f}",
         "GB": (used - memory.alias_size_in_bytes) / 1e9 if memory else None,
     }
-    peak = (ours.PEAKS.get(jax.devices()[0].device_kind) or (None,) * 3)[place]
+    peak = (ours.PEAKS.get(jax.devices()[0].device_kind) or (None,) * 3)[PRECISIONS[precision][1]]
     if peak:
-        operations = summary.operations(model, size, train=work == "train")
-        row["MFU"] = images * operations / (peak * 1e12 * mesh.size)
+        operations = summary.operations(model, side(small), train=work == "train")
+        row["MFU"] = images * operations / (peak * 1e12 * (2 if how == "a column each" else 1))
     return row
 
 

@@ -22,6 +22,7 @@ BEGIN, END = (
 )
 NONE = "Nobody has run it on an accelerator yet."
 WHAT = {
+    "compiling": "Seconds to trace and compile, side by side; kept on disk for the next time.",
     "correctness": "Largest relative deviation from PyTorch in float64 (tests/fixtures/record_torch.py).",
     "rates": "Of the paper's net on 224 x 224 images; GB of the compiled program.",
     "default run": "configs/default.py; on CPUs its top-1 error was 15.1 to 16.1 %.",
@@ -65,7 +66,9 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
         theirs[_key(one)] = max(one.get("images/s", 0), theirs.get(_key(one), 0))
     ratios = [one["images/s"] / best for one in rates if (best := theirs.get(_key(one)))]
     if ratios:
+        compiled = any(one["compiled"] and "images/s" in one for one in parts["PyTorch"])
         row["of PyTorch's best"] = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        row["of PyTorch's best"] += "" if compiled else " (not compiled)"
     loop = {one["what"]: one["value"] for one in parts.get("loop", ())}
     row["loop of bare step"] = loop.get("loop of bare step")
     row["default run, top-1 error, %"] = next(
