@@ -11,8 +11,14 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # Ctrl-C while the libraries load: some of them swallow a KeyboardInterrupt. `command` restores it.
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
-from alexnet_jax import launch
 from alexnet_jax.common import command_line
 
+
+def main() -> int:
+    from alexnet_jax import launch  # here, so that a library that is not installed is one line
+
+    return launch.main()
+
+
 if __name__ == "__main__":
-    command_line.command(launch.main)
+    command_line.command(main)

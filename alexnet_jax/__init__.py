@@ -4,6 +4,7 @@ Names are imported on first use, so the command line starts without importing JA
 """
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
     from alexnet_jax.variants import create_model
     from alexnet_jax.weights.pretrained import save_pretrained
 
-# While Python looks for the module of `python -m`, sys.argv is "-m" and the arguments after its name.
-if sys.argv[:1] == ["-m"] and (_module := sys.orig_argv[-len(sys.argv)]).startswith("alexnet_jax."):
+# A module or file of the package, run by itself, would end without a word. While Python looks for the module
+# of `python -m`, sys.argv is "-m" and the arguments after its name.
+_run = "".join(sys.argv[:1])
+_run = sys.orig_argv[-len(sys.argv)].removeprefix("-m") if _run == "-m" else _run
+_is_file = os.path.abspath(_run).startswith(__path__[0] + os.sep) and not _run.endswith("__main__.py")
+if _run.startswith("alexnet_jax.") or (_is_file and _run.endswith(".py")):
     _commands = "run python main.py or python -m alexnet_jax train (all commands: python -m alexnet_jax)"
-    print(f"error: {_module} is no command; {_commands}", file=sys.stderr)
+    print(f"error: {_run} is no command; {_commands}", file=sys.stderr)
     raise SystemExit(2)
 
 __version__ = "0.1.0"

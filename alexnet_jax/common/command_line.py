@@ -131,7 +131,7 @@ def command(main: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        if (mistake := host.jax_mistake(error)) is not None:
+        if (mistake := host.missing_library(error) or host.jax_mistake(error)) is not None:
             print(f"error: {mistake}", file=sys.stderr)
             _leave(WRONG_USE)
         traceback.print_exc()

@@ -93,6 +93,18 @@ def keep_compiled() -> pathlib.Path | None:
     return directory
 
 
+def missing_library(error: BaseException) -> UserError | None:
+    """The mistake behind `error` if a library is not installed, as without the project's environment."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    if importlib.util.find_spec(library := error.name.partition(".")[0]) is not None:
+        return None
+    return UserError(
+        f"{library} is not installed in {sys.executable}; activate the project's environment (source "
+        ".venv/bin/activate), or make it (bash setup.sh)"
+    )
+
+
 def jax_mistake(error: BaseException) -> UserError | None:
     """The mistake behind `error` if JAX could not use a variable, or found no device that one names."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
