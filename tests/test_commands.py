@@ -1,6 +1,7 @@
 """What all commands share: one list, help, errors, an answer without waiting for JAX, progress."""
 
 import importlib
+import os
 import pathlib
 import re
 import subprocess
@@ -8,12 +9,14 @@ import sys
 import time
 
 import pytest
+import tqdm
 
 import alexnet_jax
 from alexnet_jax import __main__
 from alexnet_jax.common import progress
 from alexnet_jax.common.errors import UserError
 
+ROOT = pathlib.Path(__file__).parents[1]
 NAMED = re.compile(r"python -m alexnet_jax((?:\.| )[\w.]+)")  # a dot names a module, which is no command
 FLAG_COMMANDS = ("train", "summary")  # with absl's flags, as main.py
 COMMANDS = (
@@ -73,11 +76,32 @@ def test_it_answers_at_once_without_jax(arguments, code, words):
 @pytest.mark.parametrize("module", ["train", "launch", "model", "evaluate", "tools.predict", "data.no_such"])
 def test_a_module_that_is_no_command_says_what_is(module):
     """Before: code 0 without a word, as if it had trained."""
-    words = [sys.executable, "-m", f"alexnet_jax.{module}", "--config=configs/default.py"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: alexnet_jax.{module} is no command; run python main.py or ")
-    assert "python -m alexnet_jax train" in done.stderr
+    for flags in (["-m", f"alexnet_jax.{module}"], [f"-malexnet_jax.{module}"]):
+        words = [sys.executable, *flags, "--config=configs/default.py"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"error: alexnet_jax.{module} is no command; run python main.py or ")
+        assert "python -m alexnet_jax train" in done.stderr
+
+
+@pytest.mark.parametrize("file", ["train.py", "tools/predict.py"])
+def test_a_file_of_the_package_says_what_to_run(file):
+    """Where the package is installed; code 0 without a word before."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, f"alexnet_jax/{file}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: alexnet_jax/{file} is no command; run python main.py or ")
+
+
+@pytest.mark.parametrize("words", [["main.py"], ["-m", "alexnet_jax", "predict", "cat.jpg"]])
+def test_without_the_environment_a_line_says_how_to_enter_it(words):
+    """`-S` hides the libraries."""
+    words = [sys.executable, "-S", *words]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f" is not installed in {sys.executable}; activate" in done.stderr
+    assert "source .venv/bin/activate" in done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - set(FLAG_COMMANDS)))
@@ -188,6 +212,26 @@ def test_progress_is_whole_lines_where_there_is_no_terminal(capsys, monkeypatch)
     assert [line.split(",")[0] for line in printed.splitlines()][-1] == "pool5: 7/7 image"
 
 
+def test_the_rate_leaves_out_the_first_unit_which_waits_for_the_compiler(capsys, monkeypatch):
+    clock = 0.0
+    monkeypatch.setattr(progress, "LINE_SECONDS", 1.0)
+    monkeypatch.setattr(tqdm.std, "time", lambda: clock)
+
+    def images():
+        nonlocal clock
+        for seconds in (60.0, 2.0, 2.0, 2.0):
+            clock += seconds
+            yield clock
+
+    assert list(progress.bar(4, "image", iterable=images())) == [60.0, 62.0, 64.0, 66.0]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.replace("  ", " ") for line in lines[:3]] == [
+        "1/4 image, ?image/s, left ?",
+        "2/4 image, 2.00s/image, left 00:04",
+        "3/4 image, 2.00s/image, left 00:02",
+    ]
+
+
 def test_short_work_says_nothing_in_a_pipe(capsys):
     with progress.bar(7, "image") as bar:
         bar.update(7)
@@ -196,12 +240,11 @@ def test_short_work_says_nothing_in_a_pipe(capsys):
 
 def test_every_command_that_is_named_exists():
     """In messages, docstrings and guides: a run once ended by naming a command that was gone."""
-    root = pathlib.Path(__file__).parents[1]
-    files = [root / "README.md", *root.glob("docs/*.md"), *root.glob("configs/*.py")]
+    files = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*.py")]
     files += [
-        *root.glob("alexnet_jax/**/*.py"),
-        *root.glob("experiments/*.py"),
-        *root.glob("notebooks/*.ipynb"),
+        *ROOT.glob("alexnet_jax/**/*.py"),
+        *ROOT.glob("experiments/*.py"),
+        *ROOT.glob("notebooks/*.ipynb"),
     ]
     named = {word.lstrip() for path in files for word in NAMED.findall(path.read_text())}
     assert {"train", "predict", "prepare"} <= named

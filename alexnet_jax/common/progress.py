@@ -4,7 +4,8 @@ A bar redraws itself with carriage returns, which in a pipe, notebook or log add
 """
 
 import sys
-from typing import TextIO
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import tqdm
 
@@ -36,6 +37,27 @@ class _Lines:
         self._file.flush()
 
 
+class _Bar(tqdm.tqdm):
+    """A bar whose rate and time left do not count the first unit, which waits for the compiler."""
+
+    _has_begun = False
+
+    def __iter__(self) -> Iterator[Any]:
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update()
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if self.disable or self._has_begun:
+            return super().update(n)
+        is_due = self._time() - self.last_print_t >= self.mininterval
+        self.n += n or 0
+        self.unpause()
+        self._has_begun, self.initial, self.last_print_n = True, self.n, self.n
+        return self.refresh() if is_due else None
+
+
 def bar(total: int | None, unit: str, what: str = "", **options: object) -> tqdm.tqdm:
     """A progress bar on `stream()`, with rate and time left; on a terminal of at least 40 columns.
 
@@ -54,7 +76,7 @@ def bar(total: int | None, unit: str, what: str = "", **options: object) -> tqdm
         seconds = {"mininterval": LINE_SECONDS, "maxinterval": 2 * LINE_SECONDS, "delay": LINE_SECONDS}
         text = "{desc}" + counted + " {unit}, {rate_fmt}" + left
         kind = {"file": _Lines(file), "bar_format": text, **seconds}
-    return tqdm.tqdm(desc=f"{what}: " if what else None, total=total, unit=unit, **{**kind, **options})  # type: ignore[arg-type]
+    return _Bar(desc=f"{what}: " if what else None, total=total, unit=unit, **{**kind, **options})  # type: ignore[arg-type]
 
 
 def note(line: str) -> None:
