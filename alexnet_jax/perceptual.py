@@ -4,8 +4,10 @@ Zhang, Isola, Efros, Shechtman, Wang: "The Unreasonable Effectiveness of Deep Fe
 Metric" (CVPR 2018), as version 0.1 of their package `lpips` computes it with `net="alex"`.
 """
 
+import functools
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -24,7 +26,38 @@ COMPARED = ("activation1", "activation2", "activation3", "activation4", "activat
 # From [-1, 1] to the input of torchvision's nets; the package rounds these numbers to three places.
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+_MOST = 2.0  # larger numbers are grey levels; a net that draws images may overshoot 1 a little
 _EPSILON = 1e-10  # added to the length of an activation's channels
+
+
+def _checked(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Compiles a method of `Perceptual`, and checks its two batches of images."""
+    compiled = jax.jit(function)
+
+    @functools.wraps(function)
+    def checked(self: "Perceptual", images: Array, others: Array) -> Array:
+        for name, x in (("images", images), ("others", others)):
+            if not isinstance(x, jax.Array | np.ndarray):
+                found = f"a {type(x).__name__}"
+            elif x.shape[3:] != (3,) or x.shape != images.shape or not jnp.issubdtype(x.dtype, jnp.floating):
+                found = f"{x.dtype}{list(x.shape)}"
+            elif not isinstance(x, jax.core.Tracer) and (most := _largest(x)) > _MOST:
+                found = f"numbers up to {most:.4g}"
+            else:
+                continue
+            raise UserError(
+                f"{name}: {found}, but both must be floats [B, H, W, 3] in [-1, 1] of one shape; pixels of 0 "
+                "to 255 become that by pixels / 127.5 - 1"
+            )
+        return compiled(self, images, others)
+
+    return checked
+
+
+def _largest(x: Array | np.ndarray) -> float:
+    """The largest magnitude in an array, also while JAX traces something else."""
+    with jax.ensure_compile_time_eval():
+        return float(jnp.max(jnp.abs(x), initial=0))
 
 
 class Perceptual(flax.struct.PyTreeNode):
@@ -32,7 +65,7 @@ class Perceptual(flax.struct.PyTreeNode):
 
     Images are float32 `[B, H, W, 3]`, RGB in [-1, 1], of any size from 31 x 31 pixels on. The functions are
     compiled, and differentiable by `jax.grad` with respect to the images. They raise `UserError` for images
-    of other types or of unequal shapes.
+    of other types or of unequal shapes, and, outside of your own `jax.jit`, for numbers beyond -2 to 2.
 
     Attributes:
       params: the five convolutions.
@@ -44,17 +77,17 @@ class Perceptual(flax.struct.PyTreeNode):
     linear: tuple[Array, ...]
     model: AlexNet = flax.struct.field(pytree_node=False)
 
-    @jax.jit
+    @_checked
     def __call__(self, images: Array, others: Array) -> Array:
         """The distance of each pair, float32 `[B]`: the sum of `by_layer`."""
         return jnp.sum(self.by_layer(images, others), axis=-1)
 
-    @jax.jit
+    @_checked
     def by_layer(self, images: Array, others: Array) -> Array:
         """The part of each layer in the distance, float32 `[B, 5]`."""
         return jnp.stack([jnp.mean(x, axis=(1, 2)) for x in self._differences(images, others)], axis=-1)
 
-    @jax.jit
+    @_checked
     def maps(self, images: Array, others: Array) -> Array:
         """Where the images differ, float32 `[B, H, W]`: the layers' maps, enlarged bilinearly and added."""
         shape = jnp.shape(images)[:3]
@@ -63,13 +96,6 @@ class Perceptual(flax.struct.PyTreeNode):
 
     def _differences(self, images: Array, others: Array) -> list[Array]:
         """By layer: the squared differences of unit vectors of channels, summed by weight, `[B, h, w]`."""
-        for name, x in (("images", images), ("others", others)):
-            fits = jnp.ndim(x) == 4 and x.shape[-1] == 3 and x.shape == images.shape
-            if not fits or not jnp.issubdtype(x.dtype, jnp.floating):
-                raise UserError(
-                    f"{name}: {x.dtype}{list(jnp.shape(x))}, but both must be floats [B, H, W, 3] in [-1, 1] "
-                    "of one shape; uint8 pixels become that by pixels / 127.5 - 1"
-                )
         x = (jnp.concatenate([images, others]).astype(jnp.float32) - _SHIFT) / _SCALE
         _, activations = self.model.apply({"params": self.params}, x, capture=COMPARED)
         pairs = (jnp.split(_unit(activations[name]), 2) for name in COMPARED)

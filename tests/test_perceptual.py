@@ -128,6 +128,17 @@ def test_pixels_are_refused_with_the_way_to_scale_them(distance):
     pixels = np.zeros((1, 64, 64, 3), np.uint8)
     with pytest.raises(UserError, match=r"images: uint8\[1, 64, 64, 3\].*pixels / 127.5 - 1"):
         distance(pixels, pixels)
+    grey, white = np.zeros((1, 64, 64, 3), np.float32), np.full((1, 64, 64, 3), 255, np.float32)
+    with pytest.raises(UserError, match=r"others: numbers up to 255, but .*pixels / 127.5 - 1"):
+        distance(grey, jnp.asarray(white))
+    with pytest.raises(UserError, match="images: numbers up to 255, but"):
+        jax.grad(lambda others: distance.maps(white, others).sum())(grey)
+    assert distance(grey, 1.2 * (grey + 1)) > 0  # a little beyond 1, as a net that draws images may be
+
+
+def test_paths_are_refused_in_a_line(distance):
+    with pytest.raises(UserError, match=r"images: a str, but both must be floats \[B, H, W, 3\]"):
+        distance("a.jpg", "b.jpg")
 
 
 def test_wrong_files(files, tmp_path):
