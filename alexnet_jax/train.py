@@ -181,7 +181,7 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
         session.save(step, last=True)
         interrupted = step < run.total_steps and not record.plateau.finished
         if interrupted or (run.evaluates_at(step) and record.evaluated_step != step):
-            session.finish("interrupted", step, f"by {stop.reason}")
+            session.finish("interrupted", step, f"by {stop.reason} after step {step:,}")
         else:
             session.finish("done", step)
     return session.outcome

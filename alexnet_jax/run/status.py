@@ -66,7 +66,7 @@ def greeting(
     (data, column), device = mesh.devices.shape, mesh.devices.flat[0].device_kind
     lines = [
         f"images     {source.description}",
-        f"net        {config.model['variant']}, {number:,} parameters, {source.num_classes} classes",
+        f"net        {config.model['variant']}, {number:,} parameters, {source.num_classes:,} classes",
         f"devices    {data} x {column} (data x column), {device}; jax {jax.__version__}",
     ]
     if taken := list(start):

@@ -155,6 +155,8 @@ def make_gallery(loaded: Pretrained, folder: pathlib.Path | None) -> Gallery | N
         items = _test_images(loaded.path)
     else:
         return None
+    where = folder or f"the test set of {loaded.path}"
+    progress.say(f"gallery: {len(items):,} images of {where} (at most {GALLERY_IMAGES})")
     function = features.layer_function(loaded, point_layer(loaded))
     answers = inference.run_batches(function, items, lambda item: loaded.preprocess.decode(item[1]))
     answers = progress.bar(len(items), "image", "gallery", iterable=answers)

@@ -51,6 +51,12 @@ def test_an_answer_agrees_with_the_net(explain, net, photos):  # noqa: F811
     assert float(caption.split()[-1]) < 0.01
 
 
+def test_a_gallery_says_what_takes_its_time(net, photos, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(explaining, "GALLERY_IMAGES", 3)
+    assert len(explaining.make_gallery(pretrained.read(net), photos).names) == 3
+    assert f"gallery: 3 images of {photos} (at most 3)\n" in capsys.readouterr().err
+
+
 def test_two_classes_of_one_name_are_both_shown(net, photos):  # noqa: F811
     """ImageNet has two cranes, and a dictionary by name lost one."""
     loaded = dataclasses.replace(pretrained.read(net), classes=("crane", "bee", "crane", "dog", "elk"))
