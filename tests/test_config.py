@@ -168,6 +168,13 @@ def test_unknown_and_missing_keys_are_named():
         UserError, match=r"data\.batchsize: no such key in a config; did you mean data\.batch_size"
     ):
         configs.resolve(values)
+    for section, key, meant in (("optimizer", "lr", "learning_rate"), ("model", "lrn", "norm")):
+        values = default.get_config().to_dict()
+        values[section][key] = 0.1
+        with pytest.raises(
+            UserError, match=rf"{section}\.{key}: no such .*; did you mean {section}\.{meant}\?"
+        ):
+            configs.resolve(values)
     values = default.get_config().to_dict()
     del values["run"]["seed"]
     with pytest.raises(UserError, match=r"run\.seed: missing"):

@@ -222,6 +222,7 @@ RETURNS_NONE = "def get_config():\n    pass\n"
         (["--mode=eval", "--workdir={tmp}/empty", "--config.more.x=2"], "--config.more.x"),
         (["--config.data.batchsize=3"], "did you mean data.batch_size?"),
         (["--config.optimizer.lr=3"], "the config has no key 'lr'; did you mean optimizer.learning_rate?"),
+        (["--config.model.lrn=False"], "the config has no key 'lrn'; did you mean model.norm?"),
         (["--config.lr=0.1"], "--config.lr: no such key; did you mean --config.optimizer.learning_rate?"),
         (["--lr=0.1"], "--lr: no such flag; did you mean --config.optimizer.learning_rate?"),
         (["--batch-size=2"], "--batch-size: no such flag; did you mean --config.data.batch_size?"),

@@ -5,6 +5,10 @@ import difflib
 import os
 from collections.abc import Iterable, Iterator
 
+# What other programs call the keys of a config.
+_ALIASES = {"lr": "learning_rate", "wd": "weight_decay", "epochs": "total_epochs", "steps": "total_steps"}
+_ALIASES |= {"batch": "batch_size", "bs": "batch_size", "data": "source", "dataset": "source", "lrn": "norm"}
+
 
 class UserError(ValueError):
     """A mistake in a config, flag, path or data set.
@@ -52,9 +56,11 @@ def vanished(path: str) -> Fault:
 
 
 def closest(word: object, known: Iterable[str]) -> str | None:
-    """The most similarly spelled word of `known`; None if none is close."""
+    """The most similarly spelled word of `known`, or a key that others call `word`; None if none is close."""
+    section, dot, name = str(word).rpartition(".")
+    word = f"{section}{dot}{_ALIASES.get(name, name)}"
     # At difflib's own 0.6, caffenet would be close to alexnet.
-    return next(iter(difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.7)), None)
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)), None)
 
 
 def did_you_mean(word: object, known: Iterable[str], most: int = 40) -> str:

@@ -14,9 +14,6 @@ from alexnet_jax.common.errors import UserError, closest, did_you_mean, one_line
 _CONFIG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 _HELP = {"--help", "-h", "-help", "--helpshort", "--helpfull"}
-# What other programs call the keys of a config.
-_OTHER_NAMES = {"lr": "learning_rate", "wd": "weight_decay", "epochs": "total_epochs", "steps": "total_steps"}
-_OTHER_NAMES |= {"batch": "batch_size", "bs": "batch_size", "data": "source", "dataset": "source"}
 _NO_CONFIG = "--config={}: its get_config() gives no config; it must return an ml_collections.ConfigDict"
 
 
@@ -91,8 +88,7 @@ def similar_key(word: str, keys: Iterable[str]) -> str | None:
     """The key of a config that is probably meant by `word`, with or without a section; None if none is."""
     word = word.rpartition(".")[2]
     names = {key.rpartition(".")[2]: key for key in keys}
-    meant = _OTHER_NAMES.get(word, word)
-    return names.get(closest(meant, names) or "")
+    return names.get(closest(word, names) or "")
 
 
 def _parse(argv: list[str], path: str, known_keys: Callable[[], list[str]]) -> None:
