@@ -51,9 +51,9 @@ class _Bar(tqdm.tqdm):
     def update(self, n: float | None = 1) -> bool | None:
         if self.disable or self._has_begun:
             return super().update(n)
-        is_due = self._time() - self.last_print_t >= self.mininterval
-        self.n += n or 0
-        self.unpause()
+        self.n, started = self.n + (n or 0), self.last_print_t
+        self.unpause()  # the clock starts anew
+        is_due = self.last_print_t - started >= self.mininterval
         self._has_begun, self.initial, self.last_print_n = True, self.n, self.n
         return self.refresh() if is_due else None
 
