@@ -108,8 +108,10 @@ def forest(path: pathlib.Path, claims: Sequence[Any]) -> None:
         axes.spines["left"].set_visible(False)
         axes.set(xlim=(-reach, reach), ylim=(len(rows) - 0.4, -0.6))
         axes.set_xlabel("difference in error, points of %\n← better     worse →")
-        axes.errorbar([], [], xerr=[], **OURS, label="here, 95 % interval")
-        axes.scatter([], [], **PAPERS, label="paper")
+        has_intervals = any(claim.difference.half is not None for claim in claims)
+        axes.errorbar([], [], xerr=[], **OURS, label="here, 95 % interval" if has_intervals else "here")
+        if any(claim.paper is not None for claim in claims):
+            axes.scatter([], [], **PAPERS, label="paper")
         legend_above(picture, axes)
 
 
@@ -132,6 +134,11 @@ def _forest_row(axes: Axes, place: int, claim: Any, reach: float) -> None:
 def _beside(axes: Axes, place: int, words: str, x: float, **style: Any) -> None:
     """Text at a row; `x` is 0 at the left end of the axes and 1 at the right."""
     axes.text(x, place, words, transform=axes.get_yaxis_transform(), va="center", **style)
+
+
+def has_curves(results: dict[str, Any]) -> bool:
+    """Whether a run was tested more than once, so that there is a line to draw."""
+    return any(len(run["curve"]) > 1 for row in results["rows"] for run in row["runs"])
 
 
 def small_curves(path: pathlib.Path, results: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ def of_sweep(results: dict[str, Any], temporary: pathlib.Path) -> list[str]:
         plots.forest(temporary / "differences.svg", claims)
         caption = "Differences in top-1 error with the wider of the two 95 % intervals."
         parts.append(section("Differences to the parent", picture(temporary / "differences.svg", caption)))
-    if any(run["curve"] for row in results["rows"] for run in row["runs"]):
+    if plots.has_curves(results):
         plots.small_curves(temporary / "small.svg", results)
         caption = "Test error by epoch: each row's runs, and the parent's mean in grey."
         parts.append(section("Learning curves", picture(temporary / "small.svg", caption)))

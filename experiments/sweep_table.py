@@ -39,7 +39,7 @@ def write(results: dict[str, Any], out: pathlib.Path) -> str:
     files.write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
     if claims := sweep_statistics.claims(results):
         plots.forest(out / "differences.svg", claims)
-    if any(run["curve"] for row in results["rows"] for run in row["runs"]):
+    if plots.has_curves(results):
         plots.small_curves(out / "curves.svg", results)
     return text
 

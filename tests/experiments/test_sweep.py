@@ -331,6 +331,16 @@ def test_the_plot_s_words_and_numbers_are_those_of_the_results(tmp_path):
     assert groups == ["Normalisation"] * 2 + ["Regularisation"] * 4
 
 
+def test_one_seed_without_the_paper_s_figures_has_a_legend_of_what_is_there(tmp_path):
+    results = made_up_results()
+    for row in results["rows"]:
+        row.update(paper=None, runs=[{**row["runs"][0], "curve": [[1.0, 20.0]]}])
+    sweep_table.write({**results, "seeds": [0]}, tmp_path)
+    picture = (tmp_path / "differences.svg").read_text()
+    assert ">here<" in picture and "interval" not in picture and "paper" not in picture
+    assert not (tmp_path / "curves.svg").exists()  # one test a run is no line
+
+
 def test_runs_that_are_all_alike_have_no_power_to_tell():
     results = made_up_results()
     for row in results["rows"]:
