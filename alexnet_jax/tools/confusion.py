@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import replacing, write_text
@@ -134,7 +134,7 @@ def _draw(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
     colours = np.round(255 + parts[..., None] * (_FULL - 255)).astype(np.uint8)
     squares = Image.fromarray(colours.repeat(cell, axis=0).repeat(cell, axis=1))
     if number > _NAMED:
-        return squares
+        return ImageOps.expand(squares, 1, "grey")  # a frame, since most of it is white
     font = ImageFont.load_default(min(cell * 0.5, max(cell * 0.29, 16)))  # legible on a phone if few classes
     labels = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
     top = 16 + int(max(map(font.getlength, labels)))

@@ -153,9 +153,9 @@ def test_the_picture_s_squares_are_as_dark_as_the_parts_of_their_row():
     for label in range(70):
         matrix.counts[label, label] = 3
     matrix.counts[2, 5] = 1
-    picture = np.asarray(confusion._draw(matrix.counts, matrix.classes))
-    cell = 900 // 70
-    assert picture.shape == (70 * cell, 70 * cell, 3)
+    framed = np.asarray(confusion._draw(matrix.counts, matrix.classes))
+    picture, cell = framed[1:-1, 1:-1], 900 // 70
+    assert picture.shape == (70 * cell, 70 * cell, 3) and framed[0, 0].tolist() == [128, 128, 128]
     at = lambda i, j: picture[i * cell + 2, j * cell + 2].tolist()  # noqa: E731
     assert at(0, 0) == [8, 48, 107] and at(0, 1) == [255, 255, 255]
     np.testing.assert_allclose(at(2, 2), 255 + 0.75 * (np.array([8, 48, 107]) - 255), atol=0.6)
