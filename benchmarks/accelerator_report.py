@@ -28,7 +28,7 @@ WHAT = {
     "default run": "configs/default.py; on CPUs its top-1 error was 15.1 to 16.2 %.",
     "PyTorch": "The same net, channels last, fused SGD; bfloat16 is AMP.",
     "loop": "configs/imagenet2012.py on prepared records.",
-    "kernels": "In float32 proper.",
+    "kernels": "In float32 (`highest`).",
 }
 
 
