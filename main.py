@@ -15,8 +15,8 @@ from alexnet_jax.common import command_line
 
 
 def main() -> int:
-    from alexnet_jax import launch  # here, so that a library that is not installed is one line
-
+    with command_line.quiet_interrupts():
+        from alexnet_jax import launch  # here, so that a library that is not installed is one line
     return launch.main()
 
 

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 # A module or file of the package, run by itself, would end without a word. While Python looks for the module
 # of `python -m`, sys.argv is "-m" and the arguments after its name.
-_run = "".join(sys.argv[:1])
-_run = sys.orig_argv[-len(sys.argv)].removeprefix("-m") if _run == "-m" else _run
-_is_file = os.path.abspath(_run).startswith(__path__[0] + os.sep) and not _run.endswith("__main__.py")
-if _run.startswith("alexnet_jax.") or (_is_file and _run.endswith(".py")):
+if (_run := "".join(sys.argv[:1])) == "-m":
+    _run = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
+    _is_part = _run.startswith("alexnet_jax.")
+else:
+    _is_part = os.path.abspath(_run).startswith(__path__[0] + os.sep) and _run.endswith(".py")
+    _is_part = _is_part and not _run.endswith("__main__.py")
+if _is_part:
     _commands = "run python main.py or python -m alexnet_jax train (all commands: python -m alexnet_jax)"
     print(f"error: {_run} is no command; {_commands}", file=sys.stderr)
     raise SystemExit(2)

@@ -45,7 +45,7 @@ PAPER = (
     *("optimizer", "steps", "evaluate", "train", "config"),
 )
 MOST_PAPER_LINES = 2043  # lower it where you can; raise it only for a feature
-MOST_PACKAGE_LINES = 12157  # likewise
+MOST_PACKAGE_LINES = 12160  # likewise
 
 
 def modules() -> dict[str, pathlib.Path]:
