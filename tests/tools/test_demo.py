@@ -53,7 +53,7 @@ def test_an_answer_agrees_with_the_net(explain, net, photos):  # noqa: F811
 
 def test_a_gallery_says_what_takes_its_time(net, photos, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr(explaining, "GALLERY_IMAGES", 3)
-    assert len(explaining.make_gallery(pretrained.read(net), photos).names) == 3
+    explaining.make_gallery(pretrained.read(net), photos)
     assert f"gallery: 3 images of {photos} (at most 3)\n" in capsys.readouterr().err
 
 
