@@ -125,7 +125,8 @@ class Session:
         self.write_status(name, step, message)
         length = "total_steps" if self.run.config.run.total_steps else "total_epochs"
         lines = status.farewell(self.run.workdir, name, self.record, self.run.source.num_classes, length)
-        self.log.conclude(f"{name}: {message}" if message else name, *lines)
+        place = "" if step is None else f" after step {step:,}"
+        self.log.conclude(f"{name}{place}: {message}" if message else name, *lines)
         self.outcome = name
 
 
@@ -181,7 +182,7 @@ def train(config: configs.Config, workdir: str | pathlib.Path) -> str:
         session.save(step, last=True)
         interrupted = step < run.total_steps and not record.plateau.finished
         if interrupted or (run.evaluates_at(step) and record.evaluated_step != step):
-            session.finish("interrupted", step, f"by {stop.reason} after step {step:,}")
+            session.finish("interrupted", step, f"by {stop.reason}")
         else:
             session.finish("done", step)
     return session.outcome

@@ -289,7 +289,7 @@ def test_a_signal_to_one_stops_all_and_a_death_ends_all_and_both_resume(images, 
     job.processes[1].send_signal(signal.SIGTERM)
     assert job.codes() == [75, 75], job.said(0) + job.said(1)
     stopped = status(workdir)
-    assert f"interrupted: by SIGTERM after step {stopped['step']}\n" in job.said(0)
+    assert f"interrupted after step {stopped['step']}: by SIGTERM\n" in job.said(0)
     assert stopped["status"] == "interrupted"
     assert 15 <= stopped["step"] < 50
 
