@@ -1,5 +1,6 @@
 """The nets called "AlexNet", as differences from the paper's text."""
 
+import functools
 from typing import Any
 
 import jax
@@ -64,6 +65,7 @@ def layer_names(model: AlexNet) -> tuple[str, ...]:
     return tuple(STDS) if isinstance(model, ConvLocal) else tuple(n for n in LAYERS if n not in left_out)
 
 
+@functools.cache
 def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
     """`kernel` and `bias` of each layer as `ShapeDtypeStruct`; raises `UserError` for too small images."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)

@@ -91,6 +91,7 @@ def gather(sweep: Sweep, runs: Sequence[Run], earlier: dict[str, Any]) -> dict[s
         "config": sweep.config,
         "parent": _json(sweep.parent),
         "seeds": list(sweep.seeds),
+        "groups": list(sweep.groups),
         "rows": rows,
         "ensembles": ensembles,
     }

@@ -213,7 +213,7 @@ def claims(results: dict[str, Any]) -> list[Claim]:
             found.append(Claim(row["row"], group, line.paper[0], line.differences[0]))
         if row.get("training_error") and row["row"] in training:
             found.append(Claim(f"{row['row']}, in training", group, None, training[row["row"]]))
-    order = list(dict.fromkeys(claim.group for claim in found))
+    order = [*results.get("groups", ()), *(claim.group for claim in found)]
     return sorted(found, key=lambda claim: order.index(claim.group))
 
 

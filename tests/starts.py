@@ -117,7 +117,8 @@ def _main(words: list[str], env: dict[str, str], cwd: str, files: tuple[str, str
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
     for key, value in env.items():
         if key.startswith("JAX_") and os.environ.get(key) != value:  # JAX has read the server's
-            kind = type(getattr(jax.config, key.lower()))
+            own = getattr(jax.config, key.lower())
+            kind = str if own is None else type(own)
             jax.config.update(key.lower(), value == "true" if kind is bool else kind(value))
     os.environ.clear()
     os.environ.update(env)

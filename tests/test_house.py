@@ -44,8 +44,8 @@ PAPER = (
     *("model", "variants", "layers", "columns", "augment"),
     *("optimizer", "steps", "evaluate", "train", "config"),
 )
-MOST_PAPER_LINES = 2044  # lower it where you can; raise it only for a feature
-MOST_PACKAGE_LINES = 12161  # likewise
+MOST_PAPER_LINES = 2046  # lower it where you can; raise it only for a feature
+MOST_PACKAGE_LINES = 12171  # likewise
 
 
 def modules() -> dict[str, pathlib.Path]:

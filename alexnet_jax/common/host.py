@@ -29,7 +29,7 @@ JAX_CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable, which takes prece
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 # On CPUs, XLA may use YNNPACK, which is faster for matrix products and sums but slower for forward
-# convolutions. Training steps need no option: `kernels.cpu` chooses for each convolution (docs/speed.md).
+# convolutions (docs/speed_record.md). Training steps need no option: `kernels.cpu` chooses for each of them.
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _ON_CPU = {_YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 

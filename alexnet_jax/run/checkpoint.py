@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax.common import paths
 from alexnet_jax.common.errors import Fault, UserError, one_line
@@ -59,13 +58,13 @@ class Checkpoints:
     ):
         self._workdir, self._metadata, self._say = workdir, metadata or {}, say
         self._directory, self._damaged = workdir.absolute() / DIRECTORY, workdir.absolute() / DAMAGED
-        policies: Any = ocp.training.preservation_policies
+        policies: Any = intact.orbax().training.preservation_policies
         self._best = _Best()
         kept = [policies.LatestN(keep), self._best]
         if keep_every_steps is not None:
             kept.append(policies.EveryNSteps(keep_every_steps, exact_interval=False))
         self._policy = policies.AnyPreservationPolicy(kept)
-        self._open: ocp.training.Checkpointer | None = None
+        self._open: Any = None  # orbax's Checkpointer
         self._thread = futures.ThreadPoolExecutor(1, "checksums")
         self._unfinished: futures.Future[None] | None = None  # the save in the background
         self._failed_saves = 0  # in a row
@@ -82,9 +81,9 @@ class Checkpoints:
         """
 
         def load(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
-            saved: Any = ocp.metadata(str(path))
+            saved: Any = intact.orbax().metadata(str(path))
             _refuse_other_arrays(path, saved.metadata, abstract_state)
-            return ocp.load(str(path), abstract_state), saved.custom_metadata["record"]
+            return intact.orbax().load(str(path), abstract_state), saved.custom_metadata["record"]
 
         found = intact.load_newest(self._directory, load, self._say, move_to=self._damaged)
         restored, self.saved_step = found or (None, None)
@@ -184,15 +183,15 @@ class Checkpoints:
         if processes.is_first():
             intact.write_checksums(path)
 
-    def _orbax(self) -> ocp.training.Checkpointer:
+    def _orbax(self) -> Any:
         if self._open is None:
             # Use the JAX runtime's barriers, which need no devices and have a timeout.
             if (barrier := "experimental_orbax_use_distributed_barrier") in flags.FLAGS:
                 flags.FLAGS[barrier].value = True
-            context = ocp.Context()
+            context = intact.orbax().Context()
             # If this failed in the background, orbax's other threads would wait for it for 20 minutes.
             context.asynchronous.create_directories_asynchronously = False
-            self._open = ocp.training.Checkpointer(
+            self._open = intact.orbax().training.Checkpointer(
                 str(self._directory),
                 context=context,
                 preservation_policy=self._policy,
@@ -245,12 +244,14 @@ def restore_params(
         )
 
     def load(path: pathlib.Path) -> Any:
-        saved: Any = ocp.metadata(str(path)).metadata
-        wanted = {key: jax.tree.map(lambda _: ocp.PLACEHOLDER, value) for key, value in saved.items()}
+        saved: Any = intact.orbax().metadata(str(path)).metadata
+        wanted = {
+            key: jax.tree.map(lambda _: intact.orbax().PLACEHOLDER, value) for key, value in saved.items()
+        }
         wanted["params"] = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved["params"]
         )
-        loaded: Any = ocp.load(str(path), wanted)
+        loaded: Any = intact.orbax().load(str(path), wanted)
         return loaded["params"]
 
     found = intact.load_newest(directory, load, say)
@@ -281,7 +282,7 @@ def metadata(workdir: str | pathlib.Path) -> dict[str, Any]:
         path = directory / str(intact.steps(directory)[-1])
         if damage := intact.verify(path, only=intact.METADATA)[1]:
             raise ValueError(damage)
-        saved: Any = ocp.metadata(str(path)).custom_metadata
+        saved: Any = intact.orbax().metadata(str(path)).custom_metadata
         return {key: saved[key] for key in ("config", "versions", "device")}
     except Exception as error:
         raise UserError(f"{directory}: no readable checkpoint ({one_line(error)[:200]})") from error

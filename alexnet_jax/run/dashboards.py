@@ -13,9 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
@@ -35,7 +33,6 @@ CHARTS = {
     "learning rate": ("train/learning_rate", "train/learning_rate_biases"),
 }
 RESULTS = ("eval/top1_error", "eval/top5_error", "eval/loss")  # in the table of hyperparameters
-_SAMPLE = 65_536  # weights per histogram
 
 
 class TensorBoard:
@@ -144,24 +141,6 @@ def open_all(workdir: pathlib.Path, config: configs.Config, first_step: int) -> 
     if config.run.wandb_project is not None:
         found.append(WeightsAndBiases(workdir, config))
     return found
-
-
-def weight_samples(params: dict[str, dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-    """Samples for histograms: `{"weights/conv1/kernel": float32 [N], "weights/conv1/bias": ..., ...}`.
-
-    At most `_SAMPLE` evenly spaced values of each array: fc6 alone has 38 million, whose histogram would take
-    longer than the test of a small set. Call it in all processes.
-    """
-    return multihost_utils.process_allgather(_sample(params), tiled=True)
-
-
-@jax.jit
-def _sample(params: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    return {
-        f"weights/{layer}/{name}": array.reshape(-1)[:: -(-array.size // _SAMPLE) | 1]
-        for layer, arrays in params.items()
-        for name, array in arrays.items()
-    }
 
 
 def _charts() -> Any:

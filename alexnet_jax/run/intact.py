@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import tensorstore
-from orbax.checkpoint import v1 as ocp
 
 from alexnet_jax.common import files
 from alexnet_jax.common.errors import UserError, one_line
@@ -22,6 +21,13 @@ CHECKSUMS = "checksums.json"
 METADATA = "_CHECKPOINT_METADATA"  # orbax's file with the run's record, config and versions
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint")  # on whose versions results depend
 _CHUNK_BYTES = 2**20
+
+
+def orbax() -> Any:
+    """The library; not imported at the top, as commands that read other weights can do without its second."""
+    from orbax.checkpoint import v1
+
+    return v1
 
 
 def write_checksums(directory: pathlib.Path) -> None:
@@ -156,9 +162,9 @@ def _read_one_by_one(path: pathlib.Path) -> None:
         tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result().read().result()
 
 
-def _reading_alone() -> ocp.Context:
+def _reading_alone() -> Any:
     """Makes orbax read without waiting for other processes, which may have failed."""
-    context, index = ocp.Context(), jax.process_index()
+    context, index = orbax().Context(), jax.process_index()
     if jax.process_count() > 1:
         context.multiprocessing.primary_host = None
         context.multiprocessing.active_processes = {index}

@@ -6,16 +6,21 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
 
 from alexnet_jax.common import files, progress
-from alexnet_jax.run import dashboards, terminal
+from alexnet_jax.run import terminal
+
+if TYPE_CHECKING:  # TensorBoard's half second, which commands that log nothing can do without
+    from alexnet_jax.run import dashboards
 
 METRICS, STATUS = "metrics.jsonl", "status.json"
+_SAMPLE = 65_536  # weights per histogram
 
 
 def write_status(workdir: pathlib.Path, status: str, **fields: Any) -> None:
@@ -60,7 +65,7 @@ class RunLog:
         self,
         workdir: pathlib.Path,
         steps: range,
-        boards: Sequence[dashboards.Dashboard] = (),
+        boards: Sequence["dashboards.Dashboard"] = (),
         num_classes: int = 1000,
     ):
         self._path, self._boards, self._total = workdir / METRICS, boards, steps.stop
@@ -159,7 +164,25 @@ class NoLog:
 def _weights_shown(params: Any) -> dict[str, np.ndarray]:
     """A picture of conv1's filters and samples of all weights, gathered from the devices of all processes."""
     conv1 = multihost_utils.process_allgather(params["conv1"]["kernel"], tiled=True)
-    return {"conv1": filters_image(conv1), **dashboards.weight_samples(params)}
+    return {"conv1": filters_image(conv1), **weight_samples(params)}
+
+
+def weight_samples(params: dict[str, dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+    """Samples for histograms: `{"weights/conv1/kernel": float32 [N], "weights/conv1/bias": ..., ...}`.
+
+    At most `_SAMPLE` evenly spaced values of each array: fc6 alone has 38 million, whose histogram would take
+    longer than the test of a small set. Call it in all processes.
+    """
+    return multihost_utils.process_allgather(_sample(params), tiled=True)
+
+
+@jax.jit
+def _sample(params: dict[str, dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    return {
+        f"weights/{layer}/{name}": array.reshape(-1)[:: -(-array.size // _SAMPLE) | 1]
+        for layer, arrays in params.items()
+        for name, array in arrays.items()
+    }
 
 
 Log = RunLog | NoLog

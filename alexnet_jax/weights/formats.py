@@ -97,8 +97,7 @@ def _read_numpy(path: pathlib.Path) -> Stored:
 
 
 def _read_safetensors(path: pathlib.Path) -> Stored:
-    # "flax", since NumPy has no bfloat16
-    with damage_reported(".safetensors file"), safetensors.safe_open(path, framework="flax") as file:
+    with damage_reported(".safetensors file"), safetensors.safe_open(path, framework="numpy") as file:
         description = (file.metadata() or {}).get(_DESCRIPTION_KEY, "")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dictionary)
     if description:

@@ -8,7 +8,7 @@ channels last.
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from alexnet_jax.common.errors import UserError
@@ -78,9 +78,9 @@ def to_params(model: AlexNet, layers: Layers, image_size: int) -> dict[str, Any]
         if name == "fc6":
             weight = _reorder_inputs(weight, model.widths[4], to_channels_last=True)
         axes = (0, 3, 4, 2, 1) if weight.ndim == 5 else (0, 2, 1)  # window, inputs, outputs
-        kernel = jnp.asarray(np.ascontiguousarray(weight.transpose(axes)))
-        params[name] = {"kernel": kernel, "bias": jnp.asarray(bias.reshape(columns, outputs))}
-    return params
+        kernel = np.ascontiguousarray(weight.transpose(axes))
+        params[name] = {"kernel": kernel, "bias": bias.reshape(columns, outputs)}
+    return jax.device_put(params)  # jnp.asarray would compile a program for each shape
 
 
 def to_layers(model: AlexNet, params: Mapping[str, Any]) -> Layers:

@@ -145,7 +145,7 @@ def test_an_evaluation_made_again_after_an_interruption_is_one_point(tmp_path):
 
 def test_histograms_are_of_a_sample_spread_over_the_array():
     kernel = on_mesh(np.arange(400_000).reshape(2, 100, 2000))
-    sample = dashboards.weight_samples({"fc6": {"kernel": kernel, "bias": on_mesh(np.arange(7))}})
+    sample = logs.weight_samples({"fc6": {"kernel": kernel, "bias": on_mesh(np.arange(7))}})
     np.testing.assert_array_equal(sample["weights/fc6/kernel"], np.arange(0, 400_000, 7))
     np.testing.assert_array_equal(sample["weights/fc6/bias"], np.arange(7))
 
