@@ -45,7 +45,7 @@ PAPER = (
     *("optimizer", "steps", "evaluate", "train", "config"),
 )
 MOST_PAPER_LINES = 2026  # lower it where you can; raise it only for a feature
-MOST_PACKAGE_LINES = 12040  # likewise
+MOST_PACKAGE_LINES = 12053  # likewise
 
 
 def modules() -> dict[str, pathlib.Path]:

@@ -55,9 +55,13 @@ def random_images(count, size, seed=0):
     return (60 * np.random.default_rng(seed).standard_normal((count, size, size, 3))).astype(np.float32)
 
 
-def outputs_of(model, params, images, names=(), **how):
-    apply = jax.jit(functools.partial(model.apply, capture=tuple(names), **how))
-    return apply({"params": params}, images)
+@functools.cache
+def compiled(model, names, train):
+    return jax.jit(functools.partial(model.apply, capture=names, train=train))
+
+
+def outputs_of(model, params, images, names=(), train=False, rngs=None):
+    return compiled(model, tuple(names), train)({"params": params}, images, rngs=rngs)
 
 
 # --- The parameter shapes of each variant ---
