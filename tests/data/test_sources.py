@@ -312,7 +312,7 @@ def endless_download():
     server.server_close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_tfds_download_within_seconds(number, endless_download, tmp_path):
     url, requested = endless_download
     command = [sys.executable, "-c", SLOW_DOWNLOAD, url, str(tmp_path / "tfds")]
