@@ -219,7 +219,7 @@ def test_columns_that_do_not_fit_the_mesh():
         steps.forward_on_mesh(create_model("torchvision"), columns.make_mesh(1, 2), view, train=True)
 
 
-@pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("mesh", [pytest.param((1, 1), marks=pytest.mark.slow), (2, 2)])
 def test_micro_batches_give_the_step_of_the_full_batch(mesh):
     expected_metrics, expected = train("paper", (1, 1))
     metrics, state = train("paper", mesh, micro_batches=2)
