@@ -117,7 +117,7 @@ def open_tfds(name: str, split: str, data_dir: str | None) -> RecordSource:
     return RecordSource(pathlib.Path(builder.data_dir), split)
 
 
-def _builder(name: str, **options: str | None) -> Any:
+def _builder(name: str, **options: Any) -> Any:
     """`tfds.builder`, without the temporary folder that it leaves for a set that is not prepared yet."""
     import tensorflow_datasets as tfds
 
