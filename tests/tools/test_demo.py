@@ -40,7 +40,8 @@ def test_an_answer_agrees_with_the_net(explain, net, photos):  # noqa: F811
     square = loaded.preprocess.stored(name)
     np.testing.assert_array_equal(answer.square, square)
     views = loaded.preprocess.ten_views(square[None])[:, 0]
-    expected = np.asarray(jax.nn.softmax(loaded.model.apply(loaded.variables, views))).mean(axis=0)
+    logits = jax.jit(loaded.model.apply)(loaded.variables, views)
+    expected = np.asarray(jax.nn.softmax(logits)).mean(axis=0)
     names, probabilities = zip(*answer.classes, strict=True)
     assert list(names) == [loaded.classes[i] for i in np.argsort(-expected)]
     np.testing.assert_allclose(probabilities, np.sort(expected)[::-1], rtol=1e-4)
