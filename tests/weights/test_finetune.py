@@ -111,7 +111,7 @@ def test_training_on_cached_features_gives_the_same_losses(finetune, finetuned, 
 def test_the_name_of_the_cache_depends_on_images_net_weights_and_mean(finetune, tmp_path):
     run = training.Run(finetune(), tmp_path / "run")
     params = {
-        **run.model.init(jax.random.key(0), np.zeros((1, 55, 55, 3), np.float32))["params"],
+        **jax.jit(run.model.init)(jax.random.key(0), np.zeros((1, 55, 55, 3), np.float32))["params"],
         **run.start,
     }
     name = cached_features.file_name("folder:a", run.model, params, run.preprocess)
