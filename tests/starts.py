@@ -10,10 +10,12 @@ import multiprocessing
 import os
 import pathlib
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -44,6 +46,7 @@ class Main:
         """
         if output is None:
             folder = pathlib.Path(tempfile.mkdtemp())
+            weakref.finalize(self, shutil.rmtree, folder)
             self.stdout, self.stderr = folder / "stdout", folder / "stderr"
         else:
             self.stdout = self.stderr = output

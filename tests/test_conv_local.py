@@ -188,6 +188,7 @@ def test_switches_of_other_nets_are_mistakes():
         layouts.layer_shapes(create_model("conv-local-13pct", 10), 24)
 
 
+@pytest.mark.slow
 def test_a_run_trains_tests_in_nine_views_and_is_loaded_again(tmp_path):
     images = tiny.make_images(tmp_path / "images", train=8, test=2)
     config = configs.resolve(

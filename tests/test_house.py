@@ -1,6 +1,7 @@
 """The house: imports go one way, from main to the leaves, and nothing grows too large."""
 
 import ast
+import functools
 import graphlib
 import json
 import pathlib
@@ -45,9 +46,10 @@ PAPER = (
     *("optimizer", "steps", "evaluate", "train", "config"),
 )
 MOST_PAPER_LINES = 2046  # lower it where you can; raise it only for a feature
-MOST_PACKAGE_LINES = 12171  # likewise
+MOST_PACKAGE_LINES = 12184  # likewise
 
 
+@functools.cache
 def modules() -> dict[str, pathlib.Path]:
     """The package's modules by dotted name within it."""
     paths = (path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__"))
@@ -67,6 +69,7 @@ def imports_of(path: pathlib.Path) -> set[str]:
     return found
 
 
+@functools.cache
 def arrows() -> dict[str, set[str]]:
     return {name: imports_of(path) for name, path in modules().items()}
 

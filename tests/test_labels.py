@@ -6,6 +6,7 @@ Expected values are of the net's logits in float64 NumPy; each case names the pu
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -74,16 +75,27 @@ def copy_of(images, root, names):
     return f"folder:{root}"
 
 
-def expected(loaded, images, labels, views=1):
+@pytest.fixture(scope="module")
+def logits(run, images):
+    """By the number of views: the net's logits of the test images, float64 `[views, 12 classes, 3, 12]`."""
+    loaded = pretrained.read(run)
+    files = [path for class_id in IDS for path in sorted((images / "test" / class_id).iterdir())]
+    stored = np.stack([loaded.preprocess.stored(path) for path in files])
+    apply = jax.jit(lambda view: loaded.model.apply(loaded.variables, view))
+    shown = {1: [loaded.preprocess.view(stored)], 10: loaded.preprocess.ten_views(stored)}
+    return {
+        views: np.reshape([apply(view) for view in some], (views, 12, 3, 12)).astype(np.float64)
+        for views, some in shown.items()
+    }
+
+
+def expected(logits, labels):
     """Top-1 and top-5 error in %, loss, and probabilities `[N, K]`: the classes `labels` compete alone.
 
     The images are those of the classes in this order, as in the data set's.
     """
-    files = [path for label in labels for path in sorted((images / "test" / IDS[label]).iterdir())]
-    stored = np.stack([loaded.preprocess.stored(path) for path in files])
-    shown = [loaded.preprocess.view(stored)] if views == 1 else loaded.preprocess.ten_views(stored)
-    logits = [np.asarray(loaded.model.apply(loaded.variables, view), np.float64)[:, labels] for view in shown]
-    probabilities = np.mean([reference.softmax(one) for one in logits], axis=0)
+    own = logits[:, labels][..., labels].reshape(len(logits), -1, len(labels))
+    probabilities = reference.softmax(own).mean(axis=0)
     truth = np.repeat(np.arange(len(labels)), 3)
     place = np.argmax(np.argsort(-probabilities, axis=1) == truth[:, None], axis=1)
     loss = -np.log(probabilities[np.arange(len(truth)), truth]).mean()
@@ -103,13 +115,13 @@ CASES = {
 
 
 @pytest.mark.parametrize(("case", "views"), [*((case, 1) for case in CASES), ("ids and words", 10)])
-def test_numbers_are_those_of_the_data_set_s_classes(run, images, tmp_path, capsys, case, views):
+def test_numbers_are_those_of_the_data_set_s_classes(run, images, logits, tmp_path, capsys, case, views):
     names = CASES[case]
     numeric = all(name.isdigit() for name in names.values())
     labels = sorted(names, key=lambda label: int(names[label]) if numeric else names[label])
     source = copy_of(images, tmp_path, names)
     loaded = pretrained.read(run)
-    top1, top5, loss, probabilities = expected(loaded, images, labels, views)
+    top1, top5, loss, probabilities = expected(logits[views], labels)
     capsys.readouterr()
     config = configs.of_workdir(run, {"data.source": source, "run.eval_views": views})
     result, _ = evaluate.evaluate_workdir(config, run)
@@ -163,12 +175,12 @@ def files(run, tmp_path_factory):
     return folder
 
 
-def test_a_net_of_unknown_classes_needs_as_many(run, images, files, tmp_path):
+def test_a_net_of_unknown_classes_needs_as_many(images, logits, files, tmp_path):
     unknown = pretrained.read(files / "unknown.npz")
     assert unknown.classes is None and unknown.class_ids is None
     renamed = copy_of(images, tmp_path / "all", {label: f"class{label:02}" for label in range(12)})
     found = predicting.predict(unknown, sources.open_source(renamed, "test"))
-    np.testing.assert_allclose(found.probabilities, expected(unknown, images, range(12))[3], rtol=1e-3)
+    np.testing.assert_allclose(found.probabilities, expected(logits[1], range(12))[3], rtol=1e-3)
     some = copy_of(images, tmp_path / "some", {label: IDS[label] for label in (1, 2)})
     with pytest.raises(
         UserError, match=r"unknown.npz and some: .*: the names of the net's 12 classes are unknown"
@@ -176,14 +188,14 @@ def test_a_net_of_unknown_classes_needs_as_many(run, images, files, tmp_path):
         predicting.predict(unknown, sources.open_source(some, "test"))
 
 
-def test_members_with_their_classes_in_another_order(run, images, files, tmp_path, capsys):
+def test_members_with_their_classes_in_another_order(run, images, logits, files, tmp_path, capsys):
     """The reverse net has the same probabilities, class by class, of images with labels and without."""
     assert __main__.main(["export", str(run), str(tmp_path / "exported.safetensors")]) == 0
     members = [str(tmp_path / "exported.safetensors"), str(files / "reverse.npz"), "--json"]
     out = tmp_path / "predictions.npz"
     capsys.readouterr()
     assert __main__.main(["ensemble", *members, f"--source=folder:{images}", f"--out={out}"]) == 0
-    top1, _, loss, probabilities = expected(pretrained.read(run), images, range(12))
+    top1, _, loss, probabilities = expected(logits[1], range(12))
     found = json.loads(capsys.readouterr().out)
     assert found["top1_error"] == pytest.approx(top1) and found["loss"] == pytest.approx(loss, rel=1e-4)
     np.testing.assert_allclose(predicting.load(out).probabilities, probabilities, rtol=1e-3)

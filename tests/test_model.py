@@ -55,9 +55,13 @@ def random_images(count, size, seed=0):
     return (60 * np.random.default_rng(seed).standard_normal((count, size, size, 3))).astype(np.float32)
 
 
-def outputs_of(model, params, images, names=(), **how):
-    apply = jax.jit(functools.partial(model.apply, capture=tuple(names), **how))
-    return apply({"params": params}, images)
+@functools.cache
+def compiled(model, names, train):
+    return jax.jit(functools.partial(model.apply, capture=names, train=train))
+
+
+def outputs_of(model, params, images, names=(), train=False, rngs=None):
+    return compiled(model, tuple(names), train)({"params": params}, images, rngs=rngs)
 
 
 # --- The parameter shapes of each variant ---
@@ -857,7 +861,8 @@ def test_captured_names():
     assert set(seen) == {"fc8", "pool5"}
     np.testing.assert_array_equal(same, seen["fc8"])
     assert relative_error(same, np.asarray(logits)) < 1e-6
-    assert set(model.apply({"params": params}, images, capture="fc7")[1]) == {"fc7"}
+    one = functools.partial(model.apply, capture="fc7")
+    assert set(jax.eval_shape(one, {"params": params}, images)[1]) == {"fc7"}
     with pytest.raises(
         UserError, match=r"no activation 'conv7'; it has conv1, activation1, lrn1, pool1, .*, fc8"
     ):

@@ -1,5 +1,7 @@
 """Losses, errors and sums of the steps against NumPy and by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,10 +214,15 @@ def random_view(images, key, example_ids, step):
 FROZEN = optimizer.sgd_2012(optimizer.Rates(optimizer.constant(0.0), optimizer.constant(0.0)))
 
 
+@functools.cache
+def step_of(seed, log_every):
+    mesh = columns.make_mesh(1, 1)
+    return steps.make_train_step(MODEL, FROZEN, mesh, random_view, seed=seed, log_every=log_every), mesh
+
+
 def run(params, batch, *, seed, count, log_every=1):
     """The last state and each step's metrics, of a net that never changes."""
-    mesh = columns.make_mesh(1, 1)
-    step = steps.make_train_step(MODEL, FROZEN, mesh, random_view, seed=seed, log_every=log_every)
+    step, mesh = step_of(seed, log_every)
     state, seen = jax.device_put(steps.fresh_state(params, FROZEN), steps.state_shardings(mesh)), []
     for _ in range(count):
         state, metrics = step(state, batch)

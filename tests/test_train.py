@@ -31,6 +31,8 @@ from alexnet_jax.run.record import Record
 from configs import default
 from tests import tiny as narrow
 
+TWO_STEPS = {"mesh.data": 1, "run.total_steps": 2}
+
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
@@ -38,7 +40,7 @@ def images(tmp_path_factory):
     return narrow.make_images(tmp_path_factory.mktemp("images"), train=6, test=3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(images):
     """A config that trains a narrow net on the folder in a second; `tiny(**{"run.seed": 1})` overrides."""
 
@@ -54,6 +56,14 @@ def tiny(images):
         return configs.resolve(default.get_config(), {**base, **overrides})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory):
+    """The workdir of two steps on one device, for tests that only read it or take a copy."""
+    workdir = tmp_path_factory.mktemp("trained")
+    training.train(tiny(**TWO_STEPS), workdir)
+    return workdir
 
 
 def status(workdir):
@@ -181,17 +191,15 @@ def test_a_profile_on_request(tiny, tmp_path):
     assert any("train_step" in name for name in names)
 
 
-def test_ten_views_are_an_override_of_the_same_workdir(tiny, tmp_path):
-    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 2}), tmp_path)
-    config = configs.of_workdir(tmp_path, {"run.eval_views": 10})
-    result, _ = evaluate.evaluate_workdir(config, tmp_path)
+def test_ten_views_are_an_override_of_the_same_workdir(trained):
+    config = configs.of_workdir(trained, {"run.eval_views": 10})
+    result, _ = evaluate.evaluate_workdir(config, trained)
     assert (result.views, result.examples) == (10, 30)
 
 
-def test_evaluation_counts_every_image_once_whatever_the_batch(tiny, tmp_path):
-    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 2}), tmp_path)
+def test_evaluation_counts_every_image_once_whatever_the_batch(trained):
     results = [
-        evaluate.evaluate_workdir(configs.of_workdir(tmp_path, {"data.batch_size": size}), tmp_path)[0]
+        evaluate.evaluate_workdir(configs.of_workdir(trained, {"data.batch_size": size}), trained)[0]
         for size in (1, 7, 30, 64)
     ]
     assert {r.examples for r in results} == {30}
@@ -208,10 +216,9 @@ def test_evaluation_counts_every_image_once_whatever_the_batch(tiny, tmp_path):
         ({"data.source": "embedded", "model.norm": False}, "model.norm"),
     ],
 )
-def test_a_net_is_tested_as_it_was_trained(tiny, tmp_path, overrides, named):
-    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 1}), tmp_path)
+def test_a_net_is_tested_as_it_was_trained(trained, overrides, named):
     with pytest.raises(UserError, match=named) as caught:
-        evaluate.evaluate_workdir(configs.of_workdir(tmp_path, overrides), tmp_path)
+        evaluate.evaluate_workdir(configs.of_workdir(trained, overrides), trained)
     assert "\n" not in str(caught.value)
 
 
@@ -227,13 +234,11 @@ def test_goes_on_to_the_same_bits(tiny, tmp_path):
     assert untimed(lines) == untimed(logs.read_metrics(whole))
 
 
-def test_a_finished_run_is_left_as_it_is(tiny, tmp_path):
-    config = tiny(**{"mesh.data": 1, "run.total_steps": 4})
-    training.train(config, tmp_path)
-    before = (tmp_path / logs.METRICS).read_bytes(), final_params(tmp_path)
-    assert training.train(config, tmp_path) == "done"
-    assert (tmp_path / logs.METRICS).read_bytes() == before[0]
-    assert_same_bits(final_params(tmp_path), before[1])
+def test_a_finished_run_is_left_as_it_is(tiny, trained, tmp_path):
+    workdir = copy_of(trained, tmp_path / "run")
+    assert training.train(tiny(**TWO_STEPS), workdir) == "done"
+    assert (workdir / logs.METRICS).read_bytes() == (trained / logs.METRICS).read_bytes()
+    assert_same_bits(final_params(workdir), final_params(trained))
 
 
 @pytest.mark.slow
@@ -385,10 +390,10 @@ def test_what_does_not_fit_is_one_line_before_anything_is_written(tiny, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_workdir_of_another_config_is_refused_with_the_difference(tiny, tmp_path):
-    training.train(tiny(**{"mesh.data": 1, "run.total_steps": 1}), tmp_path)
+def test_a_workdir_of_another_config_is_refused_with_the_difference(tiny, trained, tmp_path):
+    workdir = copy_of(trained, tmp_path / "run")
     with pytest.raises(UserError, match=r"run\.seed: 0 -> 1; optimizer|optimizer.*run\.seed: 0 -> 1"):
-        training.train(tiny(**{"mesh.data": 1, "run.seed": 1, "optimizer.momentum": 0.8}), tmp_path)
+        training.train(tiny(**TWO_STEPS, **{"run.seed": 1, "optimizer.momentum": 0.8}), workdir)
 
 
 def test_colour_noise_ends_at_its_epoch(tiny):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,7 +97,7 @@ def open_tfds(name: str, split: str, data_dir: str | None) -> RecordSource:
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        builder = _builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         short = name.split(":")[0].split("/")[0]
         known = tfds.list_builders(with_community_datasets=False)  # the community list needs a download
@@ -109,11 +110,23 @@ def open_tfds(name: str, split: str, data_dir: str | None) -> RecordSource:
         host.tensorflow()
         with interruptible(), _no_empty_folders(builder):
             try:
-                builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+                builder = _builder(name, data_dir=data_dir, file_format="array_record")
                 builder.download_and_prepare()
             except Exception as error:  # network, disk, damaged archive: TFDS raises many types
                 raise UserError(f"TFDS could not prepare it: {one_line(error)}") from error
     return RecordSource(pathlib.Path(builder.data_dir), split)
+
+
+def _builder(name: str, **options: Any) -> Any:
+    """`tfds.builder`, without the temporary folder that it leaves for a set that is not prepared yet."""
+    import tensorflow_datasets as tfds
+
+    before = tempfile.tempdir
+    try:
+        with tempfile.TemporaryDirectory() as tempfile.tempdir:
+            return tfds.builder(name, **options)
+    finally:
+        tempfile.tempdir = before
 
 
 def _downloads(builder: Any) -> pathlib.Path:

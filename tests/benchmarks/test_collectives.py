@@ -59,7 +59,7 @@ def along(found, axis):
     return [one for one in found if one.axis == axis]
 
 
-@pytest.mark.parametrize("name", ["paper", "original"])
+@pytest.mark.parametrize("name", ["paper", pytest.param("original", marks=pytest.mark.slow)])
 def test_the_exchanges_are_those_of_figure_2_and_their_transposes(name):
     found = compiled(NETS[name], 2, 2)
     forward = [Collective("all-gather", "column", place, False, size) for place, size in FIGURE_2.items()]
@@ -86,6 +86,7 @@ def test_columns_that_never_talk_have_nothing_to_tell_before_the_votes_are_added
     ]
 
 
+@pytest.mark.slow
 def test_both_columns_on_each_device_tell_each_other_nothing():
     found = compiled(NETS["paper"], 2, 1)
     assert along(found, "column") == []

@@ -59,7 +59,7 @@ def test_more_than_two_gigabytes_are_kept():
     ("variables", "kept"),
     [
         ({host.MEMORY_SWITCH: "1"}, "True"),
-        ({host.MEMORY_SWITCH: "0"}, "False"),
+        pytest.param({host.MEMORY_SWITCH: "0"}, "False", marks=pytest.mark.slow),
         ({host.MEMORY_SWITCH: "1", host.ALL_SWITCH: "0"}, "False"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import tarfile
+import tempfile
 
 import numpy as np
 import pytest
@@ -158,7 +159,8 @@ def test_tfds_without_any_tar(tmp_path):
         sources.open_source("tfds:imagenet2012", "train", data_dir=str(tmp_path))
 
 
-def test_tfrecord_sets_have_random_access(forms):
+def test_tfrecord_sets_have_random_access(forms, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # TFDS leaves folders there
     data_dir = forms.root / "tfds_tfrecord"
     shutil.copytree(forms.root / "folder", data_dir / "images")
     folder = tfds.ImageFolder(str(data_dir / "images"))

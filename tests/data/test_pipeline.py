@@ -402,9 +402,17 @@ RECORDED = {
 }
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-@pytest.mark.parametrize("name", RECORDED)
-@pytest.mark.parametrize("in_parts", [False, True], ids=["complete", "in parts"])
+# Cases of 8,144 images each, whose parts the two others have between them.
+LARGE = {("embedded", 2, False), ("embedded", 4, False), ("embedded", 1, True), ("embedded", 2, True)}
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts", "in_parts"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if case in LARGE else [])
+        for case in itertools.product(RECORDED, (1, 2, 4), (False, True))
+    ],
+)
 def test_batches_are_those_recorded(name, hosts, in_parts, specs, monkeypatch):
     size, batch_size = (28, 256) if name == "embedded" else (16, 8)
     if in_parts:  # each at most 3/7 of a host's batch, so the last one is smaller

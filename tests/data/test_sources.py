@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -230,7 +231,9 @@ def test_records_that_cannot_be_tested_on(labels, message, tmp_path):
 
 
 @pytest.mark.parametrize("there", [None, "ILSVRC2012_img_train.tar"])
-def test_tfds_without_imagenet_names_files_place_and_ways_and_leaves_no_folder(there, tmp_path):
+def test_tfds_without_imagenet_names_files_place_and_ways_and_leaves_no_folder(there, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     manual = tmp_path / "tfds/downloads/manual"
     if there:
         manual.mkdir(parents=True)
@@ -309,7 +312,7 @@ def endless_download():
     server.server_close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_tfds_download_within_seconds(number, endless_download, tmp_path):
     url, requested = endless_download
     command = [sys.executable, "-c", SLOW_DOWNLOAD, url, str(tmp_path / "tfds")]

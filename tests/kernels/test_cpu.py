@@ -16,24 +16,31 @@ from tests import reference
 from tests.reference import relative_error
 
 
-@pytest.mark.parametrize("images", [1, 2, 3, 7])
-def test_kernel_gradients_by_groups_of_images(images, monkeypatch):
-    """Seven images in groups; the last group is not full."""
+@pytest.fixture(scope="module")
+def by_hand():
+    """Of a convolution: stride and padding, inputs, kernel, the outputs' gradient and the kernel's."""
     shape, size = (7, 17, 23, 2), {"stride": 4, "padding": 1}
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal(shape), rng.standard_normal((11, 11, 2, 3))
     y = reference.convolution(x, kernel, np.zeros(3), **size, ceil=True)
     g = rng.standard_normal(y.shape)
+    gradient = np.zeros(kernel.shape)
+    for place in np.ndindex(*kernel.shape):  # linear in the kernel: one number at a time
+        alone = np.zeros(kernel.shape)
+        alone[place] = 1
+        gradient[place] = np.sum(g * reference.convolution(x, alone, np.zeros(3), **size, ceil=True))
+    return size, x, kernel, g, gradient
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 7])
+def test_kernel_gradients_by_groups_of_images(images, by_hand, monkeypatch):
+    """Seven images in groups; the last group is not full."""
+    size, x, kernel, g, expected = by_hand
     monkeypatch.setattr(cpu, "CACHED_BYTES", images * 4 * (x[0].size + g[0].size))
     monkeypatch.setattr(cpu, "NARROW", 0)  # else XLA's own gradient
     convolve = functools.partial(layers.convolution, **size)
     x, g = x.astype(np.float32), g.astype(np.float32)
     gradient = jax.jit(lambda kernel: jax.vjp(convolve, x, kernel)[1](g)[1])(kernel.astype(np.float32))
-    expected = np.zeros(kernel.shape)
-    for place in np.ndindex(*kernel.shape):  # linear in the kernel: one number at a time
-        alone = np.zeros(kernel.shape)
-        alone[place] = 1
-        expected[place] = np.sum(g * reference.convolution(x, alone, np.zeros(3), **size, ceil=True))
     assert relative_error(gradient, expected) < 1e-5
 
 

@@ -40,7 +40,8 @@ def test_an_answer_agrees_with_the_net(explain, net, photos):  # noqa: F811
     square = loaded.preprocess.stored(name)
     np.testing.assert_array_equal(answer.square, square)
     views = loaded.preprocess.ten_views(square[None])[:, 0]
-    expected = np.asarray(jax.nn.softmax(loaded.model.apply(loaded.variables, views))).mean(axis=0)
+    logits = jax.jit(loaded.model.apply)(loaded.variables, views)
+    expected = np.asarray(jax.nn.softmax(logits)).mean(axis=0)
     names, probabilities = zip(*answer.classes, strict=True)
     assert list(names) == [loaded.classes[i] for i in np.argsort(-expected)]
     np.testing.assert_allclose(probabilities, np.sort(expected)[::-1], rtol=1e-4)
@@ -86,9 +87,12 @@ def test_the_heat_map_agrees_with_hiding_one_square_after_another(explain, net, 
     loaded = pretrained.read(net)
     side, label = len(answer.square), loaded.classes.index(answer.classes[0][0])
 
+    @jax.jit
+    def probabilities(square):
+        return jax.nn.softmax(loaded.model.apply(loaded.variables, loaded.preprocess.view(square[None])))[0]
+
     def probability(square):
-        logits = loaded.model.apply(loaded.variables, loaded.preprocess.view(square[None]))
-        return float(jax.nn.softmax(logits)[0, label])
+        return float(probabilities(square)[label])
 
     whole, width = probability(answer.square), side // 4
     total, count, lowest = np.zeros((side, side)), np.zeros((side, side)), 1.0
@@ -191,16 +195,17 @@ def wait_for(found, seconds=90.0):
     raise AssertionError(f"nothing within {seconds} seconds")
 
 
-@pytest.fixture
-def url(net, photos, tmp_path):  # noqa: F811
-    """The page served by its command."""
+@pytest.fixture(scope="module")
+def served(net, photos, tmp_path_factory):  # noqa: F811
+    """The page served by its command: its address, and the file of what the command said."""
     pytest.importorskip("gradio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [f"--weights={net}", f"--gallery={photos}", f"--port={port}"]
+    file = tmp_path_factory.mktemp("served") / "said"
     with (
-        open(tmp_path / "said", "w") as said,
+        open(file, "w") as said,
         subprocess.Popen(
             [sys.executable, "-m", "alexnet_jax", "demo", *arguments], stdout=said, stderr=said
         ) as process,
@@ -208,13 +213,13 @@ def url(net, photos, tmp_path):  # noqa: F811
         try:
             address = f"http://127.0.0.1:{port}"
             wait_for(functools.partial(urlopen, address, timeout=5))
-            yield address
+            yield address, file
         finally:
             process.terminate()
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
-def test_a_real_browser_shows_classes_maps_and_messages(url, photos, tmp_path):  # noqa: F811
+def test_a_real_browser_shows_classes_maps_and_messages(served, photos, tmp_path):  # noqa: F811
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,1400"):
@@ -229,7 +234,7 @@ def test_a_real_browser_shows_classes_maps_and_messages(url, photos, tmp_path): 
         wait_for(lambda: find("#upload input[type=file]"))[0].send_keys(str(path))
 
     try:
-        browser.get(url)
+        browser.get(served[0])
         wait_for(lambda: len(find("#examples img")) == len(demo.EXAMPLES) == 4)
         find("#examples img")[1].click()
         wait_for(lambda: "cat" in find("#upload")[0].text)
@@ -264,8 +269,9 @@ def test_a_port_in_use_is_a_one_line_error(net, capsys):  # noqa: F811
         __main__.main(["demo", f"--weights={net}", "--port=99999"])
 
 
-def test_the_page_opens_when_it_is_served_and_not_before(url, tmp_path):
-    wait_for(lambda: f"open {url} (Ctrl-C to stop)" in (tmp_path / "said").read_text(), 10)
+def test_the_page_opens_when_it_is_served_and_not_before(served):
+    url, said = served
+    wait_for(lambda: f"open {url} (Ctrl-C to stop)" in said.read_text(), 10)
     assert wait_for(functools.partial(urlopen, url, timeout=5)).status == 200
 
 

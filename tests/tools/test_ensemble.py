@@ -6,6 +6,7 @@ import json
 import math
 import tarfile
 
+import jax
 import numpy as np
 import pytest
 
@@ -301,7 +302,8 @@ def test_probabilities_of_a_net_against_numpy(run, images, views):
         stored[:, top : top + size, left : left + size] - loaded.preprocess.mean for top, left in boxes
     ]
     patches += [patch[:, :, ::-1] for patch in patches] if views == 10 else []
-    logits = [loaded.model.apply(loaded.variables, patch.astype(np.float32)) for patch in patches]
+    apply = jax.jit(loaded.model.apply)
+    logits = [apply(loaded.variables, patch.astype(np.float32)) for patch in patches]
     expected = np.mean([reference.softmax(np.asarray(one, np.float64)) for one in logits], axis=0)
     np.testing.assert_allclose(found.probabilities, expected, rtol=1e-4)
     np.testing.assert_array_equal(found.labels, labels)

@@ -1,5 +1,6 @@
 """Features of real photographs against PyTorch's; files of features; nearest images; the linear probe."""
 
+import functools
 import json
 import os
 import pathlib
@@ -103,7 +104,7 @@ def test_the_command_writes_the_net_s_activations(tmp_path, net, photos, capsys)
     assert files == sorted(str(p) for p in photos.rglob("*.png") if not p.name.startswith("."))
     model, variables, preprocess = alexnet_jax.load_pretrained(net)
     x = np.stack([preprocess(files[0]), preprocess(files[39])])
-    _, seen = model.apply(variables, x, capture=("fc7",))
+    _, seen = jax.jit(functools.partial(model.apply, capture=("fc7",)))(variables, x)
     np.testing.assert_allclose(points[[0, 39]], seen["fc7"], atol=1e-4, rtol=1e-4)
 
 
@@ -176,7 +177,7 @@ def test_maps_are_height_width_channels(tmp_path, net, photos, capsys):
         with np.load(out) as arrays:
             assert arrays["axes"] == axes
             image = preprocess(str(arrays["files"][3]))
-            _, seen = model.apply(variables, image[None], capture=layer)
+            _, seen = jax.jit(functools.partial(model.apply, capture=layer))(variables, image[None])
             np.testing.assert_allclose(arrays["features"][3], seen[layer][0], atol=1e-4, rtol=1e-4)
 
 

@@ -1,5 +1,6 @@
 """A trained net in Python: parts, names, predictions, features, a new last layer, bfloat16."""
 
+import functools
 import io
 
 import jax
@@ -47,7 +48,7 @@ def test_it_unpacks_and_has_names(trained, net):  # noqa: F811
 def test_predictions_are_softmax_of_logits_with_names(trained, files):
     found = trained.predict(files[0])
     model, variables, preprocess = trained
-    expected = np.asarray(jax.nn.softmax(model.apply(variables, preprocess(files[0])[None])[0]))
+    expected = np.asarray(jax.nn.softmax(jax.jit(model.apply)(variables, preprocess(files[0])[None])[0]))
     assert all(isinstance(one, Prediction) for one in found)
     assert [one.label for one in found] == np.argsort(-expected).tolist()
     assert [one.name for one in found] == [NAMES[one.label] for one in found]
@@ -85,7 +86,8 @@ def test_features_by_name_with_the_convolutions_alone(trained, convolutions, fil
     assert repr(alone).endswith(" parameters, no fc6, fc7, fc8)")
     x = trained.preprocess(files[:3])
     assert x.shape == (3, 64, 64, 3)
-    _, expected = trained.model.apply(trained.variables, x, capture=("conv1", "pool5"))
+    apply = jax.jit(functools.partial(trained.model.apply, capture=("conv1", "pool5")))
+    _, expected = apply(trained.variables, x)
     found = alone.features(files[:3], ["conv1", "pool5"])
     for name in ("conv1", "pool5"):
         np.testing.assert_allclose(found[name], expected[name], atol=1e-4, rtol=1e-4)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,12 +16,13 @@ from alexnet_jax import __main__
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.tools import predict
 from alexnet_jax.weights import pretrained
+from tests import reference
 from tests.tools.test_features import net, photos, run  # noqa: F401  (fixtures)
 
 
 def probabilities(path: pathlib.Path, name: str) -> np.ndarray:
     model, variables, preprocess = alexnet_jax.load_pretrained(path)
-    return np.asarray(jax.nn.softmax(model.apply(variables, jnp.asarray(preprocess(name))[None])[0]))
+    return reference.softmax(np.asarray(jax.jit(model.apply)(variables, preprocess(name)[None])[0]))
 
 
 def test_a_folder_as_json(net, photos, capsys):  # noqa: F811
@@ -58,7 +58,8 @@ def test_ten_views_are_averaged(net, photos):  # noqa: F811
     name = str(photos / "dark" / "00.png")
     (answer,) = predict.predictions(loaded, [name], views=10)
     views = loaded.preprocess.ten_views(loaded.preprocess.stored(name)[None])[:, 0]
-    expected = np.asarray(jax.nn.softmax(loaded.model.apply(loaded.variables, views))).mean(axis=0)
+    logits = np.asarray(jax.jit(loaded.model.apply)(loaded.variables, views))
+    expected = reference.softmax(logits).mean(axis=0)
     by_label = {p["label"]: p["probability"] for p in answer["predictions"]}
     np.testing.assert_allclose([by_label[i] for i in range(5)], expected, rtol=1e-4)
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -27,20 +28,21 @@ STILL = {"augment.crop": False, "augment.mirror": False, "augment.colour": "none
 STD = np.array([50, 60, 70], np.float32)
 
 
-@pytest.fixture
-def weights(tiny, tmp_path):  # noqa: F811
+@pytest.fixture(scope="module")
+def weights(tiny, tmp_path_factory):  # noqa: F811
     """Weights of the tiny net for three other classes, with their own mean and std."""
-    model = training.Run(tiny(**{"mesh.data": 1}), tmp_path / "unused").model.clone(num_classes=3)
+    folder = tmp_path_factory.mktemp("weights")
+    model = training.Run(tiny(**{"mesh.data": 1}), folder / "unused").model.clone(num_classes=3)
     shapes = param_shapes(model, 55)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: 0.05 * rng.standard_normal(s.shape).astype(np.float32), shapes)
     preprocess = Preprocess(60, 55, mean=np.array([10, 20, 30], np.float32), std=STD)
-    path = tmp_path / "weights.safetensors"
+    path = folder / "weights.safetensors"
     pretrained.save_pretrained(path, model, {"params": params}, preprocess, ("x", "y", "z"))
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def finetune(tiny, weights):  # noqa: F811
     """A config that starts from the weights with frozen convolutions."""
 
@@ -49,6 +51,14 @@ def finetune(tiny, weights):  # noqa: F811
         return tiny(**{**base, **overrides})
 
     return make
+
+
+@pytest.fixture(scope="module")
+def finetuned(finetune, tmp_path_factory):
+    """The workdir of a run on cached features."""
+    workdir = tmp_path_factory.mktemp("finetuned")
+    assert training.train(finetune(), workdir) == "done"
+    return workdir
 
 
 def test_all_layers_but_the_last_are_loaded(finetune, weights, tmp_path):
@@ -66,15 +76,14 @@ def test_all_layers_but_the_last_are_loaded(finetune, weights, tmp_path):
     assert state.params["fc8"]["bias"].shape == (2, 5)
 
 
-def test_frozen_layers_keep_their_bits_and_others_learn(finetune, weights, tmp_path):
-    assert training.train(finetune(), tmp_path / "run") == "done"
-    before, after = pretrained.read(weights).variables["params"], final_params(tmp_path / "run")
+def test_frozen_layers_keep_their_bits_and_others_learn(finetuned, weights):
+    before, after = pretrained.read(weights).variables["params"], final_params(finetuned)
     for name in cached_features.CONVOLUTIONS:
         assert_same_bits(jax.device_get(before[name]), after[name])
     assert not np.array_equal(before["fc6"]["kernel"], after["fc6"]["kernel"])
 
 
-def test_training_on_cached_features_gives_the_same_losses(finetune, tmp_path, monkeypatch):
+def test_training_on_cached_features_gives_the_same_losses(finetune, finetuned, tmp_path, monkeypatch):
     assert cached_features.is_frozen(finetune())
     for key in ("augment.crop", "augment.mirror"):
         assert not cached_features.is_frozen(finetune(**{key: True}))
@@ -88,13 +97,12 @@ def test_training_on_cached_features_gives_the_same_losses(finetune, tmp_path, m
         finetune(**{"optimizer.layer_rates": (*FROZEN, ("conv1", 3.0, 0.1))})
     )
 
-    training.train(finetune(), tmp_path / "once")
-    (maps,) = (tmp_path / "once").glob("pool5-*.npy")
+    (maps,) = finetuned.glob("pool5-*.npy")
     assert len(np.load(maps)) == 60
     monkeypatch.setattr(cached_features, "is_frozen", lambda config: False)
-    training.train(finetune(), tmp_path / "each")
-    assert not list((tmp_path / "each").glob("pool5*"))
-    once, each = (logs.read_metrics(tmp_path / name) for name in ("once", "each"))
+    training.train(finetune(), tmp_path)
+    assert not list(tmp_path.glob("pool5*"))
+    once, each = logs.read_metrics(finetuned), logs.read_metrics(tmp_path)
     for a, b in zip(once, each, strict=True):
         for key in {"train/loss", "eval/loss"} & set(a):
             assert a[key] == pytest.approx(b[key], rel=1e-4)
@@ -103,7 +111,7 @@ def test_training_on_cached_features_gives_the_same_losses(finetune, tmp_path, m
 def test_the_name_of_the_cache_depends_on_images_net_weights_and_mean(finetune, tmp_path):
     run = training.Run(finetune(), tmp_path / "run")
     params = {
-        **run.model.init(jax.random.key(0), np.zeros((1, 55, 55, 3), np.float32))["params"],
+        **jax.jit(run.model.init)(jax.random.key(0), np.zeros((1, 55, 55, 3), np.float32))["params"],
         **run.start,
     }
     name = cached_features.file_name("folder:a", run.model, params, run.preprocess)
@@ -123,24 +131,23 @@ def test_the_name_of_the_cache_depends_on_images_net_weights_and_mean(finetune, 
 
 
 @pytest.mark.slow
-def test_cached_features_on_a_mesh(finetune, tmp_path):
-    training.train(finetune(), tmp_path / "one")
-    training.train(finetune(**{"mesh.data": 2, "mesh.column": 2}), tmp_path / "mesh")
-    a, b = final_params(tmp_path / "one"), final_params(tmp_path / "mesh")
+def test_cached_features_on_a_mesh(finetune, finetuned, tmp_path):
+    training.train(finetune(**{"mesh.data": 2, "mesh.column": 2}), tmp_path)
+    a, b = final_params(finetuned), final_params(tmp_path)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
-def test_resuming_does_not_need_the_weights_and_changes_no_bit(finetune, weights, tmp_path):
-    training.train(finetune(), tmp_path / "uninterrupted")
-    training.train(finetune(**{"run.total_steps": 6}), tmp_path / "resumed")
-    weights.rename(weights.with_name("elsewhere.safetensors"))
-    training.train(finetune(), tmp_path / "resumed")
-    assert_same_bits(final_params(tmp_path / "uninterrupted"), final_params(tmp_path / "resumed"))
+def test_resuming_does_not_need_the_weights_and_changes_no_bit(finetune, finetuned, weights, tmp_path):
+    own = {"init.path": str(shutil.copy(weights, tmp_path))}
+    training.train(finetune(**own, **{"run.total_steps": 6}), tmp_path / "resumed")
+    (tmp_path / weights.name).unlink()
+    training.train(finetune(**own), tmp_path / "resumed")
+    assert_same_bits(final_params(finetuned), final_params(tmp_path / "resumed"))
 
 
-def test_a_run_s_weights_can_be_read_without_its_config_and_data(finetune, images, tmp_path):  # noqa: F811
+def test_a_run_s_weights_can_be_read_without_its_config_and_data(finetuned, images, tmp_path):  # noqa: F811
     workdir = tmp_path / "run"
-    training.train(finetune(), workdir)
+    shutil.copytree(finetuned, workdir)
     (workdir / "config.json").unlink()
     loaded = pretrained.read(workdir)
     assert loaded.classes == tuple(f"class{i}" for i in range(10)) and loaded.missing == ()
@@ -185,12 +192,10 @@ def test_layers_that_do_not_fit_are_new(finetune, weights, tmp_path, parts, chan
 
 
 @pytest.mark.slow
-def test_the_first_lines_say_which_layers_are_new(finetune, tmp_path, capsys):
+def test_the_first_lines_say_which_layers_are_new(finetune, weights, tmp_path, capsys):
     training.train(finetune(**{"model.fc_widths": (16, 16), "run.total_steps": 1}), tmp_path / "run")
     said = capsys.readouterr()
-    expected = (
-        f"init       conv1, conv2, conv3, conv4, conv5 of {tmp_path}/weights.safetensors; new: fc6, fc7, fc8"
-    )
+    expected = f"init       conv1, conv2, conv3, conv4, conv5 of {weights}; new: fc6, fc7, fc8"
     assert expected in said.out + said.err
 
 
