@@ -43,7 +43,8 @@ def cell(results: dict[str, Any], arm: str, size: int | None) -> str:
         return ""
     half = half_width(values)
     seeds = "" if half is None else f" ± {half:.1f}"
-    return f"{np.mean(list(values.values())):.1f}{seeds} (± {by_photographs(results, values):.1f}), n = {len(values)}"
+    mean, sample = np.mean(list(values.values())), by_photographs(results, values)
+    return f"{mean:.1f}{seeds} (± {sample:.1f}), n = {len(values)}"
 
 
 def gap(results: dict[str, Any], size: int | None) -> str:
@@ -59,12 +60,13 @@ def text(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     train, test = (sum(results[part].values()) for part in ("train", "test"))
     labels = results["arms"]
+    machines = "; ".join(sorted({run["machine"] for run in results["runs"] if "machine" in run}))
     lines = [
         f"Top-1 error in % on {test} photographs, central patch, at the end of each run: mean, half width of "
-        "Student's 95 % interval over the n seeds and, in brackets, that which the number of test photographs "
-        f"leaves (binomial). Always the commoner class: {commoner(results):.1f} %. {results['machine']}.",
+        "Student's 95 % interval over the n seeds and, in brackets, of the binomial interval that the number "
+        f"of test photographs leaves. Always the commoner class: {commoner(results):.1f} %. {machines}.",
         "",
-        f"| photographs a class | {' | '.join(labels[arm] for arm in STYLES)} | scratch minus trained, points |",
+        f"| photographs a class | {' | '.join(labels[arm] for arm in STYLES)} | scratch - trained, points |",
         "|---|---|---|---|---|",
     ]
     for size in sizes(results):
@@ -73,8 +75,8 @@ def text(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} | {gap(results, size)} |")
     lines += [
         "",
-        f"Chosen by cross-validation on the {train} training photographs: error in % over the folds, each held "
-        "out once.",
+        f"Chosen by cross-validation on the {train} training photographs: error in % over the folds, each "
+        "held out once.",
         "",
         "| arm | tried | error | loss | by fold | |",
         "|---|---|---|---|---|---|",
