@@ -15,6 +15,7 @@ table and the plot from the results.json in --out.
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -23,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alexnet_jax.common import command_line, files
+from alexnet_jax.common import command_line
 from alexnet_jax.common.errors import UserError
 
 if TYPE_CHECKING:
     from experiments.sweep_plan import Run
     from experiments.transfer_data import Split
+    from experiments.transfer_features import Points
 
 CONFIG, RESULTS = "configs/finetune.py", "results.json"
 FOLDS, SEEDS = 5, (0, 1, 2, 3, 4)
@@ -36,7 +38,6 @@ SIZES = (5, 10, 25, 50, None)  # photographs of a class; None for all
 STEPS, BATCH, DROP_AT = 128, 32, 0.7  # the rate drops to a tenth after 0.7 of the steps
 PROBE, SMALL = "probe", 73
 DIVERGED = {"top1_error": 100.0, "loss": 100.0}
-Points = dict[str, np.ndarray]  # pool5 `[D]` by photograph
 WIDTH, RATE = "model.fc_widths", "optimizer.learning_rate"
 SCRATCH = {
     "init.path": None,
@@ -57,6 +58,7 @@ class Arm:
     label: str
     changes: dict[str, Any]
     candidates: dict[str, dict[str, Any]]
+    folds: int = FOLDS
 
 
 ARMS = {
@@ -72,16 +74,17 @@ ARMS = {
         "the same layers from random weights",
         SCRATCH,
         {f"rate {rate:g}": {RATE: rate} for rate in (0.001, 0.003, 0.01)},
+        folds=3,  # of the five: a run takes a hundred times as long as one on pool5
     ),
     PROBE: Arm(
         "softmax regression on pool5 of the trained convolutions",
         {},
-        {f"l2 {l2:g}": {"l2": l2} for l2 in (0.01, 0.1, 1.0)},
+        {"l2 0.1": {}},  # the command's
     ),
 }
 
 
-TRAINED = [arm for arm in ARMS if arm != PROBE]
+Try = tuple[str, str, "Split", int]  # an arm, its candidate, the photographs and the seed
 
 
 def plan(arm: str, split: "Split", seed: int, candidate: str, args: argparse.Namespace) -> "Run":
@@ -105,9 +108,14 @@ def plan(arm: str, split: "Split", seed: int, candidate: str, args: argparse.Nam
         **{f"run.{what}_epochs": None for what in ("total", "eval_every", "save_every")},
         **{f"run.{what}_steps": STEPS for what in ("total", "eval_every", "save_every")},  # only at the end
     }
-    name = f"{arm}-{split.name}-{re.sub('[^a-z0-9.]+', '-', candidate)}"
     config = configs.resolve(sweep_plan.read_config(CONFIG), overrides)
-    return sweep_plan.Run(name, seed, args.runs / name, CONFIG, overrides, config)
+    named = name(arm, candidate, split)
+    return sweep_plan.Run(named, seed, args.runs / named, CONFIG, overrides, config)
+
+
+def name(arm: str, candidate: str, split: "Split") -> str:
+    """The name of a try's workdir or file."""
+    return f"{arm}-{split.name}-{re.sub('[^a-z0-9.]+', '-', candidate)}"
 
 
 def train_all(runs: Sequence["Run"], jobs: int) -> list[dict[str, Any] | None]:
@@ -136,88 +144,77 @@ def _end(run: "Run") -> dict[str, Any]:
     }
 
 
-def pool5(args: argparse.Namespace, names: Sequence[str]) -> Points:
-    """pool5 of the trained convolutions for each photograph, kept in `pool5.npz` in --runs."""
-    path = args.runs / "pool5.npz"
-    if not path.exists():
-        from alexnet_jax.tools import features
-        from alexnet_jax.weights import pretrained
+def ends(tries: Sequence[Try], points: "Points", args: argparse.Namespace) -> list[dict[str, Any] | None]:
+    """The end of each try: those on pool5 in this process, the others by runs of the training command."""
+    from experiments import transfer_features
 
-        loaded = pretrained.read(args.weights, partial=True)
-        pairs = features.extract(loaded, [str(args.data / name) for name in names], "pool5")
-        rows = [row.ravel() for _, row in pairs if row is not None]
-        files.write_npz(path, {"names": list(names), "features": np.stack(rows)})
-    with np.load(path) as arrays:
-        return dict(zip(arrays["names"].tolist(), arrays["features"], strict=True))
-
-
-def probe(points: Points, split: "Split", candidate: str) -> dict[str, float]:
-    """Softmax regression on a split: `error` in % and `loss`."""
-    import optax
-
-    from alexnet_jax.tools import probe
-
-    known = sorted({pathlib.Path(name).parts[1] for name in split.train})
-    (x, y), (test_x, test_y) = (
-        (
-            np.stack([points[name] for name in names]),
-            np.array([known.index(pathlib.Path(name).parts[1]) for name in names]),
+    found: dict[int, Any] = {}
+    runs = {}
+    for number, (arm, candidate, split, seed) in enumerate(tries):
+        kept = functools.partial(
+            transfer_features.kept, args.runs / "ends" / f"{name(arm, candidate, split)}.json"
         )
-        for names in (split.train, split.test)
-    )
-    logits = probe.fit(x, y, len(known), **ARMS[PROBE].candidates[candidate]).logits(test_x)
-    loss = float(optax.softmax_cross_entropy_with_integer_labels(logits, test_y).mean())
-    return {"error": round(100 * float(np.mean(logits.argmax(axis=1) != test_y)), 2), "loss": round(loss, 4)}
+        if arm == PROBE:
+            found[number] = kept(functools.partial(transfer_features.probe, points, split))
+        elif arm == "trained":
+            run = plan(arm, split, seed, candidate, args)
+            found[number] = kept(functools.partial(transfer_features.learn, run, points, split))
+        else:
+            runs[number] = plan(arm, split, seed, candidate, args)
+    found |= zip(runs, train_all(list(runs.values()), args.jobs), strict=True)
+    return [found[number] for number in range(len(tries))]
 
 
-def cross_validate(args: argparse.Namespace, parts: Sequence["Split"], points: Points) -> dict[str, Any]:
+def cross_validate(args: argparse.Namespace, parts: "Sequence[Split]", points: "Points") -> dict[str, Any]:
     """The end on each fold, by arm and candidate.
 
     Raises:
       UserError: runs are missing, and --jobs=0.
     """
-    tries = [
-        (arm, candidate, plan(arm, part, 0, candidate, args))
-        for part in parts
-        for arm in TRAINED
-        for candidate in ARMS[arm].candidates
+    tries: list[Try] = [
+        (arm, candidate, part, 0)
+        for number, part in enumerate(parts)
+        for arm, of_arm in ARMS.items()
+        for candidate in of_arm.candidates
+        if number < of_arm.folds
     ]
-    tried: dict[str, Any] = {arm: {name: [] for name in ARMS[arm].candidates} for arm in ARMS}
-    for (arm, candidate, run), end in zip(
-        tries, train_all([run for *_, run in tries], args.jobs), strict=True
-    ):
+    tried: dict[str, Any] = {arm: {name: [] for name in of_arm.candidates} for arm, of_arm in ARMS.items()}
+    for (arm, candidate, part, _), end in zip(tries, ends(tries, points, args), strict=True):
         if end is None:
-            raise UserError(f"--jobs=0: {run.workdir} is not done, and nothing can be chosen without it")
+            raise UserError(f"--jobs=0: {name(arm, candidate, part)} is not done; nothing can be chosen yet")
         tried[arm][candidate].append(end)
-    for name in ARMS[PROBE].candidates:
-        tried[PROBE][name] = [probe(points, part, name) for part in parts]
     return tried
 
 
 def experiment(args: argparse.Namespace) -> dict[str, Any]:
     """Chooses by cross-validation, then tests each arm at each size; returns the results as JSON values."""
-    from experiments import transfer_data  # late, as it imports JAX, which takes seconds
+    from experiments import transfer_data, transfer_features  # late, as they import JAX, which takes seconds
 
     train, val = (transfer_data.classes(args.data, part) for part in ("train", "val"))
     test = transfer_data.together(val)
-    points = pool5(args, [*transfer_data.together(train), *test])
+    whole = transfer_data.Split("whole", tuple(transfer_data.together(train)), tuple(test))
+    run = plan("trained", whole, 0, next(iter(ARMS["trained"].candidates)), args)
+    points = transfer_features.pool5(run)
     tried = cross_validate(args, transfer_data.folds(train, FOLDS), points)
     chosen = {arm: choose(by_name) for arm, by_name in tried.items()}
     # Seed by seed, so that an experiment that is cut short has complete comparisons.
-    splits = [(size, seed, transfer_data.draw(train, test, size, seed)) for seed in SEEDS for size in SIZES]
-    keys = [(arm, size, seed) for size, seed, _ in splits for arm in TRAINED]
-    runs = [plan(arm, split, seed, chosen[arm], args) for _, seed, split in splits for arm in TRAINED]
-    ends = dict(zip(keys, train_all(runs, args.jobs), strict=True))
-    for size, seed, split in splits:
-        if size or seed == SEEDS[0]:  # with all photographs nothing in it is random
-            ends[PROBE, size, seed] = probe(points, split, chosen[PROBE])
+    tries: list[Try] = [
+        (arm, chosen[arm], transfer_data.draw(train, test, size, seed), seed)
+        for seed in SEEDS
+        for size in SIZES
+        for arm in ARMS
+        if arm != PROBE or size or seed == SEEDS[0]  # with all photographs nothing in it is random
+    ]
+    made = zip(tries, ends(tries, points, args), strict=True)
     return {
         "arms": {name: arm.label for name, arm in ARMS.items()},
         "train": {name: len(paths) for name, paths in train.items()},
         "test": {name: len(paths) for name, paths in val.items()},
         "tried": tried,
         "chosen": chosen,
-        "runs": [{"arm": a, "size": n, "seed": s, **end} for (a, n, s), end in ends.items() if end],
+        "runs": [
+            {"arm": arm, "size": part.size, "seed": seed, **end} for (arm, _, part, seed), end in made if end
+        ],
     }
 
 

@@ -23,6 +23,7 @@ class Split:
     name: str
     train: tuple[str, ...]
     test: tuple[str, ...]
+    size: int | None = None  # photographs of each class to learn from, where they were drawn
 
 
 def classes(data: pathlib.Path, part: str) -> Classes:
@@ -59,7 +60,7 @@ def folds(photographs: Classes, count: int) -> list[Split]:
 def draw(photographs: Classes, test: Sequence[str], size: int | None, seed: int) -> Split:
     """`size` photographs of each class, or all, and the test photographs."""
     drawn = (str(name) for order in _orders(photographs, seed) for name in order[:size])
-    return Split(f"{size or 'all'}-{seed}", tuple(sorted(drawn)), tuple(test))
+    return Split(f"{size or 'all'}-{seed}", tuple(sorted(drawn)), tuple(test), size)
 
 
 def link(data: pathlib.Path, split: Split, root: pathlib.Path) -> pathlib.Path:

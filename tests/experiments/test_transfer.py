@@ -1,6 +1,7 @@
 """Transfer by the number of photographs: what is drawn and chosen, and the record from its results alone."""
 
 import argparse
+import dataclasses
 import json
 import pathlib
 
@@ -10,9 +11,13 @@ from PIL import Image
 from scipy import stats
 
 from alexnet_jax import UserError
+from alexnet_jax import config as configs
+from alexnet_jax import train as training
 from alexnet_jax.data import sources
 from alexnet_jax.data.decode import decode_square
-from experiments import record, transfer, transfer_data, transfer_table
+from alexnet_jax.weights import pretrained
+from experiments import record, sweep_plan, transfer, transfer_data, transfer_features, transfer_table
+from tests import tiny
 
 RECORD = record.DIRECTORY / "009-transfer"
 PHOTOGRAPHS = {
@@ -75,7 +80,7 @@ def test_a_run_reads_the_split_and_shrunk_photographs_have_the_same_pixels(photo
 def test_both_arms_of_a_size_get_as_many_steps_and_see_the_test_photographs_once(photographs, tmp_path):
     args = argparse.Namespace(data=photographs, runs=tmp_path / "runs", weights="weights.npz")
     split = transfer_data.draw(transfer_data.classes(photographs, "train"), [], 3, 7)
-    for arm in transfer.TRAINED:
+    for arm in ("trained", "scratch"):
         run = transfer.plan(arm, split, 7, next(iter(transfer.ARMS[arm].candidates)), args)
         config = run.config
         assert (config.run.total_steps, config.run.eval_every_steps) == (transfer.STEPS, transfer.STEPS)
@@ -83,6 +88,29 @@ def test_both_arms_of_a_size_get_as_many_steps_and_see_the_test_photographs_once
         (drop,) = config.optimizer.drop_epochs
         assert drop * 6 / 6 == pytest.approx(0.7 * transfer.STEPS)
         assert (config.init.path is None) == (arm == "scratch")
+
+
+@pytest.mark.slow
+def test_new_layers_on_cached_features_end_as_by_the_training_command(photographs, tmp_path):
+    net = {**tiny.NET, "model.variant": "original", "data.source": f"folder:{photographs}", "mesh.data": 1}
+    steps = {f"run.{what}_steps": 5 for what in ("total", "eval_every", "save_every")}
+    epochs = {f"run.{what}_epochs": None for what in ("total", "eval_every", "save_every")}
+    overrides = {**net, **steps, **epochs, "data.batch_size": 4, "optimizer.drop_epochs": (2.0,)}
+    config = configs.resolve(sweep_plan.read_config(transfer.CONFIG), {**overrides, "init.path": None})
+    built = training.Run(config, tmp_path)
+    weights, params = tmp_path / "weights.safetensors", built.init_state().params
+    pretrained.save_pretrained(weights, built.model, {"params": params}, built.preprocess, ("x", "y"))
+
+    overrides |= {"init.path": str(weights), "run.seed": 3}
+    config = configs.resolve(sweep_plan.read_config(transfer.CONFIG), overrides)
+    run = sweep_plan.Run("trained", 3, tmp_path / "run", transfer.CONFIG, overrides, config)
+    names = [transfer_data.together(transfer_data.classes(photographs, part)) for part in ("train", "val")]
+    points = transfer_features.pool5(dataclasses.replace(run, workdir=tmp_path / "pool5"))
+    end = transfer_features.learn(run, points, transfer_data.Split("all", *map(tuple, names)))
+    assert training.train(config, run.workdir) == "done"
+    evaluation = run.status()["eval"]
+    assert evaluation["examples"] == 6 and end["error"] == round(evaluation["top1_error"], 2)
+    assert end["loss"] == pytest.approx(evaluation["loss"], abs=1e-3)
 
 
 def test_the_lowest_error_is_chosen_and_of_equal_ones_the_lowest_loss():
