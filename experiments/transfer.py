@@ -151,16 +151,18 @@ def ends(tries: Sequence[Try], points: "Points", args: argparse.Namespace) -> li
     found: dict[int, Any] = {}
     runs = {}
     for number, (arm, candidate, split, seed) in enumerate(tries):
-        kept = functools.partial(
-            transfer_features.kept, args.runs / "ends" / f"{name(arm, candidate, split)}.json"
-        )
-        if arm == PROBE:
-            found[number] = kept(functools.partial(transfer_features.probe, points, split))
-        elif arm == "trained":
-            run = plan(arm, split, seed, candidate, args)
-            found[number] = kept(functools.partial(transfer_features.learn, run, points, split))
-        else:
+        path = args.runs / "ends" / f"{name(arm, candidate, split)}.json"
+        if arm == "scratch":
             runs[number] = plan(arm, split, seed, candidate, args)
+        elif not args.jobs and not path.exists():
+            found[number] = None
+        elif arm == PROBE:
+            make = functools.partial(transfer_features.probe, points, split)
+            found[number] = transfer_features.kept(path, make)
+        else:
+            run = plan(arm, split, seed, candidate, args)
+            make = functools.partial(transfer_features.learn, run, points, split)
+            found[number] = transfer_features.kept(path, make)
     found |= zip(runs, train_all(list(runs.values()), args.jobs), strict=True)
     return [found[number] for number in range(len(tries))]
 
@@ -194,7 +196,7 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     test = transfer_data.together(val)
     whole = transfer_data.Split("whole", tuple(transfer_data.together(train)), tuple(test))
     run = plan("trained", whole, 0, next(iter(ARMS["trained"].candidates)), args)
-    points = transfer_features.pool5(run)
+    points = transfer_features.pool5(run) if args.jobs else {}
     tried = cross_validate(args, transfer_data.folds(train, FOLDS), points)
     chosen = {arm: choose(by_name) for arm, by_name in tried.items()}
     # Seed by seed, so that an experiment that is cut short has complete comparisons.
@@ -237,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--runs", default=runs, type=command_line.new_folder, help="directory of the workdirs"
     )
-    jobs = "number of runs at a time; 0 takes those that are done"
+    jobs = "number of runs at a time; 0 takes what is done"
     parser.add_argument("--jobs", type=int, default=1, help=jobs)
     parser.add_argument("--out", required=True, type=command_line.new_folder, help="directory of the record")
     args = parser.parse_args(argv)
