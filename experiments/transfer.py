@@ -122,7 +122,7 @@ def train_all(runs: Sequence["Run"], jobs: int) -> list[dict[str, Any] | None]:
     """Makes the runs that have not ended, `jobs` at a time; returns their ends, None where it is missing."""
     from experiments import sweep_runs
 
-    if jobs:
+    if runs and jobs:
         sweep_runs.run_all(runs, jobs)
         for run in runs:
             if not run.has_ended():
@@ -168,7 +168,7 @@ def ends(tries: Sequence[Try], points: "Points", args: argparse.Namespace) -> li
 
 
 def cross_validate(args: argparse.Namespace, parts: "Sequence[Split]", points: "Points") -> dict[str, Any]:
-    """The end on each fold, by arm and candidate.
+    """The end on each fold, by arm and candidate, of the arms that have a choice.
 
     Raises:
       UserError: runs are missing, and --jobs=0.
@@ -178,9 +178,9 @@ def cross_validate(args: argparse.Namespace, parts: "Sequence[Split]", points: "
         for number, part in enumerate(parts)
         for arm, of_arm in ARMS.items()
         for candidate in of_arm.candidates
-        if number < of_arm.folds
+        if number < of_arm.folds and len(of_arm.candidates) > 1
     ]
-    tried: dict[str, Any] = {arm: {name: [] for name in of_arm.candidates} for arm, of_arm in ARMS.items()}
+    tried: dict[str, Any] = {arm: {candidate: [] for candidate in ARMS[arm].candidates} for arm, *_ in tries}
     for (arm, candidate, part, _), end in zip(tries, ends(tries, points, args), strict=True):
         if end is None:
             raise UserError(f"--jobs=0: {name(arm, candidate, part)} is not done; nothing can be chosen yet")
@@ -198,7 +198,7 @@ def experiment(args: argparse.Namespace) -> dict[str, Any]:
     run = plan("trained", whole, 0, next(iter(ARMS["trained"].candidates)), args)
     points = transfer_features.pool5(run) if args.jobs else {}
     tried = cross_validate(args, transfer_data.folds(train, FOLDS), points)
-    chosen = {arm: choose(by_name) for arm, by_name in tried.items()}
+    chosen = {arm: choose(tried[arm]) if arm in tried else next(iter(ARMS[arm].candidates)) for arm in ARMS}
     # Seed by seed, so that an experiment that is cut short has complete comparisons.
     tries: list[Try] = [
         (arm, chosen[arm], transfer_data.draw(train, test, size, seed), seed)
