@@ -97,17 +97,19 @@ def commoner(results: dict[str, Any]) -> float:
 
 
 def plot(path: pathlib.Path, results: dict[str, Any]) -> None:
-    """Test error against photographs a class, an arm a line, with 95 % intervals over seeds."""
+    """Test error against photographs a class: a dot for each run, means with 95 % intervals over seeds."""
     largest = round(np.mean(list(results["train"].values())))
     with plots.figure(path, height=3.6) as (picture, axes):
         for number, (arm, (colour, marker)) in enumerate(STYLES.items()):
             found = [(size or largest, errors(results, arm, size)) for size in sizes(results)]
+            found = [(x, values) for x, values in found if values]
             points = [
                 (0.97 ** (1 - number) * x, np.mean(list(values.values())), half_width(values) or 0.0)
                 for x, values in found
-                if values
             ]
             x, y, half = zip(*points, strict=True)
+            for place, (_, values) in zip(x, found, strict=True):
+                axes.plot([place] * len(values), list(values.values()), ".", color=colour, alpha=0.35, ms=4)
             axes.errorbar(
                 x, y, yerr=half, color=colour, marker=marker, ms=4.5, capsize=2, label=results["arms"][arm]
             )
