@@ -136,20 +136,18 @@ def test_the_record_is_made_from_its_results_alone(tmp_path, capsys):
 
 
 def test_the_record_s_intervals_by_scipy():
-    """Of all photographs: Student's intervals over seeds, and the binomial one of 153 photographs."""
+    """Student's intervals over seeds, paired for the difference, and the binomial one of 153 photographs."""
     results = json.loads((RECORD / transfer.RESULTS).read_text())
-    scratch, trained = (
-        [run["error"] for run in results["runs"] if run["arm"] == arm and run["size"] is None]
-        for arm in ("scratch", "trained")
-    )
-    assert len(scratch) == len(trained) >= 3
-    low, high = stats.t.interval(0.95, len(trained) - 1, np.mean(trained), stats.sem(trained))
-    p, photographs = np.mean(trained) / 100, sum(results["test"].values())
+    scratch, trained = (transfer_table.errors(results, arm, 5) for arm in ("scratch", "trained"))
+    values = list(trained.values())
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    p, photographs = np.mean(values) / 100, sum(results["test"].values())
     sample = 100 * 1.96 * np.sqrt(p * (1 - p) / photographs)
-    expected = f"{100 * p:.1f} ± {(high - low) / 2:.1f} (± {sample:.1f}), n = {len(trained)}"
-    assert transfer_table.cell(results, "trained", None) == expected
-    paired = stats.ttest_rel(scratch, trained).confidence_interval(0.95)
-    assert f"{(paired.low + paired.high) / 2:+.1f} ± {(paired.high - paired.low) / 2:.1f} (" in (
-        transfer_table.gap(results, None)
-    )
-    assert photographs == 153 and sum(results["train"].values()) == 245
+    expected = f"{100 * p:.1f} ± {(high - low) / 2:.1f} (± {sample:.1f}), n = {len(values)}"
+    assert transfer_table.cell(results, "trained", 5) == expected
+    seeds = sorted(set(scratch) & set(trained))
+    pairs = ([one[seed] for seed in seeds] for one in (scratch, trained))
+    paired = stats.ttest_rel(*pairs).confidence_interval(0.95)
+    difference = f"{(paired.low + paired.high) / 2:+.1f} ± {(paired.high - paired.low) / 2:.1f} ("
+    assert transfer_table.gap(results, 5).startswith(difference)
+    assert photographs == 153 and sum(results["train"].values()) == 245 and len(values) >= 5
