@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_a_run_reads_the_split_and_shrunk_photographs_have_the_same_pixels(photo
     for data in (photographs, small):
         for _ in range(2):  # again, as after an interruption
             folder = transfer_data.link(data, split, tmp_path / f"links-{data.name}")
-        source = sources.open_source(f"folder:{folder}", "train")
+        source: Any = sources.open_source(f"folder:{folder}", "train")
         assert source.labels.tolist() == [0, 0, 1, 1]
         encoded, _ = source.read(np.arange(4))
         for name, data_read in zip(sorted(split.train), encoded, strict=True):
@@ -106,7 +107,7 @@ def test_new_layers_on_cached_features_end_as_by_the_training_command(photograph
     run = sweep_plan.Run("trained", 3, tmp_path / "run", transfer.CONFIG, overrides, config)
     names = [transfer_data.together(transfer_data.classes(photographs, part)) for part in ("train", "val")]
     points = transfer_features.pool5(dataclasses.replace(run, workdir=tmp_path / "pool5"))
-    end = transfer_features.learn(run, points, transfer_data.Split("all", *map(tuple, names)))
+    end = transfer_features.learn(run, points, transfer_data.Split("all", tuple(names[0]), tuple(names[1])))
     assert training.train(config, run.workdir) == "done"
     evaluation = run.status()["eval"]
     assert evaluation["examples"] == 6 and end["error"] == round(evaluation["top1_error"], 2)
@@ -146,8 +147,8 @@ def test_the_record_s_intervals_by_scipy():
     expected = f"{100 * p:.1f} ± {(high - low) / 2:.1f} (± {sample:.1f}), n = {len(values)}"
     assert transfer_table.cell(results, "trained", 5) == expected
     seeds = sorted(set(scratch) & set(trained))
-    pairs = ([one[seed] for seed in seeds] for one in (scratch, trained))
-    paired = stats.ttest_rel(*pairs).confidence_interval(0.95)
+    of_scratch, of_trained = ([one[seed] for seed in seeds] for one in (scratch, trained))
+    paired = stats.ttest_rel(of_scratch, of_trained).confidence_interval(0.95)
     difference = f"{(paired.low + paired.high) / 2:+.1f} ± {(paired.high - paired.low) / 2:.1f} ("
     assert transfer_table.gap(results, 5).startswith(difference)
     assert photographs == 153 and sum(results["train"].values()) == 245 and len(values) >= 5
