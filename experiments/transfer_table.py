@@ -106,15 +106,8 @@ def plot(path: pathlib.Path, results: dict[str, Any]) -> None:
         for number, (arm, (colour, marker)) in enumerate(STYLES.items()):
             found = [(size or largest, errors(results, arm, size)) for size in sizes(results)]
             found = [(x, values) for x, values in found if values]
-            points = [
-                (
-                    0.97 ** (1 - number) * x,
-                    np.mean(list(values.values())),
-                    len(values) > 2 and half_width(values) or 0.0,
-                )
-                for x, values in found
-            ]
-            x, y, half = zip(*points, strict=True)
+            x, y = [0.97 ** (1 - number) * x for x, _ in found], [np.mean([*v.values()]) for _, v in found]
+            half = [half_width(values) or 0.0 if len(values) > 2 else 0.0 for _, values in found]
             for place, (_, values) in zip(x, found, strict=True):
                 axes.plot([place] * len(values), list(values.values()), ".", color=colour, alpha=0.35, ms=4)
             axes.errorbar(
