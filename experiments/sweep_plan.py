@@ -220,7 +220,7 @@ def _plan_run(
             raise UserError(f"{sweep.path}: START: {row!r} has seed {seed}, {sweep.start[row]!r} does not")
         overrides["init.path"] = str(after.workdir.resolve())
     try:
-        config = configs.resolve(_config(config_path), overrides)
+        config = configs.resolve(read_config(config_path), overrides)
     except UserError as error:
         raise UserError(f"{sweep.path}: {row!r}: {error}") from error
     name = re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-")
@@ -228,7 +228,7 @@ def _plan_run(
 
 
 @functools.cache
-def _config(path: str) -> Any:
+def read_config(path: str) -> Any:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     return _execute(ROOT / path, "a config").get_config()

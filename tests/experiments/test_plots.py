@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments import figure1, lrn_on_cifar, plots, pretraining, record, sweep_table
+from experiments import figure1, lrn_on_cifar, plots, pretraining, record, sweep_table, transfer_table
 
 PHONE = 400  # pixels
 
@@ -24,13 +24,14 @@ def svgs(tmp_path_factory):
         sweep_table.write(results(number), out / number)
     lrn_on_cifar.plot(out / "005.svg", results("005")["histories"])
     figure1.plot(out / "006.svg", results("006")["histories"])
+    transfer_table.plot(out / "009.svg", results("009"))
     lines = [{"epoch": epoch, pretraining.ERROR: 10 - epoch} for epoch in (1, 2)]
     pretraining.plot(out / "001.svg", {arm: [lines] for arm in pretraining.ARMS}, 9.0)
     return {str(path.relative_to(out)): path.read_text() for path in out.rglob("*.svg")}
 
 
 def test_plots_are_equally_wide_and_legible_on_a_phone(svgs):
-    assert len(svgs) == 6  # 004 has no differences
+    assert len(svgs) == 7  # 004 has no differences
     for name, text in svgs.items():
         width = float(re.search(r'<svg .*?width="([\d.]+)pt"', text, re.DOTALL)[1])
         assert width == 360, name
@@ -53,12 +54,14 @@ def texts(svg):
         ("004/curves.svg", "a run of the row"),  # a single panel once had no legend
         ("005.svg", "with LRN"),
         ("006.svg", "tanh"),
+        ("009.svg", "always the commoner class"),
     ],
 )
 def test_each_plot_has_a_legend_and_says_what_its_axes_are(svgs, name, legend):
     found = texts(svgs[name])
     assert legend in found
-    assert "epoch" in found or "difference in error, points of %" in found
+    labels = {"epoch", "difference in error, points of %", "training photographs of each class"}
+    assert labels & set(found)
 
 
 def test_no_label_is_longer_than_its_axis_and_the_tests_are_shown(svgs):
