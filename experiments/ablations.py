@@ -30,7 +30,11 @@ ROWS = {
     "no mirrors": {"augment.mirror": False},
     "no colour noise": {"augment.colour": "none"},
     "biases 0": {"model.hidden_bias": 0.0},
-    "tanh": {"model.activation": "tanh", "model.hidden_bias": 0.0},  # with biases of 1 it stays at chance
+    "tanh": {  # with biases of 1 it stays at chance
+        "model.activation": "tanh",
+        "model.hidden_bias": 0.0,
+        "optimizer.learning_rate": 0.04,
+    },
     "without conv3": {"model.removed_layers": ("conv3",)},
     "without conv4": {"model.removed_layers": ("conv4",)},
     "half net": {"model.columns": 1, "model.widths": (8, 24, 32, 32, 48, 48)},
