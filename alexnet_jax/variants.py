@@ -66,7 +66,7 @@ def layer_names(model: AlexNet) -> tuple[str, ...]:
 
 
 @functools.cache
-def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
+def param_shapes(model: Any, image_size: int) -> dict[str, Any]:  # Any: type checkers find no hash in AlexNet
     """`kernel` and `bias` of each layer as `ShapeDtypeStruct`; raises `UserError` for too small images."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
