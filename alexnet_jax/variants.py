@@ -65,9 +65,13 @@ def layer_names(model: AlexNet) -> tuple[str, ...]:
     return tuple(STDS) if isinstance(model, ConvLocal) else tuple(n for n in LAYERS if n not in left_out)
 
 
-@functools.cache
-def param_shapes(model: Any, image_size: int) -> dict[str, Any]:  # Any: type checkers find no hash in AlexNet
+def param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
     """`kernel` and `bias` of each layer as `ShapeDtypeStruct`; raises `UserError` for too small images."""
+    return _param_shapes(model, image_size)  # pyright: ignore  (Flax's modules have a hash)
+
+
+@functools.cache
+def _param_shapes(model: AlexNet, image_size: int) -> dict[str, Any]:
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 

@@ -48,7 +48,7 @@ PAPER = (
 # Lines of each room, and of the files that are the way in. Lower them where you can; raise one only for a
 # feature that lives there.
 MOST_LINES = {
-    "paper": 2046,
+    "paper": 2050,
     "way in": 591,
     "common": 880,
     "data": 2573,
