@@ -198,7 +198,7 @@ def test_what_is_no_damage_sets_nothing_aside(run, abstract_state, monkeypatch):
     def out_of_memory(*_):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 3 bytes.")
 
-    monkeypatch.setattr(checkpoint.ocp, "load", out_of_memory)
+    monkeypatch.setattr(ocp, "load", out_of_memory)
     with pytest.raises(RuntimeError, match="Out of memory"):
         restore(run, abstract_state)
     assert not (run / "damaged").exists()
@@ -226,7 +226,7 @@ def test_what_another_version_saved_and_this_one_cannot_read_is_not_moved(
     def unreadable(*_):
         raise ValueError("unknown format")
 
-    monkeypatch.setattr(checkpoint.ocp, "load", unreadable)
+    monkeypatch.setattr(ocp, "load", unreadable)
     metadata = newest(run) / "_CHECKPOINT_METADATA"
     metadata.write_text(re.sub(r'"flax": "[^"]*"', '"flax": "0.1.2"', metadata.read_text()))
     intact.write_checksums(newest(run))
