@@ -1,4 +1,4 @@
-"""The operations inside norms, pooling and dense products, and their gradients, for all devices.
+"""The operations inside norms, pooling and dense products, and their and biases' gradients, for all devices.
 
 XLA's own gradients are slower on CPUs, in places several times (`python -m benchmarks.kernels`). Maps are
 `[B, H, W, C]`.

@@ -197,7 +197,7 @@ real = epy.lazy_imports
 def slow(**options):
     with real(**options):
         yield
-        time.sleep(0.1)  # meanwhile, relative imports fail in other threads
+        time.sleep(0.3)  # meanwhile, relative imports fail in other threads
 
 epy.lazy_imports = slow
 from alexnet_jax.data import prepare
