@@ -15,7 +15,7 @@ import json
 import pathlib
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -31,8 +31,12 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `--mode` with the flags of `argv`, by default the command line's; returns the exit code."""
+def main(argv: Sequence[str] | None = None, train: Callable[..., str] | None = None) -> int:
+    """Runs `--mode` with the flags of `argv`, by default the command line's; returns the exit code.
+
+    Args:
+      train: trains in place of `alexnet_jax.train.train`.
+    """
     if argv is not None:
         sys.argv = [sys.argv[0], *argv]  # ml_collections reads flags from there
     directory = config_directory()
@@ -56,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_other_flags(config)
         if FLAGS.mode == "eval":
             return test(config)
-        from alexnet_jax.train import train  # imported late, to report mistakes sooner
+        if train is None:
+            from alexnet_jax.train import train  # imported late, to report mistakes sooner
 
         workdir = FLAGS.workdir or fresh_workdir(config_flags.get_config_filename(FLAGS["config"]))
         return EXIT_CODES[train(config, workdir)]

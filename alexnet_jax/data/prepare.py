@@ -153,17 +153,25 @@ def _convert(
 ) -> tuple[list[bytes], list[str], ColourSums]:
     """The records of the examples at `indices`, the names of the bad ones, and the colour sums."""
     records, bad = list[bytes](), list[str]()
-    batch = pipeline.load_batch(source, indices, settings.resize_size)
-    for image, label, weight, index in zip(*batch.values(), strict=True):
+    batch, size = pipeline.load_batch(source, indices, settings.resize_size), settings.resize_size
+    encoded, _ = source.read(indices)
+    for data, image, label, weight, index in zip(encoded, *batch.values(), strict=True):
         name = source.name(int(index))
         if weight:
-            data = _jpeg(image, settings.quality)
-            image[:] = decode.decode_square(data, settings.resize_size)  # the pixels stored
+            if not _is_square(data, size):
+                data = _jpeg(image, settings.quality)
+                image[:] = decode.decode_square(data, size)  # the pixels stored
             values = {"image": data, "label": int(label), "file_name": name.encode()}
             records.append(record_files.encode_example(values))
         else:
             bad.append(name)
     return records, bad, ColourSums.of(batch["image"][batch["weight"] > 0])
+
+
+def _is_square(data: bytes, size: int) -> bool:
+    """Whether an image has the size already, in a form that TFDS reads: it is kept, as JPEGs lose a little."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and image.size == (size, size)
 
 
 def _jpeg(image: np.ndarray, quality: int) -> bytes:
