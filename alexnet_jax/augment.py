@@ -7,6 +7,7 @@ in the global batch, so it is the same on any number of devices.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -45,12 +46,6 @@ def _crop_and_mirror(image: Array, offset: Array, flip: Array, size: int) -> Arr
     return jnp.where(flip, patch[:, ::-1, :], patch)
 
 
-def _centre(images: Array, size: int) -> Array:
-    """The central patches `[..., size, size, 3]` of `images` `[..., S, S, 3]`."""
-    start = (images.shape[-2] - size) // 2
-    return images[..., start : start + size, start : start + size, :]
-
-
 def _mean_of_views(mean: Array, size: int, mean_crop: str, cut: Callable[[Array], Array]) -> Array:
     """What to subtract from views of `size` x `size`: one colour, one patch for all, or a patch for each.
 
@@ -62,7 +57,8 @@ def _mean_of_views(mean: Array, size: int, mean_crop: str, cut: Callable[[Array]
     """
     if mean.ndim == 1:
         return mean
-    return _centre(mean, size) if mean_crop == "centre" else cut(mean)
+    start = (len(mean) - size) // 2
+    return mean[start : start + size, start : start + size] if mean_crop == "centre" else cut(mean)
 
 
 def colour_shift(
@@ -137,43 +133,27 @@ class Augment:
         return jnp.where(colour_on, shifted, x) / self.std
 
 
-def centre_view(images: Array, *, mean: Array, std: Array | float = 1.0, size: int) -> Array:
-    """The central patch, (x - mean) / std: `[B, S, S, 3]` uint8 to `[B, size, size, 3]` float32."""
-    x = _centre(images, size).astype(jnp.float32)
-    return (x - (_centre(mean, size) if mean.ndim == 3 else mean)) / std
-
-
-def ten_views(
-    images: Array, *, mean: Array, std: Array | float = 1.0, size: int, mean_crop: str = "same"
+def views(
+    images: Array, number: int, *, mean: Array, std: Array | float = 1.0, size: int, mean_crop: str = "same"
 ) -> Array:
-    """The four corner patches and the central one, then their mirrors (section 4.1).
+    """The patches to test on, (x - mean) / std: uint8 `[B, S, S, 3]` to float32 `[number, B, size, size, 3]`.
 
-    `[B, S, S, 3]` uint8 to `[10, B, size, size, 3]` float32; `mean_crop` as in `_mean_of_views`.
+    Args:
+      number: 10, the four corners and the centre, then their mirrors (section 4.1); 9, a 3 x 3 grid, as in
+        cuda-convnet's test on CIFAR-10 (`convdata.py`); 1, the centre.
+      mean_crop: as in `_mean_of_views`.
     """
     margin = images.shape[1] - size
-    corners = [(0, 0), (0, margin), (margin, 0), (margin, margin), (margin // 2, margin // 2)]
-    views = functools.partial(_patches, corners=corners, size=size)
+    middle = margin // 2
+    corners = {
+        1: [(middle, middle)],
+        9: list(itertools.product((0, middle, margin), repeat=2)),
+        10: [(0, 0), (0, margin), (margin, 0), (margin, margin), (middle, middle)],
+    }[number]
 
     def cut(images: Array) -> Array:
-        return jnp.concatenate([views(images), views(images)[:, :, :, ::-1, :]])
+        patches = jnp.stack([images[:, top : top + size, left : left + size] for top, left in corners])
+        return jnp.concatenate([patches, patches[:, :, :, ::-1]]) if number == 10 else patches
 
     own_mean = _mean_of_views(mean, size, mean_crop, lambda mean: cut(mean[None]))
     return (cut(images).astype(jnp.float32) - own_mean) / std
-
-
-def nine_views(
-    images: Array, *, mean: Array, std: Array | float = 1.0, size: int, mean_crop: str = "same"
-) -> Array:
-    """A 3 x 3 grid of patches, not mirrored, as in cuda-convnet's test on CIFAR-10 (`convdata.py`).
-
-    `[B, S, S, 3]` uint8 to `[9, B, size, size, 3]` float32; `mean_crop` as in `_mean_of_views`.
-    """
-    margin = images.shape[1] - size
-    places = (0, margin // 2, margin)
-    corners = [(top, left) for top in places for left in places]
-    own_mean = _mean_of_views(mean, size, mean_crop, lambda mean: _patches(mean[None], corners, size))
-    return (_patches(images, corners, size).astype(jnp.float32) - own_mean) / std
-
-
-def _patches(images: Array, corners: list[tuple[int, int]], size: int) -> Array:
-    return jnp.stack([images[:, top : top + size, left : left + size, :] for top, left in corners])

@@ -49,13 +49,11 @@ def log_probabilities(
     Args:
       logits_of: the net, from preprocessed `[B, S, S, 3]` to `[B, num_classes]`.
       images: uint8 `[B, R, R, 3]`, where R is `preprocess.resize_size`.
-      views: 1 for the central patch, 9 for a 3 x 3 grid of patches, 10 for the paper's four corners, centre,
-        and their mirrors.
+      views: how many, 1, 9 or 10, as in `augment.views`.
     """
     if views == 1:
         return jax.nn.log_softmax(logits_of(preprocess.view(images)))
-    patches = preprocess.nine_views(images) if views == 9 else preprocess.ten_views(images)
-    by_view = jax.lax.map(lambda x: jax.nn.log_softmax(logits_of(x)), patches)
+    by_view = jax.lax.map(lambda x: jax.nn.log_softmax(logits_of(x)), preprocess.views(images, views))
     # Stay in log space: a small mean probability would underflow to 0 and make the loss infinite.
     return jax.nn.logsumexp(by_view, axis=0) - math.log(views)
 

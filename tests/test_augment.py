@@ -192,7 +192,7 @@ def position_image(size):
 
 
 def test_ten_views_of_256():
-    views = augment.ten_views(position_image(256)[None], mean=jnp.zeros(3), size=224)
+    views = augment.views(position_image(256)[None], 10, mean=jnp.zeros(3), size=224)
     assert views.shape == (10, 1, 224, 224, 3)
     for i, (top, left) in enumerate([(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)]):
         for view, cols in ((views[i, 0], np.arange(224)), (views[i + 5, 0], np.arange(224)[::-1])):
@@ -208,14 +208,14 @@ def test_centre_and_ten_views_subtract_the_mean(mean, mean_crop):
     images = images_of(2)
     image_mean = np.broadcast_to(mean, MEAN_IMAGE.shape)
     places = [(0, 0), (0, 7), (7, 0), (7, 7), (3, 3)]
-    views = augment.ten_views(images, mean=mean, size=SIZE, mean_crop=mean_crop)
+    views = augment.views(images, 10, mean=mean, size=SIZE, mean_crop=mean_crop)
     for i, (top, left) in enumerate(places):
         for n in range(2):
             plain, mirrored = (RULES[mean_crop](images[n], top, left, flip, image_mean) for flip in (0, 1))
             np.testing.assert_allclose(views[i, n], plain, atol=1e-4)
             np.testing.assert_allclose(views[i + 5, n], mirrored, atol=1e-4)
-    centre = augment.centre_view(images, mean=mean, size=SIZE)
-    np.testing.assert_allclose(centre, views[4], atol=1e-4)
+    centre = augment.views(images, 1, mean=mean, size=SIZE, mean_crop=mean_crop)
+    np.testing.assert_allclose(centre[0], views[4], atol=1e-4)
 
 
 def test_std_divides_in_the_end():
@@ -229,9 +229,10 @@ def test_std_divides_in_the_end():
         plain = views_of(colour=colour)(images, key, ids)
         divided = jax.jit(augment_of(colour=colour, std=std))(images, key, ids, 7)
         np.testing.assert_allclose(divided, plain / std, rtol=1e-5, atol=1e-6)
-    for view in (augment.centre_view, augment.ten_views):
-        plain = np.asarray(view(images, mean=MEAN_IMAGE, size=SIZE))
-        np.testing.assert_allclose(view(images, mean=MEAN_IMAGE, size=SIZE, std=std), plain / std, rtol=1e-6)
+    for number in (1, 10):
+        view = functools.partial(augment.views, images, number)
+        plain = np.asarray(view(mean=MEAN_IMAGE, size=SIZE))
+        np.testing.assert_allclose(view(mean=MEAN_IMAGE, size=SIZE, std=std), plain / std, rtol=1e-6)
 
 
 def test_resize_size_is_the_crop_size():
@@ -240,7 +241,7 @@ def test_resize_size_is_the_crop_size():
     draw = augment_of(mean=jnp.zeros(3), mirror=False, colour="none")
     view = draw(images, jax.random.key(0), jnp.arange(3), jnp.int32(0))
     np.testing.assert_array_equal(view, images)
-    views = augment.ten_views(images, mean=jnp.zeros(3), size=SIZE)
+    views = augment.views(images, 10, mean=jnp.zeros(3), size=SIZE)
     for i in range(5):
         np.testing.assert_array_equal(views[i], images)
         np.testing.assert_array_equal(views[5 + i], images[:, :, ::-1])

@@ -135,12 +135,12 @@ def test_first_weights():
 def test_nine_views_by_hand():
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     mean = np.random.default_rng(1).uniform(0, 255, (32, 32, 3)).astype(np.float32)
-    views = augment.nine_views(jnp.asarray(images), mean=jnp.asarray(mean), size=24)
+    views = augment.views(jnp.asarray(images), 9, mean=jnp.asarray(mean), size=24)
     corners = [(0, 0), (0, 4), (0, 8), (4, 0), (4, 4), (4, 8), (8, 0), (8, 4), (8, 8)]
     expected = [(images - mean)[:, top : top + 24, left : left + 24] for top, left in corners]
     np.testing.assert_allclose(views, np.stack(expected), rtol=1e-6)
     # cuda-convnet: the central part of the mean image from every view (convdata.py:76,84).
-    views = augment.nine_views(jnp.asarray(images), mean=jnp.asarray(mean), size=24, mean_crop="centre")
+    views = augment.views(jnp.asarray(images), 9, mean=jnp.asarray(mean), size=24, mean_crop="centre")
     expected = [images[:, i : i + 24, j : j + 24] - mean[4:28, 4:28] for i, j in corners]
     np.testing.assert_allclose(views, np.stack(expected), rtol=1e-6)
 

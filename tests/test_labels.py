@@ -82,7 +82,7 @@ def logits(run, images):
     files = [path for class_id in IDS for path in sorted((images / "test" / class_id).iterdir())]
     stored = np.stack([loaded.preprocess.stored(path) for path in files])
     apply = jax.jit(lambda view: loaded.model.apply(loaded.variables, view))
-    shown = {1: [loaded.preprocess.view(stored)], 10: loaded.preprocess.ten_views(stored)}
+    shown = {1: [loaded.preprocess.view(stored)], 10: loaded.preprocess.views(stored, 10)}
     return {
         views: np.reshape([apply(view) for view in some], (views, 12, 3, 12)).astype(np.float64)
         for views, some in shown.items()

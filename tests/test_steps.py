@@ -182,7 +182,7 @@ def test_ten_views_average_probabilities_not_logits(params):
     """The two differ here, so that the test above can tell them apart."""
     batch = batch_of(16)
     apply = jax.jit(lambda x: MODEL.apply({"params": params}, x))
-    views = np.asarray(augment.ten_views(batch["image"], mean=MEAN, size=SIZE))
+    views = np.asarray(augment.views(batch["image"], 10, mean=MEAN, size=SIZE))
     logits = np.stack([np.asarray(apply(view), np.float64) for view in views])
     of_logits = -np.log(softmax(logits.mean(axis=0))[np.arange(16), batch["label"]]).sum()
     assert abs(of_logits - expected_sums(params, batch, 10)["loss"]) > 0.01

@@ -424,7 +424,7 @@ def test_a_run_cuts_its_mean_image_by_the_config(tiny, mean_crop):
     centre = -image[start : start + size, start : start + size]
     for views in (
         view(black, jax.random.key(0), jnp.arange(64), step=0),
-        preprocess.ten_views(black[:1])[:, 0],
+        preprocess.views(black[:1], 10)[:, 0],
     ):
         is_centre = np.all(np.asarray(views) == centre, axis=(1, 2, 3))
         assert np.all(is_centre) if mean_crop == "centre" else np.mean(is_centre) < 0.5

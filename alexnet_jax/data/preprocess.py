@@ -115,20 +115,16 @@ class Preprocess:
 
     def view(self, stored: Any) -> jax.Array:
         """The central patches, normalised: uint8 `[B, S, S, 3]` to float32 `[B, crop_size, crop_size, 3]`."""
-        return augment.centre_view(jnp.asarray(stored), size=self.crop_size, **self._normalisation())
+        return self.views(stored, 1)[0]
 
-    def ten_views(self, stored: Any) -> jax.Array:
-        """The ten views of section 4.1, normalised: float32 `[10, B, crop_size, crop_size, 3]`."""
-        images, normalisation = jnp.asarray(stored), self._normalisation()
-        return augment.ten_views(images, size=self.crop_size, mean_crop=self.mean_crop, **normalisation)
+    def views(self, stored: Any, number: int) -> jax.Array:
+        """The patches to test on, as in `augment.views`: float32 `[number, B, crop_size, crop_size, 3]`.
 
-    def nine_views(self, stored: Any) -> jax.Array:
-        """A 3 x 3 grid of patches, normalised: float32 `[9, B, crop_size, crop_size, 3]`."""
-        images, normalisation = jnp.asarray(stored), self._normalisation()
-        return augment.nine_views(images, size=self.crop_size, mean_crop=self.mean_crop, **normalisation)
-
-    def _normalisation(self) -> dict[str, jax.Array]:
-        return {"mean": jnp.asarray(self.mean), "std": jnp.asarray(self.std)}
+        Args:
+          number: 10, the views of section 4.1; 9, a 3 x 3 grid; 1, the centre.
+        """
+        how = {"mean": jnp.asarray(self.mean), "std": jnp.asarray(self.std), "mean_crop": self.mean_crop}
+        return augment.views(jnp.asarray(stored), number, size=self.crop_size, **how)
 
     def resized(self, resize_size: int, crop_size: int) -> "Preprocess":
         """A copy with other sizes and the rule `central`, as the input pipeline uses in training."""

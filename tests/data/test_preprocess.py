@@ -71,7 +71,7 @@ def test_caffe_squashes_and_subtracts_its_mean():
 
 def test_ten_views_are_normalised_alike():
     stored = picture(256, 256)[None]
-    views = np.asarray(TORCHVISION.ten_views(stored))
+    views = np.asarray(TORCHVISION.views(stored, 10))
     assert views.shape == (10, 1, 224, 224, 3)
     np.testing.assert_allclose(views[4], TORCHVISION.view(stored), rtol=1e-6)
     np.testing.assert_array_equal(views[9], views[4][:, :, ::-1])
@@ -94,7 +94,7 @@ def test_a_mean_image_is_cut_as_its_net_wants(mean_crop):
     mean = np.random.default_rng(0).uniform(0, 255, (64, 64, 3)).astype(np.float32)
     preprocess = Preprocess(64, 56, mean=mean, mean_crop=mean_crop).resized(64, 56)
     image = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
-    views = preprocess.ten_views(image)
+    views = preprocess.views(image, 10)
     corner = mean[4:60, 4:60] if mean_crop == "centre" else mean[8:, 8:]
     mirrored = corner if mean_crop == "centre" else corner[:, ::-1]
     np.testing.assert_allclose(views[3, 0], image[0, 8:, 8:] - corner, atol=1e-4)

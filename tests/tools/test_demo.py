@@ -39,7 +39,7 @@ def test_an_answer_agrees_with_the_net(explain, net, photos):  # noqa: F811
     loaded = pretrained.read(net)
     square = loaded.preprocess.stored(name)
     np.testing.assert_array_equal(answer.square, square)
-    views = loaded.preprocess.ten_views(square[None])[:, 0]
+    views = loaded.preprocess.views(square[None], 10)[:, 0]
     logits = jax.jit(loaded.model.apply)(loaded.variables, views)
     expected = np.asarray(jax.nn.softmax(logits)).mean(axis=0)
     names, probabilities = zip(*answer.classes, strict=True)

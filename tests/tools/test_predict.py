@@ -57,7 +57,7 @@ def test_ten_views_are_averaged(net, photos):  # noqa: F811
     loaded = pretrained.read(net)
     name = str(photos / "dark" / "00.png")
     (answer,) = predict.predictions(loaded, [name], views=10)
-    views = loaded.preprocess.ten_views(loaded.preprocess.stored(name)[None])[:, 0]
+    views = loaded.preprocess.views(loaded.preprocess.stored(name)[None], 10)[:, 0]
     logits = np.asarray(jax.jit(loaded.model.apply)(loaded.variables, views))
     expected = reference.softmax(logits).mean(axis=0)
     by_label = {p["label"]: p["probability"] for p in answer["predictions"]}

@@ -243,7 +243,7 @@ def test_the_mean_image_is_converted_to_rgb(tmp_path):
     expected = 128 - mean[::-1, 14:241, 14:241].transpose(1, 2, 0)
     np.testing.assert_allclose(preprocess(image), expected, atol=1e-4)
     # Caffe cuts the mean where it cuts the picture (data_transformer.cpp:101).
-    views = preprocess.ten_views(np.full((1, 256, 256, 3), 128, np.uint8))
+    views = preprocess.views(np.full((1, 256, 256, 3), 128, np.uint8), 10)
     last = 128 - mean[::-1, 29:, 29:].transpose(1, 2, 0)
     np.testing.assert_allclose(views[3, 0], last, atol=1e-4)
     np.testing.assert_allclose(views[8, 0], last[:, ::-1], atol=1e-4)
