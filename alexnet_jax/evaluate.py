@@ -16,7 +16,7 @@ from alexnet_jax import config as configs
 from alexnet_jax.common import host, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.batches import bad_images, check_batch_size, on_device, process_slice
+from alexnet_jax.data.batches import bad_images, check_batch_size, on_device, process_slice, too_many_bad
 from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model import AlexNet
@@ -134,10 +134,7 @@ class Evaluator:
         data, images, examples = self._config.data, len(self._source), int(total["examples"])
         bad = images - examples
         if not examples or bad > data.max_bad_fraction * images:
-            raise UserError(
-                f"data.source={data.source}: {bad} of {images} test images could not be read, more than "
-                f"data.max_bad_fraction={data.max_bad_fraction}; fix the files named above, or raise it"
-            )
+            raise too_many_bad(data, bad, f"{images} test images")
         top1, top5 = (100.0 * total[f"top{k}_errors"] / examples for k in (1, 5))
         return Result(top1, top5, total["loss"] / examples, self._config.run.eval_views, examples, bad)
 

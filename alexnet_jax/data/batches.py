@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from alexnet_jax import columns
+from alexnet_jax import config as configs
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data.sources import Source
 
@@ -50,6 +51,14 @@ def bad_images(batch: HostBatch, source: Source, named: set[int]) -> Iterator[st
         if index >= 0 and index not in named:  # -1 marks padding in the last test batch
             named.add(index)
             yield f"bad image, left out: {source.name(index)}"
+
+
+def too_many_bad(data: configs.DataConfig, bad: int, images: str) -> UserError:
+    """The error for too many unreadable images, `bad` of `images`, such as `50 test images`."""
+    return UserError(
+        f"data.source={data.source}: {bad} of {images} could not be read, more than "
+        f"data.max_bad_fraction={data.max_bad_fraction}; fix the files named above, or raise it"
+    )
 
 
 def process_slice(mesh: Mesh) -> tuple[int, int]:

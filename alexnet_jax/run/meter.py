@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax import config as configs
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.data.batches import too_many_bad
 from alexnet_jax.data.sources import Source
 from alexnet_jax.run import logs, processes
 from alexnet_jax.run.pace import EveryMinutes, TrainingBatches, is_due
@@ -99,10 +99,7 @@ class Meter:
         """Raises `UserError` if too many of the images seen so far could not be read."""
         data = self._config.data
         if bad > data.max_bad_fraction * max(images, min(len(self._source), 10_000)):
-            raise UserError(
-                f"data.source={data.source}: {bad} of {images} images could not be read, more than "
-                f"data.max_bad_fraction={data.max_bad_fraction}; fix the files named above, or raise it"
-            )
+            raise too_many_bad(data, bad, f"{images} images")
 
     def _warn_if_flat(self, step: int, loss: float) -> None:
         """Warns once, with the usual causes, when the loss stays at chance level."""
