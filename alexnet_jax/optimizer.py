@@ -136,14 +136,11 @@ def make_rates(config: configs.OptimizerConfig, steps_at: Callable[[float], int]
     """
 
     def schedule(rate: float) -> Schedule:
-        match config.schedule:
-            case "plateau":
-                return plateau(rate, config.drop_factor)
-            case "epochs":
-                return step_decay(rate, config.drop_factor, map(steps_at, config.drop_epochs))
-            case "constant":
-                return constant(rate)
-        raise ValueError(f"optimizer.schedule={config.schedule}: allowed by config.py, but not made here")
+        if config.schedule == "plateau":
+            return plateau(rate, config.drop_factor)
+        if config.schedule == "epochs":
+            return step_decay(rate, config.drop_factor, map(steps_at, config.drop_epochs))
+        return constant(rate)
 
     bias_rate = config.bias_rate_factor * config.learning_rate
     biases = schedule(bias_rate) if config.bias_rate_drops else constant(bias_rate)
