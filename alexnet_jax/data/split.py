@@ -47,25 +47,19 @@ def plan(root: pathlib.Path, fraction: float, seed: int) -> dict[str, list[str]]
         )
     if len(classes) < 2:
         raise UserError(f"{root} needs a folder for each of two or more classes; it has {classes or 'none'}")
+    by_class: dict[str, list[str]] = {name: [] for name in classes}
+    for path in folders.files_by_class(root, classes)[0]:
+        by_class[path.split("/")[0]].append(path)
     found: dict[str, list[str]] = {"train": [], "val": []}
-    listings = {name: folders.list_images(root / name) for name in classes}
-    left_out = {
-        folders.NO_IMAGES: [
-            f"{name}/{file}" for name, listing in listings.items() for file in listing.others
-        ],
-        folders.HIDDEN: [f"{name}/{file}" for name, listing in listings.items() for file in listing.hidden],
-    }
-    folders.note_choices(root, left_out)
-    for name, listing in listings.items():
-        files = listing.images
+    for name, files in by_class.items():
         if len(files) < 2:
             raise UserError(
                 f"{root / name} has {len(files)} image(s), but each class needs one to train on and one to "
                 "test on; add images or remove the folder"
             )
         chosen = choose(files, fraction, [seed, *os.fsencode(name)])
-        for file in files:
-            found["val" if file in chosen else "train"].append(f"{name}/{file}")
+        for path in files:
+            found["val" if path in chosen else "train"].append(path)
     return found
 
 
