@@ -249,6 +249,16 @@ def test_the_mean_image_is_converted_to_rgb(tmp_path):
     np.testing.assert_allclose(views[8, 0], last[:, ::-1], atol=1e-4)
 
 
+def test_eight_bit_floats_are_not_supported(tmp_path):
+    """Safetensors' library would fail on them as on a damaged file; NumPy has no such type."""
+    entry = {"features.0.weight": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}
+    head = json.dumps(entry).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
+    with pytest.raises(UserError, match=r"w.safetensors: features.0.weight is of type F8_E4M3, which is not"):
+        load_pretrained(path)
+
+
 @pytest.mark.parametrize("form", ["float16", "bfloat16", "float64"])
 def test_other_float_types_become_float32(tmp_path, convolutions, form):
     dtype = np.dtype(getattr(ml_dtypes, form, form))
