@@ -185,7 +185,8 @@ def _machine() -> str:
     host, devices = tables.machine(), jax.devices()
     kinds = f"{len(devices)} x {devices[0].device_kind}"
     versions = ", ".join(f"{name} {version}" for name, version in status.versions().items())
-    return f"{kinds}; {host['cores']} cores of {host['machine']}; {versions}"
+    cores = "1 core" if host["cores"] == 1 else f"{host['cores']} cores"
+    return f"{kinds}; {cores} of {host['machine']}; {versions}"
 
 
 def outcome(run: Run) -> str:

@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 from alexnet_jax import UserError
-from experiments import sweep, sweep_plan, sweep_statistics, sweep_table
+from experiments import sweep, sweep_plan, sweep_runs, sweep_statistics, sweep_table
 from tests import tiny as narrow
 from tests import xla
 
@@ -364,6 +364,12 @@ def test_the_plots_are_the_same_bytes_from_what_was_written(tmp_path):
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
 
+@pytest.mark.parametrize(("cores", "words"), [(1, "; 1 core of Abacus; "), (2, "; 2 cores of Abacus; ")])
+def test_a_machine_s_cores(cores, words, monkeypatch):
+    monkeypatch.setattr(sweep_runs.tables, "machine", lambda: {"cores": cores, "machine": "Abacus"})
+    assert words in sweep_runs._machine()
+
+
 def test_several_machines_are_a_footnote():
     results = made_up_results()
     assert "on 9 images, central patch; 1 x cpu." in sweep_table.markdown(
@@ -457,7 +463,8 @@ def test_a_sweep_goes_on_elsewhere_from_its_results_alone(images, tmp_path, capf
     results = json.loads((out / "results.json").read_text())
     runs = [run for row in results["rows"] for run in row["runs"]]
     assert [run["status"] for run in runs] == ["done"] * 5
-    assert all(run["seconds"] > 0 and "cores of" in run["machine"] for run in runs)
+    assert all(run["seconds"] > 0 for run in runs)
+    assert all(re.search("; (1 core|[0-9]+ cores) of ", run["machine"]) for run in runs)
     assert [*results["ensembles"][0]["views"]] == ["1", "10"]  # the other machine has not the nets
     # The same as all at once, and again from the results alone, where nothing is left to run.
     whole = tmp_path / "whole"
