@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax import UserError, augment, conv_local, create_model, optimizer
+from alexnet_jax import UserError, augment, conv_local, create_model, load_pretrained, optimizer
 from alexnet_jax import config as configs
 from alexnet_jax.run import summary
 from alexnet_jax.train import train
@@ -212,3 +212,6 @@ def test_a_run_trains_tests_in_nine_views_and_is_loaded_again(tmp_path):
     assert loaded.variables["params"]["local3"]["kernel"].shape == (1, 6, 6, 3, 3, 64, 32)
     logits = loaded.model.apply(loaded.variables, jnp.zeros((1, 24, 24, 3)))
     assert np.isfinite(float(optax.l2_loss(logits).sum()))
+    assert load_pretrained(tmp_path / "run").model == loaded.model
+    three = load_pretrained(tmp_path / "run", num_classes=3)
+    assert len(three.predict(np.zeros((40, 40, 3), np.uint8), topk=9)) == 3

@@ -15,7 +15,7 @@ from alexnet_jax.data import inference
 from alexnet_jax.data.preprocess import Preprocess, is_one
 from alexnet_jax.model import AlexNet
 from alexnet_jax.tools import predict
-from alexnet_jax.variants import create_model
+from alexnet_jax.variants import create_model, layer_names
 from alexnet_jax.weights import pretrained
 from alexnet_jax.weights.pretrained import Pretrained
 
@@ -158,8 +158,8 @@ def load_pretrained(
     changes = {key: value for key, value in new.items() if value is not None}
     any_layers = partial or num_classes is not None
     loaded = pretrained.read(path, variant=variant, partial=any_layers, mean=mean)
-    fields = set(AlexNet.__dataclass_fields__) - {"parent", "name"}
-    model = create_model(**{**{key: getattr(loaded.model, key) for key in fields}, **changes})
+    checked = create_model(**changes)
+    model = loaded.model.clone(**{key: getattr(checked, key) for key in changes})
     loaded, had = dataclasses.replace(loaded, model=model), loaded.model.num_classes
     if num_classes is not None:
         loaded = _completed(loaded, has_head=had == num_classes, seed=seed)
@@ -167,14 +167,14 @@ def load_pretrained(
 
 
 def _completed(loaded: Pretrained, *, has_head: bool, seed: int) -> Pretrained:
-    """Initialises the layers that are missing, and fc8 unless the net has that `head`."""
-    size = loaded.preprocess.crop_size
-    kept = {key: layer for key, layer in loaded.variables["params"].items() if has_head or key != "fc8"}
+    """Initialises the layers that are missing, and the last one unless the net has that `head`."""
+    size, last = loaded.preprocess.crop_size, layer_names(loaded.model)[-1]
+    kept = {key: layer for key, layer in loaded.variables["params"].items() if has_head or key != last}
 
     def new_layers(key: jax.Array) -> dict[str, Any]:
         params = loaded.model.init(key, jnp.zeros((1, size, size, 3)))["params"]
         return {name: layer for name, layer in params.items() if name not in kept}
 
     params = {**kept, **jax.jit(new_layers)(jax.random.key(seed))}
-    names = {} if "fc8" in kept else {"classes": None, "class_ids": None}
+    names = {} if last in kept else {"classes": None, "class_ids": None}
     return dataclasses.replace(loaded, variables={"params": params}, missing=(), **names)
