@@ -56,7 +56,10 @@ def layer_function(loaded: Pretrained, layer: str) -> Callable[[Any], jax.Array]
 
 
 def extract(loaded: Pretrained, files: Iterable[str], layer: str) -> Iterator[tuple[str, np.ndarray | None]]:
-    """Yields each file with its activations, float32 `[...]`, or with None for a bad image."""
+    """Yields each file with its activations, float32 `[...]`, or with None for a bad image.
+
+    Images are resized as the weights' own program does (`loaded.preprocess`); training takes central squares.
+    """
     decode = loaded.preprocess.decode
     for file, _, activations in inference.run_batches(layer_function(loaded, layer), files, decode):
         yield file, activations
