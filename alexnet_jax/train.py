@@ -70,7 +70,7 @@ class Run:
 
         view = inputs.training_view(config.augment, self.preprocess, statistics, steps_at)
         if cached_features.is_frozen(config):
-            model, view = model.clone(reads="pool5"), cached_features.view
+            model, view = model.clone(reads="pool5"), lambda maps, *_, step: maps
         every = {"log_every": run.log_every_steps, "micro_batches": data.micro_batches}
         self.train_step = steps.make_train_step(model, optimizer, mesh, view, seed=run.seed, **every)
 
@@ -112,7 +112,7 @@ class Session:
         """Saves the state, if it is finite, with its record and the metrics before it."""
         check_finite(self.state.params, step)
         self.log.sync()
-        self.checkpoints.save(step, self.state, self.record.to_json(), last=last, say=self.log.say)
+        self.checkpoints.save(step, self.state, self.record.to_json(), last=last)
 
     def write_status(self, name: str, step: int | None, message: str | None = None) -> None:
         """Writes `status.json`."""

@@ -11,7 +11,7 @@ import pytest
 from alexnet_jax import config as configs
 from alexnet_jax import optimizer
 from alexnet_jax.optimizer import Rates
-from alexnet_jax.run.plateau import PlateauState
+from alexnet_jax.run.record import PlateauState
 from configs import default
 
 SHAPES = {"conv1": {"kernel": (2, 3, 4), "bias": (2, 4)}, "fc8": {"kernel": (2, 5, 3), "bias": (2, 3)}}

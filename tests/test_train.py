@@ -26,8 +26,7 @@ from alexnet_jax.data.preprocess import Preprocess
 from alexnet_jax.data.statistics import ILSVRC
 from alexnet_jax.run import cached_features, checkpoint, inputs, logs
 from alexnet_jax.run import meter as meter_module
-from alexnet_jax.run.plateau import PlateauState
-from alexnet_jax.run.record import Record
+from alexnet_jax.run.record import PlateauState, Record
 from configs import default
 from tests import tiny as narrow
 

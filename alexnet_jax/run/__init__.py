@@ -3,8 +3,7 @@
 workdir          a run's directory: creates it, locks it, compares its config
 checkpoint       saves and restores with orbax
 intact           finds the newest intact checkpoint, by checksums of its files
-record           what a run remembers besides its state
-plateau          the rule that lowers the rate when the error stops improving
+record           what a run remembers besides its state, such as when to lower the rate
 logs             metrics.jsonl, status.json, lines for the user
 dashboards       TensorBoard's event files, Weights & Biases
 status           a run's first and last lines

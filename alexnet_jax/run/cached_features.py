@@ -32,12 +32,6 @@ def is_frozen(config: configs.Config) -> bool:
     return frozen and not augment.crop and not augment.mirror and augment.colour == "none"
 
 
-def view(maps: jax.Array, key: jax.Array, example_ids: jax.Array, step: jax.Array) -> jax.Array:
-    """Identity, in place of `augment.Augment`."""
-    del key, example_ids, step
-    return maps
-
-
 def file_name(source: str, model: AlexNet, params: Any, preprocess: Preprocess) -> str:
     """`pool5-<digest>.npy`; the digest covers the source, the net, its convolutions and the preprocessing.
 

@@ -89,15 +89,7 @@ class Checkpoints:
         restored, self.saved_step = found or (None, None)
         return restored
 
-    def save(
-        self,
-        step: int,
-        state: Any,
-        record: dict[str, Any],
-        *,
-        last: bool = False,
-        say: Callable[[str], None] = print,
-    ) -> None:
+    def save(self, step: int, state: Any, record: dict[str, Any], *, last: bool = False) -> None:
         """Starts saving in the background, unless `step` is saved already.
 
         A failed save is only a warning: earlier checkpoints exist, and a later save may succeed.
@@ -105,7 +97,6 @@ class Checkpoints:
         Args:
           record: saved with the state; the checkpoint of step `record["best_step"]` is never deleted.
           last: whether this save ends the run; then it waits until the checkpoint is on disk.
-          say: prints a warning.
 
         Raises:
           Fault: the last checkpoint, or the second in a row, could not be written.
@@ -123,7 +114,7 @@ class Checkpoints:
                 message = f"{self._workdir}: a checkpoint could not be written ({reason}); {self.last_good()}"
                 if (last and part is write) or self._failed_saves > 1:
                     raise Fault(f"{message}; make room and start the same command again") from reason
-                say(f"warning: {message}; training goes on")
+                self._say(f"warning: {message}; training goes on")
 
     def wait(self) -> None:
         """Waits until all saves are on disk; raises `SaveError` if one could not be written."""

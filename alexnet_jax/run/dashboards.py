@@ -135,14 +135,6 @@ def is_picture(value: Any) -> bool:
 Dashboard = TensorBoard | WeightsAndBiases
 
 
-def open_all(workdir: pathlib.Path, config: configs.Config, first_step: int) -> list[Dashboard]:
-    """The dashboards of a run whose next values come at `first_step` or later."""
-    found: list[Dashboard] = [TensorBoard(workdir, config, first_step)]
-    if config.run.wandb_project is not None:
-        found.append(WeightsAndBiases(workdir, config))
-    return found
-
-
 def _charts() -> Any:
     """The layout of TensorBoard's page "Custom Scalars": training and test in one chart."""
     pb: Any = layout_pb2  # made at run time, so unknown to type checkers

@@ -6,8 +6,39 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from alexnet_jax import config as configs
 from alexnet_jax.optimizer import Rates
-from alexnet_jax.run.plateau import PlateauState
+
+
+@dataclasses.dataclass(frozen=True)
+class PlateauState:
+    """What the rule that lowers the rate (`optimizer.schedule=plateau`) remembers of the evaluations.
+
+    "Divide the learning rate by 10 when the validation error rate stopped improving": the authors did so by
+    hand three times and then stopped training (section 5).
+
+    Attributes:
+      best_error: lowest top-1 error so far, in %.
+      evals_since_best: evaluations without a new best, since the best or the last drop.
+      drops: drops of the rate so far.
+      finished: whether training is over.
+    """
+
+    best_error: float = float("inf")
+    evals_since_best: int = 0
+    drops: int = 0
+    finished: bool = False
+
+    def after_evaluation(self, config: configs.OptimizerConfig, error: float) -> "PlateauState":
+        """The state after an evaluation with top-1 error `error` in %."""
+        if error < self.best_error:
+            return dataclasses.replace(self, best_error=error, evals_since_best=0)
+        waited = self.evals_since_best + 1
+        if waited < config.patience_evals:
+            return dataclasses.replace(self, evals_since_best=waited)
+        if self.drops >= config.max_drops:
+            return dataclasses.replace(self, evals_since_best=waited, finished=True)
+        return dataclasses.replace(self, evals_since_best=0, drops=self.drops + 1)
 
 
 @dataclasses.dataclass

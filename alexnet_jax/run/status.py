@@ -40,7 +40,9 @@ def open_log(
     evaluated = record.evaluated_step == steps.start
     kept = logs.drop_metrics_after(workdir, steps.start, evaluated=evaluated)
     first = steps.start + evaluated  # an evaluation still to come is made once more at `steps.start`
-    boards = dashboards.open_all(workdir, config, first)
+    boards: list[dashboards.Dashboard] = [dashboards.TensorBoard(workdir, config, first)]
+    if config.run.wandb_project is not None:
+        boards.append(dashboards.WeightsAndBiases(workdir, config))
     net = summary.as_table(summary.summarise(model, config.data.image_size))
     for board in boards:
         board.write(first, {"config": f"```json\n{config.to_json()}```", "net": net})

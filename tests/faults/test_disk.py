@@ -111,11 +111,11 @@ def test_a_save_that_fails_in_mid_run_is_a_warning(
 
 def test_too_little_room_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
     state, said = {"params": {"w": jnp.zeros(12)}}, []  # 48 bytes
-    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints = checkpoint.Checkpoints(tmp_path, say=said.append)
     for free, saved in ((47, None), (48, 2), (47, 2)):
         usage = types.SimpleNamespace(free=free)
         monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path, usage=usage: usage)
-        checkpoints.save(2 if free == 48 else 3, state, {}, say=said.append)
+        checkpoints.save(2 if free == 48 else 3, state, {})
         checkpoints.wait()
         assert checkpoints.saved_step == saved
     assert len(said) == 2
