@@ -1,8 +1,7 @@
 """Augmentation on the device: random crop, mirror, PCA colour, mean subtraction, ten views.
 
 Images come as uint8 `[B, S, S, 3]` (256 x 256 in the paper) and leave as float32: grey levels 0-255 minus the
-mean, divided by `std` (1 for all but torchvision's net). Each random choice is keyed by the example's place
-in the global batch, so it is the same on any number of devices.
+mean, divided by `std` (1 for all but torchvision's net).
 """
 
 import dataclasses
@@ -14,12 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax import config as configs
+from alexnet_jax.layers import by_example
 
 Array = jax.Array
-
-
-def _by_example(key: Array, example_ids: Array, draw: Callable[[Array], Array]) -> Array:
-    return jax.vmap(lambda i: draw(jax.random.fold_in(key, i)))(example_ids)
 
 
 def random_views(
@@ -33,17 +29,11 @@ def random_views(
     crop_key, mirror_key = jax.random.split(key)
     offsets = jnp.full((example_ids.shape[0], 2), margin // 2)
     if crop:
-        offsets = _by_example(crop_key, example_ids, lambda k: jax.random.randint(k, (2,), 0, margin + 1))
+        offsets = by_example(crop_key, example_ids, lambda k: jax.random.randint(k, (2,), 0, margin + 1))
     flips = jnp.zeros(example_ids.shape[0], bool)
     if mirror:
-        flips = _by_example(mirror_key, example_ids, jax.random.bernoulli)
+        flips = by_example(mirror_key, example_ids, jax.random.bernoulli)
     return offsets, flips
-
-
-def _crop_and_mirror(image: Array, offset: Array, flip: Array, size: int) -> Array:
-    """Cuts `size` x `size` out of one image at `offset` `[2]`, mirrored where `flip`."""
-    patch = jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (size, size, image.shape[-1]))
-    return jnp.where(flip, patch[:, ::-1, :], patch)
 
 
 def _mean_of_views(mean: Array, size: int, mean_crop: str, cut: Callable[[Array], Array]) -> Array:
@@ -76,7 +66,7 @@ def colour_shift(
       eigenvectors: `[3, 3]`, one component per column, rows R, G, B.
     """
     scale = {"original": sqrt_eigenvalues, "paper": jnp.square(sqrt_eigenvalues) / 255.0}[formula]
-    alphas = 0.1 * _by_example(key, example_ids, lambda k: jax.random.normal(k, (3,)))
+    alphas = 0.1 * by_example(key, example_ids, lambda k: jax.random.normal(k, (3,)))
     return (alphas * scale) @ eigenvectors.T
 
 
@@ -112,11 +102,15 @@ class Augment:
           example_ids: `[B]`, positions in the global batch.
           step: number of steps done.
         """
+
+        def view(image: Array, offset: Array, flip: Array) -> Array:
+            patch = jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (self.size, self.size, 3))
+            return jnp.where(flip, patch[:, ::-1], patch)
+
         view_key, colour_key = jax.random.split(key)
         margin, runs = images.shape[1] - self.size, example_ids // self.config.run_length
         crop, mirror = self.config.crop, self.config.mirror
         offsets, flips = random_views(view_key, runs, margin, crop=crop, mirror=mirror)
-        view = functools.partial(_crop_and_mirror, size=self.size)
         cut_mean = functools.partial(jax.vmap(view, in_axes=(None,)), offset=offsets, flip=flips)
         x = jax.vmap(view)(images, offsets, flips).astype(jnp.float32)
         x -= _mean_of_views(self.mean, self.size, self.mean_crop, cut_mean)

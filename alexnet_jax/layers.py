@@ -180,18 +180,16 @@ products.defvjp(
 )
 
 
+def by_example(key: Array, example_ids: Array, draw: Callable[[Array], Array]) -> Array:
+    """`draw(key)` for each of `example_ids` `[B]`, positions in the global batch: the same on any devices."""
+    return jax.vmap(lambda example_id: draw(jax.random.fold_in(key, example_id)))(example_ids)
+
+
 def dropout(x: Array, key: Array, example_ids: Array, *, rate: float, scaled: bool) -> Array:
-    """Zeroes a fraction `rate` of `x` `[B, ...]` (section 4.2); with `scaled`, divides the rest by 1 - rate.
-
-    Masks are keyed by `example_ids` `[B]`, positions in the global batch, so they do not depend on the number
-    of devices.
-    """
+    """Zeroes a fraction `rate` of `x` `[B, ...]` (section 4.2); `scaled` divides the rest by 1 - rate."""
     kept = 1.0 - rate
-
-    def draw(example_id: Array) -> Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, example_id), kept, x.shape[1:])
-
-    return jnp.where(jax.vmap(draw)(example_ids), x / kept if scaled else x, jnp.zeros((), x.dtype))
+    mask = by_example(key, example_ids, lambda key: jax.random.bernoulli(key, kept, x.shape[1:]))
+    return jnp.where(mask, x / kept if scaled else x, jnp.zeros((), x.dtype))
 
 
 class Parameters(nn.Module):
@@ -212,11 +210,7 @@ FULL_FAN_IN = {
 def initialisers(
     scheme: str, scale: str, hidden_bias: float | None, name: str, fan_in: int
 ) -> tuple[Callable, Callable]:
-    """Initialisers of the kernel and bias of layer `name`, by fan-in.
-
-    Args:
-      scale: `fan_in` multiplies the scheme's std by sqrt(`FULL_FAN_IN` / `fan_in`), 1 for the paper's net.
-    """
+    """Initialisers of the kernel and bias of layer `name`; arguments are fields of `AlexNet`."""
     bound = 1.0 / math.sqrt(fan_in)
 
     def uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
