@@ -77,8 +77,6 @@ def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransforma
     As in 2012, the gradient is scaled before it enters the momentum, so lowering the rate does not change v;
     most libraries scale afterwards. A rate of 0 freezes the parameter and its v, where the rule alone would
     let it coast for some steps (weights.cu:148 skips such updates, too).
-
-    `update` needs `step=` and `drops=`; the state is v.
     """
 
     def update(updates: Any, state: Any, params: Any = None, *, step: Array, drops: Array, **_: Any) -> Any:

@@ -138,12 +138,10 @@ def make_train_step(
 
     Args:
       view: augments the images, `view(images, key, example_ids, step=...)`, such as `augment.Augment`.
-      log_every: steps over which metrics are averaged; the sums in the state survive interruptions.
+      log_every: steps over which `loss` and `top1_error` (of the batch, in %) are averaged; their sums in the
+        state survive interruptions. The third of the metrics is `bad_images`, a count since the start.
       micro_batches: parts of the batch computed one after another, which saves activation memory and costs
         one more set of gradients.
-
-    The metrics are scalars: means since the last multiple of `log_every` of `loss` and of the batch's
-    `top1_error` in %, and `bad_images` so far.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -170,11 +168,9 @@ def make_train_step(
         state, metrics = _with_metrics(state, means, sums["bad_images"], log_every)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    state = state_shardings(mesh)
-    by_example, same = (NamedSharding(mesh, spec) for spec in (columns.BATCH, columns.REPLICATED))
-    return jax.jit(
-        train_step, in_shardings=(state, by_example), out_shardings=(state, same), donate_argnums=0
-    )
+    state, replicated = state_shardings(mesh), NamedSharding(mesh, columns.REPLICATED)
+    in_shardings, out_shardings = (state, NamedSharding(mesh, columns.BATCH)), (state, replicated)
+    return jax.jit(train_step, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=0)
 
 
 def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
