@@ -65,28 +65,21 @@ def extract(loaded: Pretrained, files: Iterable[str], layer: str) -> Iterator[tu
         yield file, activations
 
 
-def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray]:
-    """Reads what the command wrote: file names, and features float32 `[N, D]`.
+def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray, list[str]]:
+    """Reads what the command wrote: file names, features float32 `[N, D]`, and the class of each image.
 
     Raises:
       UserError: the file is missing or contains no features.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays["files"].tolist(), arrays["features"].reshape(len(arrays["files"]), -1)
+            files, classes = (arrays[key].tolist() for key in ("files", "classes"))
+            return files, arrays["features"].reshape(len(files), -1), classes
     except Exception as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error
         raise UserError(
             f"{path}: not a file of features ({reason}); python -m alexnet_jax features makes one"
         ) from error
-
-
-def load_classes(path: str | pathlib.Path) -> list[str]:
-    """The class of each image in a file that `load` reads."""
-    with np.load(path, allow_pickle=False) as arrays:
-        if "classes" in arrays.files:
-            return arrays["classes"].tolist()
-        return [pathlib.PurePath(file).parent.name for file in arrays["files"].tolist()]  # an older file
 
 
 def main(args: argparse.Namespace) -> int:

@@ -93,10 +93,10 @@ def _shortened(text: str, font: Any) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    files, points = features.load(args.features)
+    files, points, _ = features.load(args.features)
     queries = files
     if args.queries:
-        queries, wanted = features.load(args.queries)
+        queries, wanted, _ = features.load(args.queries)
         if wanted.shape[1] != points.shape[1]:
             raise UserError(
                 f"--queries={args.queries}: {wanted.shape[1]} numbers an image, but {args.features} has "

@@ -70,7 +70,7 @@ def fit(points: np.ndarray, labels: np.ndarray, num_classes: int, l2: float = L2
 
 def _of_a_class(path: pathlib.Path) -> tuple[np.ndarray, list[str]]:
     """The features `[N, D]` and classes of the images in a file of features that have a class."""
-    (_, points), classes = features.load(path), features.load_classes(path)
+    _, points, classes = features.load(path)
     kept = [name != NO_CLASS for name in classes]
     return points[np.array(kept)], [name for name in classes if name != NO_CLASS]
 

@@ -100,7 +100,7 @@ def test_the_command_writes_the_net_s_activations(tmp_path, net, photos, capsys)
     assert "fc7 of 40 images, 32 each; 1 bad" in said.out
     assert "bad image, left out" in said.err and "broken.jpg" in said.err
     assert os.listdir(tmp_path) == [out.name]
-    files, points = features.load(out)
+    files, points, _ = features.load(out)
     assert files == sorted(str(p) for p in photos.rglob("*.png") if not p.name.startswith("."))
     model, variables, preprocess = alexnet_jax.load_pretrained(net)
     x = np.stack([preprocess(files[0]), preprocess(files[39])])
