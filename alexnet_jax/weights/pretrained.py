@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -189,24 +189,21 @@ def _without_other_heads(stored: Stored, shapes: Mapping[str, Any]) -> Stored:
 
 
 def _check_layers(stored: Stored, shapes: Mapping[str, Any]) -> None:
-    """Raises a `UserError` that lists every array with a wrong shape or type."""
+    """Raises a `UserError` that lists each array of another shape or type, or the first that is not finite."""
+    named_arrays = [
+        (key, array, shape)
+        for name, arrays in stored.layers.items()
+        for key, array, shape in zip(stored.names[name], arrays, shapes[name], strict=True)
+    ]
     wrong = []
-    for name, arrays in stored.layers.items():
-        for key, array, shape in zip(stored.names[name], arrays, shapes[name], strict=True):
-            if tuple(array.shape) != shape:
-                wrong.append(f"{key} is {list(array.shape)}, not {list(shape)}")
-            elif np.dtype(array.dtype).kind in "iubc" or np.dtype(array.dtype).itemsize < 2:
-                wrong.append(f"{key} is of {np.dtype(array.dtype).name}, not floats")
+    for key, array, shape in named_arrays:
+        if tuple(array.shape) != shape:
+            wrong.append(f"{key} is {list(array.shape)}, not {list(shape)}")
+        elif np.dtype(array.dtype).kind in "iubc" or np.dtype(array.dtype).itemsize < 2:
+            wrong.append(f"{key} is of {np.dtype(array.dtype).name}, not floats")
     if wrong:
         raise UserError(f"not this AlexNet: {'; '.join(wrong)}")
-    _check_finite(
-        pair for name in stored.layers for pair in zip(stored.names[name], stored.layers[name], strict=True)
-    )
-
-
-def _check_finite(arrays: Iterable[tuple[str, Any]]) -> None:
-    """Raises a `UserError` for the first of the named arrays with NaN or infinity, as float32."""
-    for key, array in arrays:
+    for key, array, _ in named_arrays:
         with np.errstate(over="ignore", invalid="ignore"):
             numbers = np.asarray(array, np.float32)
             extremes = numbers.min(initial=0), numbers.max(initial=0)  # NaN passes through both
