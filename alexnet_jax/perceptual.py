@@ -138,6 +138,5 @@ def load(
             f"{loaded.path}: has {ours} filters, but {path} needs {theirs}; give torchvision's net"
         )
     params = {name: layer for name, layer in loaded.variables["params"].items() if name.startswith("conv")}
-    return Perceptual(
-        params, by_layer, loaded.model.clone(layer5="activation")
-    )  # pooling needs larger images
+    net = loaded.model.clone(layer5="activation")  # pooling needs larger images
+    return Perceptual(params, by_layer, net)

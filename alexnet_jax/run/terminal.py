@@ -21,16 +21,14 @@ def progress_line(
     width: int, *, epoch: float, loss: float | None, images_per_second: float | None, left: float | None
 ) -> str:
     """What a bar says in `width` columns; `left` in seconds. What is not known yet is left out."""
-    long, short = [f"epoch {epoch:.2f}"], [f"epoch {epoch:.1f}"]
+    parts = [(f"epoch {epoch:.2f}", f"epoch {epoch:.1f}")]  # long and short
     if loss is not None:
-        long.append(f"loss {loss:.3f}")
-        short.append(f"loss {loss:.2f}")
+        parts.append((f"loss {loss:.3f}", f"loss {loss:.2f}"))
     if images_per_second is not None:
-        long.append(f"{images_per_second:.0f} images/s")
-        short.append(f"{images_per_second:.0f}/s")
+        parts.append((f"{images_per_second:.0f} images/s", f"{images_per_second:.0f}/s"))
     if left is not None:
-        long.append(f"left {duration(left)}")
-        short.append(f"left {duration(left)}")
+        parts.append((f"left {duration(left)}",) * 2)
+    long, short = zip(*parts, strict=True)
     return text if len(text := "  ".join(long)) <= width else " ".join(short)[:width]
 
 
