@@ -155,11 +155,6 @@ def processor() -> str:
     return f"{platform.machine()}-{digest[:12]}"
 
 
-def has_tensorflow() -> bool:
-    """Whether TensorFlow is installed; Colab's free TPU runtime has none."""
-    return importlib.util.find_spec("tensorflow") is not None
-
-
 def quiet_tensorflow() -> None:
     """Stops TensorFlow's start-up messages; call it before any library imports TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -177,8 +172,8 @@ def skip_keras() -> None:
 
 
 def require_tensorflow() -> None:
-    """Raises `UserError` if TensorFlow, whose tf.data reads the images, is not installed."""
-    if not has_tensorflow():
+    """Raises `UserError` if TensorFlow is not installed, as on Colab's free TPU runtime."""
+    if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             "TensorFlow is not installed, and tf.data reads the images: pip install tensorflow-cpu, or "
             "tensorflow where there is no such wheel (macOS, ARM)"

@@ -189,7 +189,7 @@ def _without_other_heads(stored: Stored, shapes: Mapping[str, Any]) -> Stored:
 
 
 def _check_layers(stored: Stored, shapes: Mapping[str, Any]) -> None:
-    """Raises a `UserError` that lists each array of another shape or type, or the first that is not finite."""
+    """Raises a `UserError` that lists arrays of another shape or type, or the first that is not finite."""
     named_arrays = [
         (key, array, shape)
         for name, arrays in stored.layers.items()

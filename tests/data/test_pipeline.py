@@ -519,7 +519,7 @@ def test_dropping_the_iterator_stops_the_reading():
 
 
 def test_without_tensorflow(monkeypatch):
-    monkeypatch.setattr(host, "has_tensorflow", lambda: False)
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
     host.tensorflow.cache_clear()
     with pytest.raises(UserError, match=r"TensorFlow is not installed.*pip install tensorflow-cpu"):
         next(pipeline.eval_batches(Numbered(4), batch_size=2, resize_size=4))
