@@ -100,7 +100,7 @@ def _read_safetensors(path: pathlib.Path) -> Stored:
     with damage_reported(".safetensors file"), safetensors.safe_open(path, framework="numpy") as file:
         description = (file.metadata() or {}).get(_DESCRIPTION_KEY, "")
         for key in file.keys():  # noqa: SIM118  (not a dictionary)
-            if (kind := file.get_slice(key).get_dtype()).startswith(("F8", "F6", "F4")):
+            if (kind := file.get_slice(key).get_dtype()).startswith(("F8_", "F6_", "F4")):
                 raise UserError(f"{key} is of type {kind}, which is not supported; save it as float32")
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dictionary)
     if description:
