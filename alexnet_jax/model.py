@@ -81,7 +81,8 @@ class AlexNet(nn.Module):
     dropout: Annotated[float, at_least(0), below(1)] = 0.5  # fraction of fc6's and fc7's outputs dropped
     dropout_before: bool = False  # drops the inputs of fc6 and fc7 instead (torchvision)
     dropout_scaled: bool = False  # divides by the kept fraction in training; False halves at test time (4.2)
-    init_scheme: Annotated[str, one_of("paper", "original", "caffe", "he", "torch")] = "paper"  # layers.py
+    # Std 0.01 everywhere in `paper`, 0.03 for conv3 to conv5 in `original`.
+    init_scheme: Annotated[str, one_of("paper", "original", "caffe", "he", "torch")] = "paper"
     # fan_in: std times sqrt(the paper's fan-in / own), for nets of other widths or image sizes.
     init_scale: Annotated[str, one_of("none", "fan_in")] = "none"
     hidden_bias: float | None = None  # initial bias of `layers.BIASED`; None for that of init_scheme

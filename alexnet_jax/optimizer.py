@@ -53,11 +53,9 @@ def step_decay(rate: float, factor: float, drop_steps: Iterable[int]) -> Schedul
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """The learning rate of each parameter.
+    """The learning rates: the schedules of weights and biases, and what single layers have instead.
 
     Attributes:
-      weights: schedule of the weights.
-      biases: schedule of the biases.
       events: `(pattern, step, rate)` by step: `optimizer.layer_rates` with steps for epochs.
     """
 
