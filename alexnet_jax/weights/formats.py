@@ -1,6 +1,5 @@
 """Weight files: reads AlexNet's layers from a file of any format; writes .npz and .safetensors."""
 
-import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -90,28 +89,26 @@ def _by_key(layers: Layers, keys: dict[str, tuple[str, str]]) -> dict[str, np.nd
 
 def _read_numpy(path: pathlib.Path) -> Stored:
     arrays = numpy_files.read(path)
-    if description := str(arrays.pop(_DESCRIPTION_KEY, "")):
-        stored = _described(arrays, _CAFFE_KEYS, description)
-        return dataclasses.replace(stored, layers=swap_colours(stored.layers))
-    return find_layers(_arrays(arrays))
+    return _stored(arrays, str(arrays.pop(_DESCRIPTION_KEY, "")), _CAFFE_KEYS)
 
 
 def _read_safetensors(path: pathlib.Path) -> Stored:
     with damage_reported(".safetensors file"), safetensors.safe_open(path, framework="numpy") as file:
         description = (file.metadata() or {}).get(_DESCRIPTION_KEY, "")
+        tensors = {}
         for key in file.keys():  # noqa: SIM118  (not a dictionary)
             if (kind := file.get_slice(key).get_dtype()).startswith(("F8_", "F6_", "F4")):
                 raise UserError(f"{key} is of type {kind}, which is not supported; save it as float32")
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dictionary)
-    if description:
-        return _described(tensors, _TORCH_KEYS, description)
-    return find_layers(_arrays(tensors))
+            tensors[key] = file.get_tensor(key)
+    return _stored(tensors, description, _TORCH_KEYS)
 
 
-def _described(arrays: Mapping[str, Any], keys: dict[str, tuple[str, str]], description: str) -> Stored:
-    """The layers of a file of this package, by their names."""
+def _stored(arrays: Mapping[str, Any], description: str, keys: dict[str, tuple[str, str]]) -> Stored:
+    """The layers of a file of this package, which has a description, by their names; else by their shapes."""
+    if not description:
+        return find_layers(_arrays(arrays))
     layers = {name: (arrays[w], arrays[b]) for name, (w, b) in keys.items() if w in arrays and b in arrays}
-    return Stored(layers, keys, description)
+    return Stored(layers if keys is _TORCH_KEYS else swap_colours(layers), keys, description)
 
 
 def _arrays(saved: Mapping[str, Any]) -> dict[str, Any]:
