@@ -99,11 +99,9 @@ def main(args: argparse.Namespace) -> int:
     values |= {"views": args.views} if nets else {}
     values |= dataclasses.asdict(errors) if errors else {}
     if args.search_weights:
-        equal, measures = (
-            predictions.errors(predictions.average(members)),
-            ("top1_error", "top5_error", "loss"),
-        )
-        values |= {f"equal_weights_{key}": getattr(equal, key) for key in measures}
+        equal = predictions.errors(predictions.average(members))
+        for key in ("top1_error", "top5_error", "loss"):
+            values[f"equal_weights_{key}"] = getattr(equal, key)
         values |= {"member_weights": weights}
         progress.note(
             "chosen on these images, the weights flatter their error; --member_weights tests others"
