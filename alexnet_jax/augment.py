@@ -104,6 +104,7 @@ class Augment:
         """
 
         def view(image: Array, offset: Array, flip: Array) -> Array:
+            """The patch of one image at `offset` `[2]`, mirrored where `flip`."""
             patch = jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (self.size, self.size, 3))
             return jnp.where(flip, patch[:, ::-1], patch)
 

@@ -158,7 +158,7 @@ def load_pretrained(
     changes = {key: value for key, value in new.items() if value is not None}
     any_layers = partial or num_classes is not None
     loaded = pretrained.read(path, variant=variant, partial=any_layers, mean=mean)
-    checked = create_model(**changes)
+    checked = create_model(**changes)  # raises for impossible values
     model = loaded.model.clone(**{key: getattr(checked, key) for key in changes})
     loaded, had = dataclasses.replace(loaded, model=model), loaded.model.num_classes
     if num_classes is not None:
