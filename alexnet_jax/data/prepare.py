@@ -169,7 +169,7 @@ def _convert(
 
 
 def _is_square(data: bytes, size: int) -> bool:
-    """Whether an image has the size already, in a form that TFDS reads: encoded anew it would lose a little."""
+    """Whether an image has the size already, in a form that TFDS reads: encoded again it would lose."""
     with Image.open(io.BytesIO(data)) as image:
         return image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and image.size == (size, size)
 
