@@ -1,4 +1,4 @@
-"""Trained nets: reading and writing weights, a run's net.json, initial weights for a run."""
+"""Trained nets: reading and writing weights, and a run's net.json."""
 
 import dataclasses
 import itertools
