@@ -10,9 +10,9 @@ from jax.sharding import Mesh, NamedSharding
 from alexnet_jax import columns
 from alexnet_jax import config as configs
 from alexnet_jax.common.errors import UserError
+from alexnet_jax.data.pipeline import Batch
 from alexnet_jax.data.sources import Source
 
-HostBatch = dict[str, np.ndarray]
 DeviceBatch = dict[str, jax.Array]
 
 
@@ -30,10 +30,10 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
         )
 
 
-def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBatch, DeviceBatch]]:
+def on_device(batches: Iterable[Batch], mesh: Mesh) -> Iterator[tuple[Batch, DeviceBatch]]:
     """Yields each host batch with its arrays on the mesh, one transfer ahead of the consumer."""
     sharding = NamedSharding(mesh, columns.BATCH)
-    ahead = collections.deque[tuple[HostBatch, DeviceBatch]]()
+    ahead = collections.deque[tuple[Batch, DeviceBatch]]()
     for batch in batches:
         arrays = {
             key: jax.make_array_from_process_local_data(sharding, batch[key])
@@ -45,7 +45,7 @@ def on_device(batches: Iterable[HostBatch], mesh: Mesh) -> Iterator[tuple[HostBa
     yield from ahead
 
 
-def bad_images(batch: HostBatch, source: Source, named: set[int]) -> Iterator[str]:
+def bad_images(batch: Batch, source: Source, named: set[int]) -> Iterator[str]:
     """One line per unreadable image of a host batch not yet in `named`; adds it to `named`."""
     for index in batch["index"][batch["weight"] == 0].tolist():
         if index >= 0 and index not in named:  # -1 marks padding in the last test batch

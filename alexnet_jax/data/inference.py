@@ -58,16 +58,11 @@ def find_with_classes(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str
         if _is_folder(path):
             listing = folders.list_images(path)
             classes = folders.classes_of(path, listing.images)
-            pairs = zip(listing.images, classes, strict=True)
-            choices = {
-                folders.NO_IMAGES: listing.others,
-                folders.HIDDEN: listing.hidden,
-                "of no class, beside the classes": [
-                    image for image, name in pairs if name == folders.NO_CLASS
-                ],
-            }
-            folders.note_choices(path, choices)
-            found += zip([str(path / image) for image in listing.images], classes, strict=True)
+            pairs = list(zip(listing.images, classes, strict=True))
+            beside = [image for image, name in pairs if name == folders.NO_CLASS]
+            choices = {folders.NO_IMAGES: listing.others, folders.HIDDEN: listing.hidden}
+            folders.note_choices(path, {**choices, "of no class, beside the classes": beside})
+            found += [(str(path / image), name) for image, name in pairs]
         else:
             found.append((str(path), path.parent.name))
     if not found:

@@ -20,8 +20,7 @@ from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import decode
 from alexnet_jax.data.statistics import resize_mean
 
-RESIZES = ("central", "torchvision", "squash")
-MEAN_CROPS = ("centre", "same")
+_CHOICES = {"resize": ("central", "torchvision", "squash"), "mean_crop": ("centre", "same")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Preprocess:
     mean_crop: str = "same"
 
     def __post_init__(self) -> None:
-        for name, choices in (("resize", RESIZES), ("mean_crop", MEAN_CROPS)):
+        for name, choices in _CHOICES.items():
             if (choice := getattr(self, name)) not in choices:
                 raise UserError(f"preprocess.{name}={choice!r}: choose one of {', '.join(choices)}")
         if not 0 < self.crop_size <= self.resize_size:

@@ -108,10 +108,8 @@ def resize_mean(mean: np.ndarray, size: int) -> np.ndarray:
     """Resizes a mean image to `[size, size, 3]` float32; returns a mean colour `[3]` unchanged."""
     if mean.ndim == 1:
         return mean
-    resized = (
-        Image.fromarray(mean[..., channel]).resize((size, size), Image.Resampling.BILINEAR)
-        for channel in range(3)
-    )
+    channels = (Image.fromarray(mean[..., channel]) for channel in range(3))
+    resized = [channel.resize((size, size), Image.Resampling.BILINEAR) for channel in channels]
     return np.stack([np.asarray(channel) for channel in resized], axis=-1)
 
 

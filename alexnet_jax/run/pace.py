@@ -8,7 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from alexnet_jax.data.batches import DeviceBatch, HostBatch, bad_images, on_device
+from alexnet_jax.data.batches import DeviceBatch, bad_images, on_device
+from alexnet_jax.data.pipeline import Batch
 from alexnet_jax.data.sources import Source
 from alexnet_jax.run import logs
 
@@ -52,7 +53,7 @@ class TrainingBatches(Iterator[DeviceBatch]):
     """
 
     def __init__(
-        self, batches: Iterator[HostBatch], mesh: Mesh, source: Source, log: logs.Log, in_flight: InFlight
+        self, batches: Iterator[Batch], mesh: Mesh, source: Source, log: logs.Log, in_flight: InFlight
     ):
         self._source, self._log, self._in_flight = source, log, in_flight
         self._named: set[int] = set()
