@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from ml_collections import config_flags
 
-from alexnet_jax.common import flag_parsing, paths
+from alexnet_jax.common import flag_parsing, paths, progress
 from alexnet_jax.common.command_line import EXIT_CODES
 from alexnet_jax.common.errors import UserError
 
@@ -140,8 +140,7 @@ def test(config: "configs.Config") -> int:
     from alexnet_jax.weights import pretrained
 
     if flag_parsing.gives_config(sys.argv):
-        own = f"{FLAGS.workdir}/config.json"
-        print(f"note: --config is ignored: a run is tested with its own config, {own}", file=sys.stderr)
+        progress.note(f"--config is ignored: a run is tested with its own, {FLAGS.workdir}/config.json")
     result, step = evaluate.evaluate_workdir(config, pathlib.Path(FLAGS.workdir))
     values = {"step": step, **dataclasses.asdict(result)}
     if processes.is_first():
