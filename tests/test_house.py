@@ -48,14 +48,14 @@ PAPER = (
 # Lines of each room, and of the files that are the way in. Lower them where you can; raise one only for a
 # feature that lives there.
 MOST_LINES = {
-    "paper": 2050,
-    "way in": 591,
-    "common": 880,
-    "data": 2573,
+    "paper": 2000,
+    "way in": 594,
+    "common": 875,
+    "data": 2572,
     "kernels": 364,
-    "run": 2377,
-    "tools": 1850,
-    "weights": 1504,
+    "run": 2346,
+    "tools": 1844,
+    "weights": 1501,
 }
 
 
