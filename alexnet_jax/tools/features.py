@@ -66,15 +66,16 @@ def extract(loaded: Pretrained, files: Iterable[str], layer: str) -> Iterator[tu
 
 
 def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray, list[str]]:
-    """Reads what the command wrote: file names, features float32 `[N, D]`, and the class of each image.
+    """Reads what the command wrote: file names, features float32 `[N, D]`, and classes, else the folders.
 
     Raises:
       UserError: the file is missing or contains no features.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            files, classes = (arrays[key].tolist() for key in ("files", "classes"))
-            return files, arrays["features"].reshape(len(files), -1), classes
+            files = arrays["files"].tolist()
+            classes = arrays.get("classes", np.array([pathlib.PurePath(file).parent.name for file in files]))
+            return files, arrays["features"].reshape(len(files), -1), classes.tolist()
     except Exception as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error
         raise UserError(
