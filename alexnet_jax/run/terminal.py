@@ -27,7 +27,7 @@ def progress_line(
     if images_per_second is not None:
         parts.append((f"{images_per_second:.0f} images/s", f"{images_per_second:.0f}/s"))
     if left is not None:
-        parts.append((f"left {duration(left)}",) * 2)
+        parts.append((text := f"left {duration(left)}", text))
     long, short = zip(*parts, strict=True)
     return text if len(text := "  ".join(long)) <= width else " ".join(short)[:width]
 

@@ -66,7 +66,7 @@ def extract(loaded: Pretrained, files: Iterable[str], layer: str) -> Iterator[tu
 
 
 def load(path: str | pathlib.Path) -> tuple[list[str], np.ndarray, list[str]]:
-    """Reads what the command wrote: file names, features float32 `[N, D]`, and classes, else the folders.
+    """Reads what the command wrote: file names, features float32 `[N, D]`, classes (or folders).
 
     Raises:
       UserError: the file is missing or contains no features.
