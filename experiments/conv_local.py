@@ -67,7 +67,9 @@ def _status(path: pathlib.Path) -> str | None:
 
 def read(args: argparse.Namespace, net: str, seed: int) -> dict[str, Any]:
     """A run's result: errors in %, its rate, and the curves of errors by epoch."""
-    lines = [json.loads(line) for line in (workdir(args, net, seed) / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (workdir(args, net, seed) / "metrics.jsonl").read_text().splitlines()
+    ]
     tests = [line for line in lines if "eval/top1_error" in line]
     steps = [line for line in lines if "train/top1_error" in line]
     # Means over about twenty parts of the run, as single lines are over a hundred steps.
@@ -94,7 +96,14 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         spread = f"{np.mean(errors):.2f}" + (f" ± {np.std(errors, ddof=1):.2f}" if len(errors) > 1 else "")
         by_seed = ", ".join(f"{error:.2f}" for error in errors)
         trained = np.mean([run["train_error"] for run in runs])
-        cells = [NETS[net], f"{runs[0]['epochs']:.0f}", by_seed, spread, f"{PUBLISHED[net]:g}", f"{trained:.2f}"]
+        cells = [
+            NETS[net],
+            f"{runs[0]['epochs']:.0f}",
+            by_seed,
+            spread,
+            f"{PUBLISHED[net]:g}",
+            f"{trained:.2f}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     plain, normalised = (dict(enumerate(run["test_error"] for run in found[net])) for net in NETS)
     difference = sweep_statistics.difference(normalised, plain, None)
@@ -116,6 +125,7 @@ def plot(path: pathlib.Path, found: dict[str, list[dict[str, Any]]]) -> None:
             trained = [run["train_curve"] for run in runs]
             plots.lines_of_seeds(axes, trained, f"{NETS[net]}, training", color=colour, linestyle="--")
             axes.axhline(PUBLISHED[net], color=colour, linewidth=0.8, linestyle=":", zorder=0)
+        axes.plot([], [], color="0.5", linewidth=0.8, linestyle=":", label="the paper's")
         plots.by_epoch(axes, "top-1 error, %", top=40)
         plots.legend_above(picture, axes)
 
