@@ -97,3 +97,11 @@ def test_the_table_has_the_errors_of_the_last_test(tmp_path):
     # Differences -1.0 and -1.4: mean -1.2, standard error 0.2, Student's t with one degree of freedom 12.706.
     assert "With normalisation -1.20 ± 2.54 points (95 %, paired by seed); the paper: -2." in text
     conv_local.plot(tmp_path / "curves.svg", found)
+
+
+def test_mistakes_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="--seeds and --at_once must be at least 1"):
+        conv_local.main(["--source=embedded", f"--out={tmp_path / 'out'}", "--seeds=0"])
+    missing = ["--source=folder:/nowhere", f"--out={tmp_path / 'out'}", f"--runs={tmp_path / 'runs'}"]
+    with pytest.raises(UserError, match="11pct-of1-seed0: the run ended with code 2"):
+        conv_local.main(missing)  # the run's own line names the source
