@@ -6,7 +6,7 @@
 cuda-convnet's `layers-conv-local-11pct.cfg` and `layer-params-conv-local-11pct.cfg`; the net without norms is
 configs/conv_local_13pct.py. The notes of the parameter file: about 350 epochs on four fifths of the training
 images, 150 on all of them, then 10 at a tenth of the rate and 10 at a hundredth; nine views at test. This
-config has the same number of epochs, all of them on all images: 16 % more updates. Not run in full by us.
+config has the same number of epochs, all of them on all images: 16 % more updates.
 """
 
 import ml_collections

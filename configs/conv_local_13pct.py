@@ -4,7 +4,7 @@
 
 cuda-convnet's `layers-conv-local-13pct.cfg` and `layer-params-conv-local-13pct.cfg`. Its page on methodology:
 100 epochs on four fifths of the training images, 40 on all of them, then 10 at a tenth of the rate and 10 at
-a hundredth. Preparing the images and the deviation as in configs/conv_local_11pct.py. Not run in full by us.
+a hundredth. Preparing the images and the deviation as in configs/conv_local_11pct.py.
 """
 
 import ml_collections

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.common import command_line, files
-from alexnet_jax.common.errors import Fault
+from alexnet_jax.common.errors import Fault, UserError
 
 NETS = {"13pct": "without normalisation", "11pct": "with normalisation"}
 PUBLISHED = {"13pct": 13.0, "11pct": 11.0}  # % top-1 error, section 3.3
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, net: str, seed: int) -> None:
     """Trains one net to its end, or reads nothing if that was done before.
 
     Raises:
-      Fault: the run ended otherwise.
+      UserError, Fault: the run ended otherwise; it has said why.
     """
     path = workdir(args, net, seed)
     if _status(path) == "done":
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace, net: str, seed: int) -> None:
     memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if args.at_once > 1 else {}
     done = subprocess.run(command, env={**os.environ, **memory})
     if done.returncode or _status(path) != "done":
-        raise Fault(f"{path}: the run ended with code {done.returncode}; the same command goes on")
+        kind = UserError if done.returncode == 2 else Fault
+        raise kind(f"{path}: the run ended with code {done.returncode}; the same command goes on")
 
 
 def _status(path: pathlib.Path) -> str | None:
@@ -67,7 +68,9 @@ def _status(path: pathlib.Path) -> str | None:
 
 def read(args: argparse.Namespace, net: str, seed: int) -> dict[str, Any]:
     """A run's result: errors in %, its rate, and the curves of errors by epoch."""
-    lines = [json.loads(line) for line in (workdir(args, net, seed) / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (workdir(args, net, seed) / "metrics.jsonl").read_text().splitlines()
+    ]
     tests = [line for line in lines if "eval/top1_error" in line]
     steps = [line for line in lines if "train/top1_error" in line]
     # Means over about twenty parts of the run, as single lines are over a hundred steps.
@@ -94,7 +97,14 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         spread = f"{np.mean(errors):.2f}" + (f" ± {np.std(errors, ddof=1):.2f}" if len(errors) > 1 else "")
         by_seed = ", ".join(f"{error:.2f}" for error in errors)
         trained = np.mean([run["train_error"] for run in runs])
-        cells = [NETS[net], f"{runs[0]['epochs']:.0f}", by_seed, spread, f"{PUBLISHED[net]:g}", f"{trained:.2f}"]
+        cells = [
+            NETS[net],
+            f"{runs[0]['epochs']:.0f}",
+            by_seed,
+            spread,
+            f"{PUBLISHED[net]:g}",
+            f"{trained:.2f}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     plain, normalised = (dict(enumerate(run["test_error"] for run in found[net])) for net in NETS)
     difference = sweep_statistics.difference(normalised, plain, None)
@@ -116,6 +126,7 @@ def plot(path: pathlib.Path, found: dict[str, list[dict[str, Any]]]) -> None:
             trained = [run["train_curve"] for run in runs]
             plots.lines_of_seeds(axes, trained, f"{NETS[net]}, training", color=colour, linestyle="--")
             axes.axhline(PUBLISHED[net], color=colour, linewidth=0.8, linestyle=":", zorder=0)
+        axes.plot([], [], color="0.5", linewidth=0.8, linestyle=":", label="the paper's")
         plots.by_epoch(axes, "top-1 error, %", top=40)
         plots.legend_above(picture, axes)
 
@@ -130,13 +141,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0")
     parser.add_argument("--at_once", type=int, default=1, help="runs side by side on the device")
     args = parser.parse_args(argv)
+    if min(args.seeds, args.at_once) < 1 or args.shorter <= 0:
+        raise UserError("--seeds and --at_once must be at least 1, --shorter more than 0")
     from experiments import record
 
     with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
         # The long ones first.
         waiting = [pool.submit(run, args, net, seed) for net in reversed(NETS) for seed in range(args.seeds)]
-        for each in waiting:
-            each.result()
+        try:
+            for each in waiting:
+                each.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # those that have not begun, after a failure
     found = {net: [read(args, net, seed) for seed in range(args.seeds)] for net in NETS}
     args.out.mkdir(parents=True, exist_ok=True)
     text = table(found)

@@ -8,13 +8,12 @@ step, and on an accelerator `run.log_every_steps` steps are one program. For net
 than a host needs for its batch. One process; `run.save_every_minutes` has no effect.
 """
 
+import functools
 import pathlib
-import sys
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 
@@ -54,7 +53,26 @@ def load(source: Source, data: configs.DataConfig) -> steps.Batch:
 
 
 def many_steps(run: training.Run) -> Any:
-    """Compiles `(state, images, indices) -> (state, metrics)`: a step for each row of `indices` `[n, B]`."""
+    """Makes `(state, images, indices) -> (state, metrics)`: a step for each row of `indices` `[n, B]`.
+
+    One program, but on a CPU, where XLA's convolutions in a loop take thirty times as long.
+    """
+    if run.mesh.devices.flat[0].platform == "cpu":
+        return functools.partial(_one_by_one, run)
+    return scanned(run)
+
+
+def _one_by_one(run: training.Run, state: steps.TrainState, images: steps.Batch, indices: np.ndarray) -> Any:
+    metrics: steps.Metrics = {}
+    for chosen in indices:
+        batch = {key: values[chosen] for key, values in images.items()}
+        state, metrics = run.train_step(state, jax.device_put(batch, steps.batch_sharding(run.mesh)))
+        jax.block_until_ready(metrics)
+    return state, metrics
+
+
+def scanned(run: training.Run) -> Any:
+    """`many_steps` as one program."""
 
     def block(state: steps.TrainState, images: steps.Batch, indices: jax.Array) -> Any:
         def step(state: steps.TrainState, chosen: jax.Array) -> Any:
@@ -76,7 +94,6 @@ def train(config: configs.Config, workdir: pathlib.Path) -> str:
         replicated = jax.sharding.NamedSharding(run.mesh, columns.REPLICATED)
         images = jax.device_put(load(run.source, data), replicated)
         block, step = many_steps(run), int(session.state.step)
-        on_cpu = run.mesh.devices.flat[0].platform == "cpu"  # where XLA's convolutions in a loop are slow
         if run.evaluates_at(step) and record.evaluated_step != step:  # interrupted before this evaluation
             training.evaluate_and_log(session, step)
         log.phase("compiling the training step")
@@ -84,7 +101,7 @@ def train(config: configs.Config, workdir: pathlib.Path) -> str:
         while step < run.total_steps and not record.plateau.finished and not session.stop.wanted():
             ends = [step - step % n + n for n in (every, run.eval_every, run.save_every) if n]
             end = min(*ends, run.total_steps)
-            count = every if end - step == every and not on_cpu else 1  # two programs for any number
+            count = every if end - step == every else 1  # two programs for any number
             order = [
                 pipeline.batch_indices(s, len(run.source), data.batch_size, config.run.seed, data.order)
                 for s in range(step, step + count)

@@ -66,7 +66,7 @@ def prepare(
     Args:
       source, data_dir: as in a config's `data` section.
       splits: "train", "test" or both.
-      quality: of the JPEGs, 1-100.
+      quality: of the JPEGs, 1-100. A JPEG or PNG that has the size already is kept.
       shard_examples: images per file.
 
     Returns:
@@ -169,7 +169,7 @@ def _convert(
 
 
 def _is_square(data: bytes, size: int) -> bool:
-    """Whether an image has the size already, in a form that TFDS reads: encoded again it would lose."""
+    """Whether an image has the size already, in a form that TFDS reads: such a file is kept as it is."""
     with Image.open(io.BytesIO(data)) as image:
         return image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L") and image.size == (size, size)
 

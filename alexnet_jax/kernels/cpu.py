@@ -22,14 +22,14 @@ CACHED_BYTES = 4 * 2**20  # bytes of maps that stay in cache between products
 
 
 def formulation(inputs: int, outputs: int, *, stride: int, rows: int, extra_rows: int, in_step: bool) -> str:
-    """How a CPU computes a convolution, by its number of outputs: `xla`, `eigen` or `products`.
+    """How a CPU computes a convolution, by its number of outputs: `xla`, `eigen` or `product`.
 
     XLA prefers YNNPACK, which is faster alongside other work but leaves much of the second core idle for few
     outputs (conv1, and the gradient of conv2's inputs). In a training step these run on Eigen instead.
     Forward-only programs set an XLA option with the same effect (`host.forward_options`).
 
     With 17 to 47 filters, a conv1 on YNNPACK is 2 to 8 times slower than the alternatives, so it avoids
-    YNNPACK in every program. On small images, where Eigen needs too many extra rows, it becomes products.
+    YNNPACK in every program. On small images, where Eigen needs too many extra rows, it becomes a product.
 
     Args:
       rows: of the outputs; extra_rows: those that Eigen needs (see `_convolution_on_eigen`).
@@ -40,7 +40,7 @@ def formulation(inputs: int, outputs: int, *, stride: int, rows: int, extra_rows
         return "xla"
     if extra_rows <= rows // 8:
         return "eigen"
-    return "products" if narrow else "xla"
+    return "product" if narrow else "xla"
 
 
 def convolution(x: Array, kernel: Array, *, stride: int, edges: Edges, in_step: bool = True) -> Array:
@@ -53,8 +53,8 @@ def convolution(x: Array, kernel: Array, *, stride: int, edges: Edges, in_step: 
     match formulation(inputs, outputs, stride=stride, rows=rows, extra_rows=extra, in_step=in_step):
         case "eigen":
             return _convolution_on_eigen(x, kernel, height, extra, stride=stride, edges=edges)[:, :rows]
-        case "products":
-            return _convolution_by_products(x, kernel, stride=stride, edges=edges)
+        case "product":
+            return _convolution_by_product(x, kernel, stride=stride, edges=edges)
     return xla_convolution(x, kernel, (stride, stride), edges)
 
 
@@ -82,18 +82,16 @@ def _convolution_on_eigen(
     return xla_convolution(x, kernel, (1, stride), ((above, below + extra), sides))
 
 
-def _convolution_by_products(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
-    """A convolution as the sum of one matrix product per block in the window (conv1: 9)."""
-    batch, outputs = x.shape[0], kernel.shape[3]
+def _convolution_by_product(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
+    """A convolution as one matrix product, of what each window sees (conv1: nine blocks of pixels)."""
     wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # accumulate bfloat16 in float32
     (rows, columns), (height, width) = sizes = blocks.counts(x, kernel.shape[:2], stride, edges)
     x = blocks.as_channels(pad(x, (0, 0), *blocks.padding(x, *sizes, stride, edges)), stride)
-    seen = [x[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
-    products = [
-        jnp.matmul(x.reshape(-1, x.shape[3]), own, preferred_element_type=wide)
-        for x, own in zip(seen, blocks.kernel_of(kernel, stride).reshape(len(seen), -1, outputs), strict=True)
-    ]
-    return functools.reduce(jnp.add, products).reshape(batch, rows, columns, outputs).astype(x.dtype)
+    seen = jnp.concatenate(
+        [x[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)], axis=3
+    )
+    own = blocks.kernel_of(kernel, stride).reshape(seen.shape[3], -1)
+    return jnp.matmul(seen, own, preferred_element_type=wide).astype(x.dtype)
 
 
 def convolution_gradients(

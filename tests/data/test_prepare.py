@@ -284,3 +284,18 @@ def test_a_class_name_with_a_unicode_line_separator(tmp_path):
 
 def finished(out: pathlib.Path) -> int:
     return len(list(out.with_name("set.partial").glob("reports/*.npz")))
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [("jpg", "RGB"), ("jpg", "L"), ("png", "RGB")])
+def test_images_that_have_the_size_are_kept_byte_for_byte(tmp_path, suffix, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    root = tmp_path / "images"
+    files = [root / split / name / f"0.{suffix}" for split in ("train", "val") for name in "ab"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        Image.fromarray(pixels).convert(mode).save(file)
+    prepare.prepare(f"folder:{root}", tmp_path / "out", resize_size=32)
+    images, _ = sources.open_source(f"prepared:{tmp_path / 'out'}", "train").read(np.array([0]))
+    assert images == [files[0].read_bytes()]
+    expected = np.asarray(Image.open(files[0]).convert("RGB"))
+    np.testing.assert_array_equal(stored(tmp_path / "out", "train")[0], expected)

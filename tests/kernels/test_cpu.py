@@ -95,11 +95,11 @@ def compiled_text(function, *shapes: tuple[int, ...]) -> str:
     [
         (8, 56, 11, 4, 0, True, "xla"),  # YNNPACK rejects it by itself
         (16, 224, 11, 4, 0, True, "xla"),
-        (17, 56, 11, 4, 0, True, "products"),
-        (24, 56, 11, 4, 0, False, "products"),
+        (17, 56, 11, 4, 0, True, "product"),
+        (24, 56, 11, 4, 0, False, "product"),
         (24, 224, 11, 4, 0, True, "eigen"),
         (32, 224, 11, 4, 0, False, "eigen"),
-        (47, 64, 11, 4, 0, True, "products"),
+        (47, 64, 11, 4, 0, True, "product"),
         (48, 64, 11, 4, 0, True, "xla"),
         (96, 64, 11, 4, 0, True, "xla"),  # the default net
         (96, 224, 11, 4, 0, True, "eigen"),  # the paper's net

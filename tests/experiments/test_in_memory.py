@@ -1,0 +1,107 @@
+"""Training with the images in the device's memory beside main.py's, and section 3.3's record."""
+
+import argparse
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import config as configs
+from alexnet_jax import train as training
+from alexnet_jax.common.errors import UserError
+from alexnet_jax.run import checkpoint
+from configs import conv_local_11pct, conv_local_13pct, default
+from experiments import conv_local, in_memory
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return tiny.make_images(tmp_path_factory.mktemp("images"), train=5, test=2)
+
+
+def config_of(images, **overrides):
+    base = {
+        **tiny.NET,
+        "data.source": f"folder:{images}",
+        "mesh.data": 1,
+        "run.total_steps": 11,
+        "run.log_every_steps": 4,
+        "run.eval_every_steps": 6,
+        "run.save_every_steps": 6,
+    }
+    return configs.resolve(default.get_config(), {**base, **overrides})
+
+
+def metrics(workdir):
+    """The lines without what depends on the clock, and without the one that a run's early end adds."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    lines = (line for line in lines if line["step"] != 6 or "eval/loss" in line)
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+
+def test_a_run_is_that_of_main_and_each_resumes_the_other(images, tmp_path):
+    training.train(config_of(images), tmp_path / "main")
+    halves = {"run.total_steps": 6}
+    in_memory.train(config_of(images, **halves), tmp_path / "memory")
+    training.train(config_of(images, **halves), tmp_path / "other")
+    assert in_memory.train(config_of(images), tmp_path / "other") == "done"
+    assert training.train(config_of(images), tmp_path / "memory") == "done"
+    runs = [tmp_path / name for name in ("main", "memory", "other")]
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    ends = [checkpoint.restore_params(run, sharding)[0] for run in runs]
+    for end in ends[1:]:
+        jax.tree.map(np.testing.assert_array_equal, ends[0], end)
+    assert metrics(runs[2]) == metrics(runs[1]) == metrics(runs[0])
+    assert {line["step"] for line in metrics(runs[0])} == {4, 6, 8, 11}
+
+
+def test_a_program_of_many_steps_does_what_single_steps_do(images, tmp_path):
+    run = training.Run(config_of(images), tmp_path)
+    loaded = in_memory.load(run.source, run.config.data)
+    order = np.random.default_rng(0).integers(0, len(run.source), (3, 8))
+    ends = [make(run)(run.init_state(), loaded, order) for make in (in_memory.scanned, in_memory.many_steps)]
+    for one, other in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert int(ends[0][0].step) == 3
+
+
+def test_unreadable_images_are_named(images, tmp_path):
+    copy = tiny.make_images(tmp_path / "images", train=2, test=1)
+    broken = next((copy / "train" / "class3").iterdir())
+    broken.write_bytes(b"no image")
+    with pytest.raises(UserError, match=rf"1 of 20 images cannot be read.*{broken.name}"):
+        in_memory.train(config_of(copy), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("net", "file"), [("11pct", conv_local_11pct), ("13pct", conv_local_13pct)])
+def test_the_schedules_are_the_configs(net, file):
+    config = configs.resolve(file.get_config(), {})
+    assert conv_local.EPOCHS[net] == (config.run.total_epochs, *config.optimizer.drop_epochs)
+
+
+def test_the_table_has_the_errors_of_the_last_test(tmp_path):
+    pytest.importorskip("matplotlib")
+    args = argparse.Namespace(runs=tmp_path, shorter=1.0, seeds=2)
+    errors = {("13pct", 0): 15.0, ("13pct", 1): 16.0, ("11pct", 0): 14.0, ("11pct", 1): 14.6}
+    for (net, seed), error in errors.items():
+        workdir = conv_local.workdir(args, net, seed)
+        workdir.mkdir()
+        lines = [{"step": 100, "epoch": 1.0, "train/top1_error": 20.0, "train/images_per_second": 5.0}]
+        lines += [{"step": 100, "epoch": 1.0, "eval/top1_error": e} for e in (40.0, error)]
+        (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = {net: [conv_local.read(args, net, seed) for seed in range(2)] for net in conv_local.NETS}
+    text = conv_local.table(found)
+    assert "| without normalisation | 1 | 15.00, 16.00 | 15.50 ± 0.71 | 13 | 20.00 |" in text
+    # Differences -1.0 and -1.4: mean -1.2, standard error 0.2, Student's t with one degree of freedom 12.706.
+    assert "With normalisation -1.20 ± 2.54 points (95 %, paired by seed); the paper: -2." in text
+    conv_local.plot(tmp_path / "curves.svg", found)
+
+
+def test_mistakes_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="--seeds and --at_once must be at least 1"):
+        conv_local.main(["--source=embedded", f"--out={tmp_path / 'out'}", "--seeds=0"])
+    missing = ["--source=folder:/nowhere", f"--out={tmp_path / 'out'}", f"--runs={tmp_path / 'runs'}"]
+    with pytest.raises(UserError, match="11pct-of1-seed0: the run ended with code 2"):
+        conv_local.main(missing)  # the run's own line names the source
