@@ -52,7 +52,7 @@ MOST_LINES = {
     "way in": 594,
     "common": 875,
     "data": 2572,
-    "kernels": 364,
+    "kernels": 362,
     "run": 2346,
     "tools": 1845,
     "weights": 1501,
