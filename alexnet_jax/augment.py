@@ -118,9 +118,8 @@ class Augment:
         formula = self.config.colour
         if formula == "none":
             return x / self.std
-        shift = colour_shift(
-            colour_key, example_ids, self.sqrt_eigenvalues, self.eigenvectors, formula=formula
-        )
+        components = self.sqrt_eigenvalues, self.eigenvectors
+        shift = colour_shift(colour_key, example_ids, *components, formula=formula)
         shifted = x + shift[:, None, None, :]
         if formula == "original":
             shifted /= 1.1

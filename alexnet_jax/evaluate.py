@@ -115,7 +115,7 @@ class Evaluator:
         count = -(-len(self._source) // data.batch_size)
         in_flight = InFlight(self._mesh)
         in_flight.add(params)  # the step that computes them may still be running
-        sums: steps.Metrics | None = None
+        sums: Any = None
         with progress.bar(count, "batch", "testing", disable=not processes.is_first(), leave=False) as bar:
             for host_batch, batch in on_device(batches, self._mesh):
                 if stop():
@@ -127,11 +127,8 @@ class Evaluator:
                 sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
                 in_flight.add(sums)
                 bar.update()
-        return self._result(sums)
-
-    def _result(self, sums: Any) -> Result:
         total = {key: float(value) for key, value in jax.device_get(sums).items()}
-        data, images, examples = self._config.data, len(self._source), int(total["examples"])
+        images, examples = len(self._source), int(total["examples"])
         bad = images - examples
         if not examples or bad > data.max_bad_fraction * images:
             raise too_many_bad(data, bad, f"{images} test images")

@@ -77,9 +77,7 @@ def momentum_by_rates(rates: Rates, momentum: float) -> optax.GradientTransforma
     let it coast for some steps (weights.cu:148 skips such updates, too).
     """
 
-    def update(updates: Any, state: Any, params: Any = None, *, step: Array, drops: Array, **_: Any) -> Any:
-        del params
-
+    def update(updates: Any, state: Any, _: Any = None, *, step: Array, drops: Array, **__: Any) -> Any:
         def rate_of(path: Any, gradient: Array) -> Array:
             layer, kind = (part.key for part in path[-2:])
             return rates.of(layer, kind)(step, drops).astype(gradient.dtype)

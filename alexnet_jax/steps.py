@@ -69,6 +69,11 @@ def abstract_state(init: Callable[[], TrainState], mesh: Mesh) -> TrainState:
     return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shapes, shardings)
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of each array of a batch: split over the data axis, replicated over the columns."""
+    return NamedSharding(mesh, columns.BATCH)
+
+
 def check_columns(model: AlexNet, mesh: Mesh) -> None:
     """Raises `UserError` if the columns do not divide over the mesh's column axis."""
     shards = mesh.shape[columns.COLUMN]
@@ -169,7 +174,7 @@ def make_train_step(
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     state, replicated = state_shardings(mesh), NamedSharding(mesh, columns.REPLICATED)
-    in_shardings, out_shardings = (state, NamedSharding(mesh, columns.BATCH)), (state, replicated)
+    in_shardings, out_shardings = (state, batch_sharding(mesh)), (state, replicated)
     return jax.jit(train_step, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=0)
 
 

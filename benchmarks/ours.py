@@ -127,7 +127,7 @@ def make_program(given: argparse.Namespace, model: Any, mesh: Any) -> tuple[Any,
     import jax.numpy as jnp
     import numpy as np
 
-    from alexnet_jax import columns, evaluate, steps
+    from alexnet_jax import evaluate, steps
     from alexnet_jax import optimizer as optimizers
     from alexnet_jax.common import host
     from alexnet_jax.data.preprocess import Preprocess
@@ -136,8 +136,7 @@ def make_program(given: argparse.Namespace, model: Any, mesh: Any) -> tuple[Any,
     optimizer = optimizers.sgd_2012(rates)
     state = steps.init_state(model, optimizer, given.image_size, 0, mesh)
     side = given.image_size * 256 // 224 if given.work == "ten views" else given.image_size
-    batch = make_batch(given.batch, side, model.num_classes)
-    batch = jax.device_put(batch, jax.sharding.NamedSharding(mesh, columns.BATCH))
+    batch = jax.device_put(make_batch(given.batch, side, model.num_classes), steps.batch_sharding(mesh))
 
     def view(images: jax.Array, key: jax.Array, example_ids: jax.Array, step: Any = None) -> jax.Array:
         return images.astype(jnp.float32) - 120.0

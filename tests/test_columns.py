@@ -121,7 +121,7 @@ def train(name, shape, micro_batches=1):
     )
     seen = []
     for i in range(STEPS):
-        state, metrics = step(state, jax.device_put(batch_of(i), NamedSharding(mesh, columns.BATCH)))
+        state, metrics = step(state, jax.device_put(batch_of(i), steps.batch_sharding(mesh)))
         seen.append((float(metrics["loss"]), float(metrics["top1_error"])))
     assert state.step == STEPS
     return np.array(seen), jax.device_get((state.params, state.opt_state))

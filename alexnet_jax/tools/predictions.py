@@ -68,7 +68,7 @@ def predict(loaded: Pretrained, source: Source, *, views: int = 1) -> Prediction
     step = jax.jit(predict_on_mesh, compiler_options=host.forward_options())
 
     def log_probabilities(images: np.ndarray) -> jax.Array:
-        return step(params, jax.device_put(images, NamedSharding(mesh, columns.BATCH)))
+        return step(params, jax.device_put(images, steps.batch_sharding(mesh)))
 
     decode = inference.SourceDecoder(source, loaded.preprocess)
     rows = mesh.shape[columns.DATA]
