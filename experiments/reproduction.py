@@ -243,7 +243,7 @@ def _made_otherwise(run: Run, result: dict[str, Any]) -> list[str]:
     if planned and result["epochs"] < 0.999 * planned:
         lines.append(f"seed {run.seed} ended after {result['epochs']:.1f} of {planned:g} epochs")
     if products != "float32":
-        products = products or "a precision that was not recorded"
+        products = products or "an unrecorded precision"
         lines.append(f"convolutions and matrix products in {products}; in 2012 they were float32")
     return lines
 

@@ -121,7 +121,7 @@ def _result(run: Run) -> dict[str, Any]:
         "steps": status.get("step"),
         "epochs": status.get("epoch"),
         "images": saved["record"]["images"] if saved else None,
-        "products": _products(saved),
+        "products": products(saved),
         "train_top1_error": training[-1] if training else None,
     }
 
@@ -141,7 +141,7 @@ def _machine(saved: dict[str, Any]) -> list[str]:
     return [f"{saved['device']}; {', '.join(f'{name} {one}' for name, one in saved['versions'].items())}"]
 
 
-def _products(saved: dict[str, Any]) -> str | None:
+def products(saved: dict[str, Any]) -> str | None:
     """The precision of convolutions and matrix products, as it was when the run ended; None if not known."""
     if "matmul_precision" not in saved:
         return None

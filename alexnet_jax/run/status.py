@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 def about(config: configs.Config, mesh: Mesh) -> dict[str, Any]:
     """Metadata for a checkpoint: config, versions, device, JAX's precision of products."""
-    device, precision = mesh.devices.flat[0].device_kind, jax.config.read("jax_default_matmul_precision")
+    device, precision = mesh.devices.flat[0].device_kind, jax.config.values["jax_default_matmul_precision"]
     about = {"config": json.loads(config.to_json()), "versions": versions()}
     return {**about, "device": device, "matmul_precision": precision}
 
