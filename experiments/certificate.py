@@ -67,7 +67,7 @@ def markdown(certificate: dict[str, Any]) -> str:
     lines += ["", "## Runs", "", f"| {titles} | workdir, hash of the config |", "|---" * 8 + "|"]
     lines += [*map(_run, runs), "", f"{certificate['hours']:.2f} {HOURS}.", ""]
     machines = [f"{run['machine']}; products {run['products'] or '?'}" for run in runs if run["machine"]]
-    lines += [f"- {machines.count(one)} runs: {one}" for one in dict.fromkeys(machines)]
+    lines += [f"- {machines.count(one)} of {len(runs)} runs: {one}" for one in dict.fromkeys(machines)]
     return "\n".join([*lines, "", f"Written {certificate['written']}."]) + "\n"
 
 
@@ -112,7 +112,7 @@ def write(out: pathlib.Path, sweep: Sweep, results: dict[str, Any], shortfalls: 
         {
             "net": sweep.name_of(row["row"]),
             "config_path": row["changes"].get("config", sweep.config),
-            **{key: run[key] for key in keys},
+            **{key: run.get(key) for key in keys},
         }
         for row in results["rows"]
         for run in row["runs"]

@@ -5,10 +5,10 @@
 
 Runs experiments/table1.py or table2.py as `python -m experiments.sweep` does, on all devices of this machine,
 and goes on in the same way: the same command again runs what is not done. Beforehand it says how many images,
-hours and, with --price, how much money that is; --check only says so, and what is done and missing. The speed
-is that of the runs so far, or else measured for half a minute. The certificate (certificate.json and
-certificate.md) has our errors beside the paper's and the spread over seeds, the images, configs and machines,
-and what keeps it from full size.
+hours and, with --price, how much money that is; --check only says so, and what is done and missing, with or
+without images. The speed is that of the runs so far, or else measured for half a minute. The certificate
+(certificate.json and certificate.md) has our errors beside the paper's and the spread over seeds, the images,
+hashes of the configs, machines, and what keeps it from the paper's table at full size.
 
 --check also prints the commands of the missing runs, for several machines that train one run together (docs/
 devices.md): the certificate is made from the workdirs, whoever filled them.

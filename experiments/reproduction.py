@@ -233,15 +233,16 @@ def _length(run: Run) -> str:
 
 def _made_otherwise(run: Run, result: dict[str, Any]) -> list[str]:
     (train, test), planned = FULL_SIZES[run.config_path], run.config.run.total_epochs
-    images, tested, products = result["images"], result["eval"]["examples"], result["products"]
+    images, epochs, products = (result.get(key) for key in ("images", "epochs", "products"))
+    tested = result["eval"]["examples"]
     lines = []
     if (images or 0) < train or tested < test:
         trained = "an unknown number of" if images is None else f"{images:,}"
         lines.append(
             f"trained on {trained} images, tested on {tested:,}, not the full set, {_full_size(run)}"
         )
-    if planned and result["epochs"] < 0.999 * planned:
-        lines.append(f"seed {run.seed} ended after {result['epochs']:.1f} of {planned:g} epochs")
+    if planned and epochs is not None and epochs < 0.999 * planned:
+        lines.append(f"seed {run.seed} ended after {epochs:.1f} of {planned:g} epochs")
     if products != "float32":
         products = products or "an unrecorded precision"
         lines.append(f"convolutions and matrix products in {products}; in 2012 they were float32")

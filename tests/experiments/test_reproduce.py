@@ -186,7 +186,7 @@ def test_the_certificate_has_both_errors_and_the_spread_of_the_seeds(tmp_path):
     assert "| 5 CNNs | 1 | 38.00 | 38.1 | -0.10 |  |  | 16.50 | 16.4 | +0.10 |  |  |" in text
     line = "| 1 CNN*, 0 | done | 39.30 | 16.90 | 1,281,167, 50,000, 10 | 90.00 | 2.00 | CNN*-0, `0a` |"
     assert line in text
-    assert "- 4 runs: 8 x H100; products float32\n" in text
+    assert "- 4 of 4 runs: 8 x H100; products float32\n" in text
     assert "full size: 1; see below" in text and "- 1 CNN: seed 3 is failed" in text
     assert "`configs/imagenet2012.py`, `configs/cnn_star.py`." in text and "Nothing: " not in text
     full = certificate.markdown({**values, "shortfalls": []})
