@@ -18,8 +18,12 @@ EXPLANATION = (
     "in 95 % of cases (Student's t), so a larger difference is more than one of seeds."
 )
 DIFFERENCES = (
-    "By comparing the runs with the table's configs; images are recognised by their number only. The configs "
-    "differ from the paper's text, too, as their docstrings say, with the sizes in docs/faithful.md: "
+    "Found by comparing the runs with the table's configs; images are recognised by their number only. The "
+    "configs differ from the paper's text, too, as their docstrings say, with the sizes in docs/faithful.md: "
+)
+KEYS = (  # of a run in results.json
+    *("seed", "status", "eval", "images", "epochs", "products"),
+    *("seconds", "machine", "workdir", "config"),
 )
 HOURS = "hours in all, without those of processes that were killed"
 
@@ -96,23 +100,11 @@ def write(out: pathlib.Path, sweep: Sweep, results: dict[str, Any], shortfalls: 
       results: what `sweep_results.gather` gives.
       shortfalls: what keeps the runs from the paper's table at full size, a line each.
     """
-    keys = (
-        "workdir",
-        "seed",
-        "status",
-        "eval",
-        "config",
-        "machine",
-        "seconds",
-        "images",
-        "epochs",
-        "products",
-    )
     runs = [
         {
             "net": sweep.name_of(row["row"]),
             "config_path": row["changes"].get("config", sweep.config),
-            **{key: run.get(key) for key in keys},
+            **{key: run.get(key) for key in KEYS},
         }
         for row in results["rows"]
         for run in row["runs"]

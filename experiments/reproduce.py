@@ -11,7 +11,8 @@ without images. The speed is that of the runs so far, or else measured for half 
 hashes of the configs, machines, and what keeps it from the paper's table at full size.
 
 --check also prints the commands of the missing runs, for several machines that train one run together (docs/
-devices.md): the certificate is made from the workdirs, whoever filled them.
+devices.md): the certificate is made from the workdirs, whoever filled them. The exit code is 1 while a run is
+not done.
 
 Nobody has run a table at full size yet; only small sets of images have been through this.
 """
@@ -45,13 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("images_per_second", "price"):
         if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
             raise UserError(f"--{name}={value}: must be above 0")
-    from experiments import (
-        certificate,
-        reproduction,
-        sweep_plan,
-        sweep_results,
-        sweep_runs,
-    )  # they import JAX
+    # Late, as they import JAX.
+    from experiments import certificate, reproduction, sweep_plan, sweep_results, sweep_runs
 
     table = sweep_plan.read(sweep_plan.ROOT / "experiments" / f"table{args.table}.py")
     planned = reproduction.with_overrides(args.set, table)
@@ -61,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     recorded = sweep_results.recorded(sweep_results.read(out), runs)
     missing = [run for run in runs if not run.has_ended() and run.workdir not in recorded]
     usual = {run.workdir: run.config.data.source for run in plain} if args.check else {}
-    reproduction.check_images(
-        planned, [run for run in missing if run.config.data.source != usual.get(run.workdir)]
-    )
+    needed = [run for run in missing if run.config.data.source != usual.get(run.workdir)]
+    reproduction.check_images(planned, needed)
     rate = args.images_per_second or (reproduction.images_per_second(runs, directory) if missing else None)
     if args.price and missing and not rate:
         raise UserError(f"--price={args.price}: the hours are not known; add --images_per_second")

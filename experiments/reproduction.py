@@ -31,6 +31,8 @@ FULL_SIZES = {
 }
 FORWARD = 1 / 3  # the work of a forward pass, in training images: backward takes twice as much
 MEASURED_SECONDS = 30.0
+# Keys that may change on resume, but let other images or another config pass.
+LENIENT = (("data", "max_bad_fraction"), ("run", "allow_changes"))
 NO_SETTINGS = ("data.source", "augment.mean", "run.log_every_steps")  # judged otherwise, or of no effect
 
 
@@ -102,9 +104,8 @@ def images_per_second(runs: Sequence[Run], directory: pathlib.Path) -> float | N
     for run in runs:
         if rates := _logged_rates(run):
             return statistics.median(rates)
-    usable = (run for run in runs if not (run.after or images_of(run).error))
-    first = next(usable, None)
-    return first and measure(first, directory / "speed")
+    first = next((run for run in runs if not (run.after or images_of(run).error)), None)
+    return measure(first, directory / "speed") if first else None
 
 
 def measure(run: Run, workdir: pathlib.Path) -> float:
@@ -176,7 +177,7 @@ def _state(run: Run, missing: bool) -> str:
     status = run.status()
     if status["status"] == "done":
         return f"done, top-1 error {status['eval']['top1_error']:.2f} %"
-    if not missing:
+    if not (missing or run.has_ended()):
         return "ended, as results.json says"
     return status["status"] + (f", {done:.0%} of the training" if (done := run.progress()) else "")
 
@@ -218,6 +219,9 @@ def shortfalls(sweep: Sweep, runs: Sequence[Run], plain: Sequence[Run], results:
 def _set_otherwise(run: Run, plain: Run) -> list[str]:
     changes = configs.differences(plain.config, run.config)
     lines = [line for key, line in changes.items() if key not in NO_SETTINGS]
+    for section, key in LENIENT:
+        before, now = (getattr(getattr(one.config, section), key) for one in (plain, run))
+        lines += [f"{section}.{key}: {before} -> {now}"] if before != now else []
     planned, given = _length(plain), _length(run)
     if planned != given:
         lines.append(f"{given} instead of {planned}")

@@ -206,6 +206,7 @@ H100 = "JAX's default precision on NVIDIA H100 80GB HBM3"
         (["augment.mean=colour"], {}, ["augment.mean='colour'; the paper subtracted the mean image"]),
         (["model.compute_dtype=bfloat16"], {}, ["model.compute_dtype: None -> 'bfloat16'"]),
         (["data.batch_size=512"], {}, ["data.batch_size: 128 -> 512"]),
+        (["data.max_bad_fraction=0.5"], {}, ["data.max_bad_fraction: 0.01 -> 0.5"]),
         (["run.eval_views=1"], {}, ["run.eval_views: 10 -> 1"]),
         (["run.total_epochs=9.0"], {"epochs": 9.0}, ["9 epochs instead of 93 epochs"]),
         (["run.total_steps=1000"], {"epochs": 0.1}, ["1,000 steps instead of 93 epochs"]),
@@ -320,6 +321,6 @@ def test_the_speed_is_measured_where_no_run_has_one(images, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_a_speed_that_cannot_be_measured_says_why(images, tmp_path):
     planned = reproduction.with_overrides([flag[6:] for flag in small(images)], table(1))
-    planned = reproduction.with_overrides(["data.num_classes=1000"], planned)
-    with pytest.raises(UserError, match=r"not begun: error: data\.num_classes=1000: give 10, .*\)"):
+    planned = reproduction.with_overrides(["mesh.data=7"], planned)
+    with pytest.raises(UserError, match=r"\(not begun: error: data\.batch_size=8: does not divide .*\)"):
         reproduction.images_per_second(sweep_plan.plan(planned, tmp_path), tmp_path)
