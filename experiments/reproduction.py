@@ -210,7 +210,8 @@ def shortfalls(sweep: Sweep, runs: Sequence[Run], plain: Sequence[Run], results:
     found: dict[str, dict[str, None]] = {}
     for run, other in zip(runs, plain, strict=True):
         result = made[run.row, run.seed]
-        lines = _made_otherwise(run, result) if result["eval"] else [f"seed {run.seed} is {result['status']}"]
+        undone = f"not done: seed {run.seed} ({result['status']})"
+        lines = _made_otherwise(run, result) if result["eval"] else [undone]
         for line in _set_otherwise(run, other) + lines:
             found.setdefault(line, {})[sweep.name_of(run.row)] = None
     return [f"{', '.join(names)}: {line}" for line, names in found.items()]

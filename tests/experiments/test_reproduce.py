@@ -168,7 +168,7 @@ def test_the_certificate_has_both_errors_and_the_spread_of_the_seeds(tmp_path):
     views = {"10": {"together": {"top1_error": 38.0, "top5_error": 16.5}}, "1": None}
     ensembles = [{"ensemble": "5 CNNs", "views": views}, {"ensemble": "7 CNNs*", "views": {}}]
     text = certificate.write(
-        tmp_path, table(2), {"rows": rows, "ensembles": ensembles}, ["1 CNN: seed 3 is failed"]
+        tmp_path, table(2), {"rows": rows, "ensembles": ensembles}, ["1 CNN: not done: seed 3 (failed)"]
     )
     values = json.loads((tmp_path / "certificate.json").read_text())
     assert (tmp_path / "certificate.md").read_text() == text
@@ -187,7 +187,7 @@ def test_the_certificate_has_both_errors_and_the_spread_of_the_seeds(tmp_path):
     line = "| 1 CNN*, 0 | done | 39.30 | 16.90 | 1,281,167, 50,000, 10 | 90.00 | 2.00 | CNN*-0, `0a` |"
     assert line in text
     assert "- 4 of 4 runs: 8 x H100; products float32\n" in text
-    assert "full size: 1; see below" in text and "- 1 CNN: seed 3 is failed" in text
+    assert "full size: 1; see below" in text and "- 1 CNN: not done: seed 3 (failed)" in text
     assert "`configs/imagenet2012.py`, `configs/cnn_star.py`." in text and "Nothing: " not in text
     full = certificate.markdown({**values, "shortfalls": []})
     assert "full size: none" in full and "Nothing: images, settings, epochs and runs" in full
@@ -212,7 +212,7 @@ H100 = "JAX's default precision on NVIDIA H100 80GB HBM3"
         (["run.total_steps=1000"], {"epochs": 0.1}, ["1,000 steps instead of 93 epochs"]),
         (["init.path=alexnet.pth"], {}, ["init.path: None -> 'alexnet.pth'"]),
         ([], {"epochs": 60.0}, ["seed 1 ended after 60.0 of 93 epochs"]),
-        ([], {"status": "diverged", "eval": None}, ["seed 1 is diverged"]),
+        ([], {"status": "diverged", "eval": None}, ["not done: seed 1 (diverged)"]),
         ([], {"products": H100}, [f"{PRODUCTS} {H100}; in 2012 they were float32"]),
         (
             [],
