@@ -8,6 +8,7 @@ step, and on an accelerator `run.log_every_steps` steps are one program. For net
 than a host needs for its batch. One process; `run.save_every_minutes` has no effect.
 """
 
+import sys
 from typing import Any
 
 from alexnet_jax import launch
@@ -20,6 +21,8 @@ def main() -> int:
 
         return in_memory_loop.train(*run)
 
+    if {"--help", "-h"} & set(sys.argv):
+        print(f"{__doc__}\nThe flags are those of main.py:\n")
     return launch.main(train=train)
 
 
