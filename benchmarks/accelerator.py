@@ -28,7 +28,6 @@ import json
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -96,22 +95,13 @@ def describe(given: argparse.Namespace) -> dict[str, Any]:
     query = ("nvidia-smi", "--query-gpu=driver_version,memory.total,power.limit", "--format=csv,noheader")
     return {
         **{key: about[key] for key in ("platform", "device", "devices", "runtime")},
-        "driver": first_line(*query),
+        "driver": tables.first_line(*query),
         "small": given.small,
         "date": datetime.date.today().isoformat(),
-        "commit": first_line("git", "-C", str(tables.ROOT), "rev-parse", "--short", "HEAD"),
+        "commit": tables.commit(),
         **tables.machine(),
         "versions": about["versions"],
     }
-
-
-def first_line(*command: str) -> str | None:
-    """The first line that a command prints; None where there is no such command or it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.partition("\n")[0].strip() or None
 
 
 def part_command(given: argparse.Namespace, *arguments: str) -> tuple[str, ...]:

@@ -67,6 +67,20 @@ def machine() -> dict[str, Any]:
     return {"machine": name, "cores": cores(), "isa": vectors}
 
 
+def first_line(*command: str) -> str | None:
+    """The first line that a command prints; None where there is no such command or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.partition("\n")[0].strip() or None
+
+
+def commit() -> str | None:
+    """The commit of the code, `-dirty` if it was changed since; None if this is no checkout of git."""
+    return first_line("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*")
+
+
 def of_operations(batch: int, rounds: int) -> dict[str, Any]:
     """What a table of single operations was measured with."""
     import jax  # not at the top: most benchmarks leave it to the processes that they time

@@ -5,13 +5,14 @@
 
 Runs experiments/table1.py or table2.py as `python -m experiments.sweep` does, on all devices of this machine,
 and goes on in the same way: the same command again runs what is not done. Beforehand it says how many images,
-hours and, with --price, how much money that is; --check only says so, and what is done and missing. The speed
-is that of the runs so far, or else measured for half a minute. The certificate (certificate.json and
-certificate.md) has our errors beside the paper's and the spread over seeds, the images, configs and machines,
-and what keeps it from full size.
+hours and, with --price, how much money that is; --check only says so, and what is done and missing, with or
+without images. The speed is that of the runs so far, or else measured for half a minute. The certificate
+(certificate.json and certificate.md) has our errors beside the paper's and the spread over seeds, the images,
+hashes of the configs, machines, and what keeps it from the paper's table at full size.
 
 --check also prints the commands of the missing runs, for several machines that train one run together (docs/
-devices.md): the certificate is made from the workdirs, whoever filled them.
+devices.md): the certificate is made from the workdirs, whoever filled them. The exit code is 1 while a run is
+not done.
 
 Nobody has run a table at full size yet; only small sets of images have been through this.
 """
@@ -45,27 +46,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("images_per_second", "price"):
         if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
             raise UserError(f"--{name}={value}: must be above 0")
-    from experiments import certificate, reproduction, sweep_plan, sweep_runs  # late, as they import JAX
+    # Late, as they import JAX.
+    from experiments import certificate, reproduction, sweep_plan, sweep_results, sweep_runs
 
     table = sweep_plan.read(sweep_plan.ROOT / "experiments" / f"table{args.table}.py")
     planned = reproduction.with_overrides(args.set, table)
     directory = args.runs or pathlib.Path(f"runs/table{args.table}")
-    runs = sweep_plan.plan(planned, directory)
-    missing = [run for run in runs if not run.has_ended()]
-    rate = args.images_per_second or (reproduction.images_per_second(runs, directory) if missing else None)
-    print(f"{planned.title}\n{reproduction.report(runs, rate, args.price)}", end="", flush=True)
-    if args.check:
-        print(
-            "commands of the missing runs",
-            *(f"  {reproduction.command_of(run)}" for run in missing),
-            sep="\n",
-        )
-        return 0
     out = args.out or directory
+    runs, plain = (sweep_plan.plan(sweep, directory) for sweep in (planned, table))
+    recorded = sweep_results.recorded(sweep_results.read(out), runs)
+    missing = [run for run in runs if not run.has_ended() and run.workdir not in recorded]
+    usual = {run.workdir: run.config.data.source for run in plain} if args.check else {}
+    needed = [run for run in missing if run.config.data.source != usual.get(run.workdir)]
+    reproduction.check_images(planned, needed)
+    rate = args.images_per_second or (reproduction.images_per_second(runs, directory) if missing else None)
+    if args.price and missing and not rate:
+        raise UserError(f"--price={args.price}: the hours are not known; add --images_per_second")
+    report = reproduction.report(planned, runs, missing, rate, args.price)
+    print(f"{planned.title}\n{report}", end="", flush=True)
+    if args.check:
+        commands = (f"  {reproduction.command_of(run)}" for run in missing)
+        print("commands of the missing runs" if missing else "nothing is missing", *commands, sep="\n")
+        return 0
     results, _ = sweep_runs.make(planned, directory, out, jobs=1)
-    found = reproduction.shortfalls(runs, sweep_plan.plan(table, directory), results)
+    found = reproduction.shortfalls(planned, runs, plain, results)
     print(certificate.write(out, planned, results, found), end="")
-    return 0
+    done = all(run["status"] == "done" for row in results["rows"] for run in row["runs"])
+    return 0 if done else command_line.FAULT
 
 
 if __name__ == "__main__":

@@ -48,6 +48,10 @@ class Sweep:
     def seeds_of(self, row: str) -> tuple[int, ...]:
         return self.only.get(row, self.seeds)
 
+    def name_of(self, row: str) -> str:
+        """What the paper calls a row that it has, else the row."""
+        return next((system for system, (name, *_) in self.published.items() if name == row), row)
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:

@@ -20,6 +20,7 @@ from experiments.sweep_plan import ENDS, PARENT, SESSIONS, Run, Sweep
 from experiments.sweep_statistics import ERRORS
 
 FILE = "results.json"
+FLOAT32 = ("highest", "float32")  # names of that precision in JAX
 
 
 def read(directory: pathlib.Path) -> dict[str, Any]:
@@ -105,7 +106,8 @@ def _result(run: Run) -> dict[str, Any]:
     training = [line["train/top1_error"] for line in lines if "train/top1_error" in line]
     path = run.workdir / SESSIONS
     sessions = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    machines = [one["machine"] for one in sessions if "machine" in one] or _machine(run.workdir)
+    saved = _saved(run.workdir)
+    machines = [one["machine"] for one in sessions if "machine" in one] or _machine(saved)
     return {
         "seed": run.seed,
         "workdir": run.workdir.name,
@@ -117,16 +119,36 @@ def _result(run: Run) -> dict[str, Any]:
         "eval": evaluation,
         "curve": curve,
         "steps": status.get("step"),
+        "epochs": status.get("epoch"),
+        "images": saved["record"]["images"] if saved else None,
+        "products": products(saved),
         "train_top1_error": training[-1] if training else None,
     }
 
 
-def _machine(workdir: pathlib.Path) -> list[str]:
+def _saved(workdir: pathlib.Path) -> dict[str, Any]:
+    """What a run's newest checkpoint says of it; nothing if there is none that can be read."""
+    try:
+        return checkpoint.metadata(workdir)
+    except UserError:
+        return {}
+
+
+def _machine(saved: dict[str, Any]) -> list[str]:
     """Device and versions of a run that was not started by the sweep, as several hosts do it."""
-    if not checkpoint.exist(workdir):
+    if not saved:
         return []
-    saved = checkpoint.metadata(workdir)
     return [f"{saved['device']}; {', '.join(f'{name} {one}' for name, one in saved['versions'].items())}"]
+
+
+def products(saved: dict[str, Any]) -> str | None:
+    """The precision of convolutions and matrix products, as it was when the run ended; None if not known."""
+    if "matmul_precision" not in saved:
+        return None
+    precision, device = saved["matmul_precision"] or "default", saved["device"]
+    if precision in FLOAT32 or (device == "cpu" and precision == "default"):
+        return "float32"
+    return f"JAX's {precision} precision on {device}"
 
 
 def _ensemble(name: str, members: Sequence[Run], earlier: dict[str, Any]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def train_here(config: str, directory: str) -> None:
 
 
 def _machine() -> str:
-    """Processor, devices and versions of this process."""
+    """Processor, devices, versions and the commit of this process."""
     import jax
 
     from alexnet_jax.run import status
@@ -186,7 +186,8 @@ def _machine() -> str:
     kinds = f"{len(devices)} x {devices[0].device_kind}"
     versions = ", ".join(f"{name} {version}" for name, version in status.versions().items())
     cores = "1 core" if host["cores"] == 1 else f"{host['cores']} cores"
-    return f"{kinds}; {cores} of {host['machine']}; {versions}"
+    code = f"; commit {commit}" if (commit := tables.commit()) else ""
+    return f"{kinds}; {cores} of {host['machine']}; {versions}{code}"
 
 
 def outcome(run: Run) -> str:

@@ -40,7 +40,7 @@ class Checkpoints:
       workdir: the run's directory.
       keep: how many of the newest checkpoints to keep, besides the best by validation error.
       keep_every_steps: also keep one checkpoint per `keep_every_steps` steps; None for none.
-      metadata: `config`, `versions` and `device`, saved with every checkpoint.
+      metadata: saved with every checkpoint, as `status.about` gives it.
       say: prints a line for the user.
 
     Attributes:
@@ -263,7 +263,7 @@ def exist(workdir: pathlib.Path) -> bool:
 
 
 def metadata(workdir: str | pathlib.Path) -> dict[str, Any]:
-    """The `config`, `versions` and `device` of a run, from its newest checkpoint.
+    """What the newest checkpoint says of its run: that of `status.about`, and the `record`.
 
     Raises:
       UserError: there is no checkpoint, or the newest is damaged.
@@ -273,8 +273,7 @@ def metadata(workdir: str | pathlib.Path) -> dict[str, Any]:
         path = directory / str(intact.steps(directory)[-1])
         if damage := intact.verify(path, only=intact.METADATA)[1]:
             raise ValueError(damage)
-        saved: Any = intact.orbax().metadata(str(path)).custom_metadata
-        return {key: saved[key] for key in ("config", "versions", "device")}
+        return dict(intact.orbax().metadata(str(path)).custom_metadata)
     except Exception as error:
         raise UserError(f"{directory}: no readable checkpoint ({one_line(error)[:200]})") from error
 

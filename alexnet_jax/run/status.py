@@ -26,9 +26,10 @@ def versions() -> dict[str, str]:
 
 
 def about(config: configs.Config, mesh: Mesh) -> dict[str, Any]:
-    """Metadata for a checkpoint: config, versions, device."""
-    device = mesh.devices.flat[0].device_kind
-    return {"config": json.loads(config.to_json()), "versions": versions(), "device": device}
+    """Metadata for a checkpoint: config, versions, device, JAX's precision of products."""
+    device, precision = mesh.devices.flat[0].device_kind, jax.config.values["jax_default_matmul_precision"]
+    about = {"config": json.loads(config.to_json()), "versions": versions()}
+    return {**about, "device": device, "matmul_precision": precision}
 
 
 def open_log(

@@ -12,7 +12,8 @@ from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.run import checkpoint
 from configs import conv_local_11pct, conv_local_13pct, default
-from experiments import conv_local, in_memory
+from experiments import conv_local
+from experiments import in_memory_loop as in_memory
 from tests import tiny
 
 
