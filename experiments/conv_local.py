@@ -95,7 +95,9 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """Test errors beside the paper's as Markdown, and the difference by seed with Student's 95 % interval."""
     from experiments import sweep_statistics  # late, as SciPy takes a second
 
-    lines = ["| net | epochs | test error by seed, % | mean ± sd | paper, % | training error at the end, % |"]
+    lines = [
+        "| net | epochs | test error by seed, % | mean ± sd | paper, % | training error, last twentieth, % |"
+    ]
     lines += ["|---|---:|---|---|---:|---:|"]
     for net, runs in found.items():
         errors = [run["test_error"] for run in runs]
