@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.common import command_line, files
+from alexnet_jax.common.command_line import WRONG_USE
 from alexnet_jax.common.errors import Fault, UserError
 
 NETS = {"13pct": "without normalisation", "11pct": "with normalisation"}
@@ -38,10 +39,13 @@ def run(args: argparse.Namespace, net: str, seed: int) -> None:
     """Trains one net to its end, or reads nothing if that was done before.
 
     Raises:
-      UserError, Fault: the run ended otherwise; it has said why.
+      UserError, Fault: the run ended otherwise and has said why, or it was done with other images.
     """
     path = workdir(args, net, seed)
     if _status(path) == "done":
+        learnt = json.loads((path / "config.json").read_text())["data"]["source"]
+        if learnt != args.source:
+            raise UserError(f"--source={args.source}: {path} learnt {learnt}; choose another --runs")
         return
     total, *drops = (epochs / args.shorter for epochs in EPOCHS[net])
     flags = {
@@ -56,9 +60,10 @@ def run(args: argparse.Namespace, net: str, seed: int) -> None:
     command += [f"--workdir={path}", *(f"--config.{key}={value}" for key, value in flags.items())]
     memory = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if args.at_once > 1 else {}
     done = subprocess.run(command, env={**os.environ, **memory})
+    if done.returncode == WRONG_USE:
+        raise UserError(f"{path}: not trained; the run's own error line says why")
     if done.returncode or _status(path) != "done":
-        kind = UserError if done.returncode == 2 else Fault
-        raise kind(f"{path}: the run ended with code {done.returncode}; the same command goes on")
+        raise Fault(f"{path}: the run ended with code {done.returncode}; the same command goes on")
 
 
 def _status(path: pathlib.Path) -> str | None:
@@ -90,7 +95,9 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """Test errors beside the paper's as Markdown, and the difference by seed with Student's 95 % interval."""
     from experiments import sweep_statistics  # late, as SciPy takes a second
 
-    lines = ["| net | epochs | test error by seed, % | mean ± sd | paper, % | training error at the end, % |"]
+    lines = [
+        "| net | epochs | test error by seed, % | mean ± sd | paper, % | training error, last twentieth, % |"
+    ]
     lines += ["|---|---:|---|---|---:|---:|"]
     for net, runs in found.items():
         errors = [run["test_error"] for run in runs]
@@ -146,13 +153,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments import record
 
     with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
+
+        def one(net: str, seed: int) -> None:
+            try:
+                run(args, net, seed)
+            except BaseException:  # here, since this thread would begin the next run before `finally`
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
         # The long ones first.
-        waiting = [pool.submit(run, args, net, seed) for net in reversed(NETS) for seed in range(args.seeds)]
+        waiting = [pool.submit(one, net, seed) for net in reversed(NETS) for seed in range(args.seeds)]
         try:
             for each in waiting:
                 each.result()
         finally:
-            pool.shutdown(cancel_futures=True)  # those that have not begun, after a failure
+            pool.shutdown(cancel_futures=True)  # those that have not begun, after Ctrl-C
     found = {net: [read(args, net, seed) for seed in range(args.seeds)] for net in NETS}
     args.out.mkdir(parents=True, exist_ok=True)
     text = table(found)

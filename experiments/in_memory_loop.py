@@ -15,6 +15,7 @@ from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import decode, pipeline
 from alexnet_jax.data.sources import Source
+from alexnet_jax.run import cached_features
 from alexnet_jax.run.meter import Diverged
 from alexnet_jax.run.pace import is_due
 
@@ -79,6 +80,11 @@ def train(config: configs.Config, workdir: pathlib.Path) -> str:
     """As `alexnet_jax.train.train`, in one process."""
     if jax.process_count() > 1:
         raise UserError("experiments.in_memory is for one process; use main.py")
+    if cached_features.is_frozen(config):
+        raise UserError(
+            "optimizer.layer_rates: with frozen convolutions the features of the images are in memory, not "
+            "the images; use main.py"
+        )
     with training.open_session(config, workdir) as session:
         run, record, log = session.run, session.record, session.log
         data, every = config.data, config.run.log_every_steps

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alexnet_jax.common import command_line
+from alexnet_jax.common import command_line, files
 from alexnet_jax.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -188,12 +188,29 @@ def cross_validate(args: argparse.Namespace, parts: "Sequence[Split]", points: "
     return tried
 
 
+def claim(args: argparse.Namespace, photographs: Sequence[str]) -> None:
+    """Writes down what the runs in `--runs` learn from.
+
+    Raises:
+      UserError: they learnt from something else, and what is done there would be taken for this.
+    """
+    given = {"data": str(args.data.resolve()), "weights": args.weights, "photographs": list(photographs)}
+    path = args.runs / "inputs.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, json.dumps(given))
+    if given != (before := json.loads(path.read_text())):
+        changed = " and ".join(key for key in given if given[key] != before[key])
+        raise UserError(f"--runs={args.runs}: its runs had other {changed}; choose another --runs")
+
+
 def experiment(args: argparse.Namespace) -> dict[str, Any]:
     """Chooses by cross-validation, then tests each arm at each size; returns the results as JSON values."""
     from experiments import transfer_data, transfer_features  # late, as they import JAX, which takes seconds
 
     train, val = (transfer_data.classes(args.data, part) for part in ("train", "val"))
     test = transfer_data.together(val)
+    claim(args, [*transfer_data.together(train), *test])
     whole = transfer_data.Split("whole", tuple(transfer_data.together(train)), tuple(test))
     run = plan("trained", whole, 0, next(iter(ARMS["trained"].candidates)), args)
     points = transfer_features.pool5(run) if args.jobs else {}

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import time
 
 import jax
 import numpy as np
@@ -9,10 +11,10 @@ import pytest
 
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
-from alexnet_jax.common.errors import UserError
+from alexnet_jax.common.errors import Fault, UserError
 from alexnet_jax.run import checkpoint
 from configs import conv_local_11pct, conv_local_13pct, default
-from experiments import conv_local
+from experiments import conv_local, record
 from experiments import in_memory_loop as in_memory
 from tests import tiny
 
@@ -76,6 +78,13 @@ def test_unreadable_images_are_named(images, tmp_path):
         in_memory.train(config_of(copy), tmp_path / "run")
 
 
+def test_frozen_convolutions_are_for_main(images, tmp_path):
+    frozen = {"augment.crop": False, "augment.mirror": False, "augment.colour": "none"}
+    rates = tuple((f"conv{number}", 0.0, 0.0) for number in range(1, 6))
+    with pytest.raises(UserError, match=r"optimizer\.layer_rates: with frozen convolutions .*use main\.py"):
+        in_memory.train(config_of(images, **frozen, **{"optimizer.layer_rates": rates}), tmp_path / "run")
+
+
 @pytest.mark.parametrize(("net", "file"), [("11pct", conv_local_11pct), ("13pct", conv_local_13pct)])
 def test_the_schedules_are_the_configs(net, file):
     config = configs.resolve(file.get_config(), {})
@@ -104,5 +113,41 @@ def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(UserError, match="--seeds and --at_once must be at least 1"):
         conv_local.main(["--source=embedded", f"--out={tmp_path / 'out'}", "--seeds=0"])
     missing = ["--source=folder:/nowhere", f"--out={tmp_path / 'out'}", f"--runs={tmp_path / 'runs'}"]
-    with pytest.raises(UserError, match="11pct-of1-seed0: the run ended with code 2"):
-        conv_local.main(missing)  # the run's own line names the source
+    with pytest.raises(UserError, match="11pct-of1-seed0: not trained; the run's own error line says why"):
+        conv_local.main(missing)  # that line names the source
+
+
+def test_a_run_of_other_images_is_not_taken_for_this_one(tmp_path):
+    path = tmp_path / "runs" / "11pct-of1-seed0"
+    path.mkdir(parents=True)
+    (path / "status.json").write_text(json.dumps({"status": "done"}))
+    (path / "config.json").write_text(json.dumps({"data": {"source": "embedded"}}))
+    args = ["--source=folder:cifar10", f"--runs={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match=r"--source=folder:cifar10: .*11pct-of1-seed0 learnt embedded"):
+        conv_local.main(args)
+    assert not (tmp_path / "out").exists()
+
+
+def test_after_a_failure_no_other_run_begins(tmp_path, monkeypatch):
+    """Of six runs, two at a time, the second fails while the first goes on for a while."""
+    begun = []
+
+    def fail(command, **_):
+        begun.append(command)
+        if "--config.run.seed=0" in command:
+            time.sleep(0.5)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(conv_local.subprocess, "run", fail)
+    folders = [f"--runs={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(Fault, match="11pct-of1-seed0: the run ended with code 1; the same command goes on"):
+        conv_local.main(["--source=embedded", *folders, "--seeds=3", "--at_once=2"])
+    assert len(begun) == 2
+
+
+def test_the_record_s_table_and_curves_follow_from_its_results(tmp_path):
+    directory = record.DIRECTORY / "011-conv-local"
+    found = json.loads((directory / "results.json").read_text())["runs"]
+    assert conv_local.table(found) == (directory / "table.md").read_text()
+    conv_local.plot(tmp_path / "curves.svg", found)
+    assert (tmp_path / "curves.svg").read_bytes() == (directory / "curves.svg").read_bytes()

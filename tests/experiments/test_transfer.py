@@ -126,6 +126,16 @@ def test_the_lowest_error_is_chosen_and_of_equal_ones_the_lowest_loss():
     assert transfer.choose(tried) == "c"
 
 
+def test_runs_of_other_photographs_or_weights_are_not_taken_for_these(photographs, tmp_path):
+    """The folder may have got a photograph more: then the folds, whose links lie in --runs, are others."""
+    args = argparse.Namespace(data=photographs, runs=tmp_path / "runs", weights="torchvision")
+    transfer.claim(args, ["train/ants/0.jpg"])
+    transfer.claim(args, ["train/ants/0.jpg"])
+    args.weights = "weights.npz"
+    with pytest.raises(UserError, match=r"--runs=.*runs: its runs had other weights and photographs; choose"):
+        transfer.claim(args, ["train/ants/0.jpg", "train/ants/1.jpg"])
+
+
 def test_the_record_is_made_from_its_results_alone(tmp_path, capsys):
     (tmp_path / transfer.RESULTS).write_bytes((RECORD / transfer.RESULTS).read_bytes())
     assert transfer.main([f"--out={tmp_path}"]) == 0
