@@ -112,7 +112,7 @@ def _spread(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
     outliers = [
         line.row for line in lines if line.runs == len(results["seeds"]) and line.row not in spread.rows
     ]
-    without = f"; {', '.join(outliers)} left out, with spreads of another size" if outliers else ""
+    without = f", without {', '.join(outliers)}, whose own are of another size" if outliers else ""
     return [
         f"The shared spread is {spread.deviation:.2f} points ({spread.freedom} "
         f"degree{'' if spread.freedom == 1 else 's'} of freedom){without}. " + VERDICTS,
