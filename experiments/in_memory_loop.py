@@ -91,6 +91,7 @@ def train(config: configs.Config, workdir: pathlib.Path) -> str:
         replicated = jax.sharding.NamedSharding(run.mesh, columns.REPLICATED)
         images = jax.device_put(load(run.source, data), replicated)
         block, step = many_steps(run), int(session.state.step)
+        on_cpu = run.mesh.devices.flat[0].platform == "cpu"
         if run.evaluates_at(step) and record.evaluated_step != step:  # interrupted before this evaluation
             training.evaluate_and_log(session, step)
         log.phase("compiling the training step")
@@ -98,7 +99,7 @@ def train(config: configs.Config, workdir: pathlib.Path) -> str:
         while step < run.total_steps and not record.plateau.finished and not session.stop.wanted():
             ends = [step - step % n + n for n in (every, run.eval_every, run.save_every) if n]
             end = min(*ends, run.total_steps)
-            count = every if end - step == every else 1  # two programs for any number
+            count = every if end - step == every and not on_cpu else 1  # two programs for any number
             order = [
                 pipeline.batch_indices(s, len(run.source), data.batch_size, config.run.seed, data.order)
                 for s in range(step, step + count)
@@ -117,7 +118,11 @@ def train(config: configs.Config, workdir: pathlib.Path) -> str:
                 log.metrics(step, run.epoch(step), values)
                 since = time.monotonic(), step
             if run.evaluates_at(step):
-                training.evaluate_and_log(session, step)
+                try:
+                    training.evaluate_and_log(session, step)
+                except UserError:  # too many unreadable images; once they are fixed, the run resumes here
+                    session.save(step, last=True)
+                    raise
                 since = time.monotonic(), step
             if is_due(step, run.save_every) or record.best_step == step:
                 session.save(step)
