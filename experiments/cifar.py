@@ -8,6 +8,7 @@ after each of the first two poolings. The first weights are the authors', or of 
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import pathlib
@@ -65,6 +66,11 @@ class Images:
     test: np.ndarray
     test_labels: np.ndarray
     mean: np.ndarray  # float32 [32, 32, 3]
+
+    @property
+    def name(self) -> str:
+        """A directory's name for histories on these training images: their number and a digest."""
+        return f"{len(self.train)}-{hashlib.sha256(self.train.tobytes()).hexdigest()[:8]}"
 
 
 @dataclasses.dataclass(frozen=True)

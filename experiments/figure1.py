@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments import cifar, record
 
     images = cifar.load(args.source, args.per_class)
-    args.runs = args.runs / f"{len(images.train)}"
+    args.runs = args.runs / images.name
     found, histories = compare(args, images)
     args.out.mkdir(parents=True, exist_ok=True)
     text = table(found, args)

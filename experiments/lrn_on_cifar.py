@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments import cifar, record  # late, as cifar imports JAX, which takes seconds
 
     images = cifar.load(args.source, args.per_class)
-    args.runs = args.runs / f"{len(images.train)}"
+    args.runs = args.runs / images.name
     histories = {norm: [] for norm in ARMS}
     for seed in range(args.seeds):
         for norm in ARMS:

@@ -104,3 +104,10 @@ def test_the_tables_by_hand():
     }
     arguments = type("A", (), {"search_epochs": 4.0})
     assert "| tanh | 0.1: 50.0 | 0.1 | 9.00, never | 1, 2 | 30.0, 31.0 |" in figure1.table(found, arguments)
+
+
+def test_histories_of_other_images_have_another_place():
+    one, other = (np.full((2, 32, 32, 3), value, np.uint8) for value in (1, 2))
+    labels, mean = np.zeros(2, np.int32), np.zeros((32, 32, 3), np.float32)
+    names = [cifar.Images(images, labels, images, labels, mean).name for images in (one, other, one.copy())]
+    assert names[0] == names[2] != names[1]
