@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from alexnet_jax import train as training
+from alexnet_jax.common import progress
 from alexnet_jax.common.errors import Fault
 from alexnet_jax.run import checkpoint, logs
 from tests.faults import runs
@@ -89,14 +90,14 @@ def test_a_save_that_fails_in_mid_run_is_a_warning(
     workdir.mkdir()
     disk.workdir.mkdir()
     (workdir / "checkpoints").symlink_to(disk.workdir)
-    say = logs.RunLog.say
+    say = progress.say
 
-    def make_room_once_it_is_said(self, line):
+    def make_room_once_it_is_said(line):
         if "could not be written" in line:
             disk.make_room()
-        say(self, line)
+        say(line)
 
-    monkeypatch.setattr(logs.RunLog, "say", make_room_once_it_is_said)
+    monkeypatch.setattr(progress, "say", make_room_once_it_is_said)
     after_step(8, lambda: disk.fill(leave=ROOM_FOR_LOGS))
     assert training.train(config(**{"run.total_steps": 15}), workdir) == "done"
     said = capsys.readouterr().err
