@@ -12,6 +12,7 @@ A run that was interrupted goes on, one that is done is not repeated.
 
 import argparse
 import concurrent.futures
+import importlib
 import json
 import os
 import pathlib
@@ -28,15 +29,20 @@ from alexnet_jax.common.errors import Fault, UserError
 
 NETS = {"13pct": "without normalisation", "11pct": "with normalisation"}
 PUBLISHED = {"13pct": 13.0, "11pct": 11.0}  # % top-1 error, section 3.3
-EPOCHS = {"13pct": (160.0, 140.0, 150.0), "11pct": (520.0, 500.0, 510.0)}  # in all, and the drops of the rate
 
 
 def workdir(args: argparse.Namespace, net: str, seed: int) -> pathlib.Path:
     return args.runs / f"{net}-of{args.shorter:g}-seed{seed}"
 
 
+def schedule(net: str, shorter: float) -> list[float]:
+    """Epochs in all and at the drops of the rate, those of the net's config divided by `shorter`."""
+    config = importlib.import_module(f"configs.conv_local_{net}").get_config()
+    return [epochs / shorter for epochs in (config.run.total_epochs, *config.optimizer.drop_epochs)]
+
+
 def run(args: argparse.Namespace, net: str, seed: int) -> None:
-    """Trains one net to its end, or reads nothing if that was done before.
+    """Trains one net to its end, unless that is done.
 
     Raises:
       UserError, Fault: the run ended otherwise and has said why, or it was done with other images.
@@ -47,7 +53,7 @@ def run(args: argparse.Namespace, net: str, seed: int) -> None:
         if learnt != args.source:
             raise UserError(f"--source={args.source}: {path} learnt {learnt}; choose another --runs")
         return
-    total, *drops = (epochs / args.shorter for epochs in EPOCHS[net])
+    total, *drops = schedule(net, args.shorter)
     flags = {
         "data.source": args.source,
         "run.seed": seed,
@@ -73,11 +79,11 @@ def _status(path: pathlib.Path) -> str | None:
 
 def read(args: argparse.Namespace, net: str, seed: int) -> dict[str, Any]:
     """A run's result: errors in %, its rate, and the curves of errors by epoch."""
-    lines = [
-        json.loads(line) for line in (workdir(args, net, seed) / "metrics.jsonl").read_text().splitlines()
-    ]
+    from alexnet_jax.run import logs  # late, as it imports JAX
+
+    lines = logs.read_metrics(workdir(args, net, seed))
     tests = [line for line in lines if "eval/top1_error" in line]
-    steps = [line for line in lines if "train/top1_error" in line]
+    steps: Any = [line for line in lines if "train/top1_error" in line]
     # Means over about twenty parts of the run, as single lines are over a hundred steps.
     parts = np.array_split(steps, min(20, len(steps)))
     trained = [(part[-1]["epoch"], float(np.mean([x["train/top1_error"] for x in part]))) for part in parts]

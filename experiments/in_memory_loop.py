@@ -1,8 +1,8 @@
 """The training loop of `experiments.in_memory`."""
 
-import functools
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from alexnet_jax import columns, steps
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.data import decode, pipeline
+from alexnet_jax.data import batches, decode, pipeline
 from alexnet_jax.data.sources import Source
 from alexnet_jax.run import cached_features
 from alexnet_jax.run.meter import Diverged
@@ -22,49 +22,47 @@ from alexnet_jax.run.pace import is_due
 CHUNK = 1000  # images decoded at a time
 
 
-def load(source: Source, data: configs.DataConfig) -> steps.Batch:
+def load(source: Source, data: configs.DataConfig, say: Callable[[str], None]) -> steps.Batch:
     """All images of a source in its order: a batch of uint8 `[N, S, S, 3]`; bad ones have weight 0.
 
+    Args:
+      say: called with a line for each unreadable image.
+
     Raises:
-      UserError: more of them are bad than `data.max_bad_fraction`.
+      UserError: more of them are unreadable than `data.max_bad_fraction`.
     """
     decode.set_up()
-    indices = np.array_split(np.arange(len(source)), -(-len(source) // CHUNK))
+    chunks = np.array_split(np.arange(len(source)), -(-len(source) // CHUNK))
     parts = [
-        pipeline.load_batch(source, part, data.resize_size)
-        for part in tqdm.tqdm(indices, "reading", unit_scale=CHUNK, unit="image", disable=None)
+        pipeline.load_batch(source, chunk, data.resize_size)
+        for chunk in tqdm.tqdm(chunks, "reading", unit_scale=CHUNK, unit="image", disable=None)
     ]
-    images: Any = {key: np.concatenate([part[key] for part in parts]) for key in ("image", "label", "weight")}
-    bad = np.flatnonzero(images["weight"] == 0)
+    images: Any = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    bad = list(batches.bad_images(images, source, set()))
+    for line in bad:
+        say(line)
     if len(bad) > data.max_bad_fraction * len(source):
-        raise UserError(
-            f"data.source={data.source}: {len(bad):,} of {len(source):,} images cannot be read, such as "
-            f"{source.name(int(bad[0]))}, more than data.max_bad_fraction={data.max_bad_fraction}"
-        )
+        raise batches.too_many_bad(data, len(bad), f"{len(source)} images")
+    del images["index"]
     return images
 
 
-def many_steps(run: training.Run) -> Any:
-    """Makes `(state, images, indices) -> (state, metrics)`: a step for each row of `indices` `[n, B]`.
+def one_by_one(run: training.Run) -> Any:
+    """As `scanned`, step by step, for CPUs: there XLA's convolutions in a loop take thirty times as long."""
 
-    One program, but on a CPU, where XLA's convolutions in a loop take thirty times as long.
-    """
-    if run.mesh.devices.flat[0].platform == "cpu":
-        return functools.partial(_one_by_one, run)
-    return scanned(run)
+    def block(state: steps.TrainState, images: steps.Batch, indices: np.ndarray) -> Any:
+        metrics: steps.Metrics = {}
+        for chosen in indices:
+            batch = {key: values[chosen] for key, values in images.items()}
+            state, metrics = run.train_step(state, jax.device_put(batch, steps.batch_sharding(run.mesh)))
+            jax.block_until_ready(metrics)
+        return state, metrics
 
-
-def _one_by_one(run: training.Run, state: steps.TrainState, images: steps.Batch, indices: np.ndarray) -> Any:
-    metrics: steps.Metrics = {}
-    for chosen in indices:
-        batch = {key: values[chosen] for key, values in images.items()}
-        state, metrics = run.train_step(state, jax.device_put(batch, steps.batch_sharding(run.mesh)))
-        jax.block_until_ready(metrics)
-    return state, metrics
+    return block
 
 
 def scanned(run: training.Run) -> Any:
-    """`many_steps` as one program."""
+    """Compiles `(state, images, indices) -> (state, metrics)`: a step for each row of `indices` `[n, B]`."""
 
     def block(state: steps.TrainState, images: steps.Batch, indices: jax.Array) -> Any:
         def step(state: steps.TrainState, chosen: jax.Array) -> Any:
@@ -89,9 +87,9 @@ def train(config: configs.Config, workdir: pathlib.Path) -> str:
         run, record, log = session.run, session.record, session.log
         data, every = config.data, config.run.log_every_steps
         replicated = jax.sharding.NamedSharding(run.mesh, columns.REPLICATED)
-        images = jax.device_put(load(run.source, data), replicated)
-        block, step = many_steps(run), int(session.state.step)
+        images = jax.device_put(load(run.source, data, log.say), replicated)
         on_cpu = run.mesh.devices.flat[0].platform == "cpu"
+        block, step = one_by_one(run) if on_cpu else scanned(run), int(session.state.step)
         if run.evaluates_at(step) and record.evaluated_step != step:  # interrupted before this evaluation
             training.evaluate_and_log(session, step)
         log.phase("compiling the training step")

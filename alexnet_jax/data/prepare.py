@@ -152,20 +152,20 @@ def _convert(
     source: sources.Source, indices: np.ndarray, settings: Settings
 ) -> tuple[list[bytes], list[str], ColourSums]:
     """The records of the examples at `indices`, the names of the bad ones, and the colour sums."""
-    records, bad = list[bytes](), list[str]()
-    batch, size = pipeline.load_batch(source, indices, settings.resize_size), settings.resize_size
-    encoded, _ = source.read(indices)
-    for data, image, label, weight, index in zip(encoded, *batch.values(), strict=True):
-        name = source.name(int(index))
-        if weight:
-            if not _is_square(data, size):
-                data = _jpeg(image, settings.quality)
-                image[:] = decode.decode_square(data, size)  # the pixels stored
-            values = {"image": data, "label": int(label), "file_name": name.encode()}
-            records.append(record_files.encode_example(values))
-        else:
+    records, bad, squares, size = list[bytes](), list[str](), list[np.ndarray](), settings.resize_size
+    for data, label, index in zip(*source.read(indices), indices, strict=True):
+        name, square = source.name(int(index)), decode.decode_square(data, size)
+        if square is None:
             bad.append(name)
-    return records, bad, ColourSums.of(batch["image"][batch["weight"] > 0])
+            continue
+        if not _is_square(data, size):
+            data = _jpeg(square, settings.quality)
+            square = decode.decode_square(data, size)  # the pixels stored
+            assert square is not None  # just written
+        squares.append(square)
+        values = {"image": data, "label": int(label), "file_name": name.encode()}
+        records.append(record_files.encode_example(values))
+    return records, bad, ColourSums.of(np.array(squares, np.uint8).reshape(-1, size, size, 3))
 
 
 def _is_square(data: bytes, size: int) -> bool:

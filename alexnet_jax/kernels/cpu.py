@@ -1,7 +1,7 @@
 """Convolutions for CPUs and their gradients, where XLA's own are slower. Skip at a first reading.
 
-By how much: `python -m benchmarks.convolutions`. Other devices use XLA's, NVIDIA's
-over blocks for conv1 (`blocks.py`). Maps are `[B, H, W, C]`.
+By how much: `python -m benchmarks.convolutions`. Other devices use XLA's, NVIDIA's over blocks for conv1
+(`blocks.py`). Maps are `[B, H, W, C]`.
 """
 
 import functools

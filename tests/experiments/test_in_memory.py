@@ -13,7 +13,7 @@ from alexnet_jax import config as configs
 from alexnet_jax import train as training
 from alexnet_jax.common.errors import Fault, UserError
 from alexnet_jax.run import checkpoint
-from configs import conv_local_11pct, conv_local_13pct, default
+from configs import default
 from experiments import conv_local, record
 from experiments import in_memory_loop as in_memory
 from tests import tiny
@@ -62,20 +62,25 @@ def test_a_run_is_that_of_main_and_each_resumes_the_other(images, tmp_path):
 
 def test_a_program_of_many_steps_does_what_single_steps_do(images, tmp_path):
     run = training.Run(config_of(images), tmp_path)
-    loaded = in_memory.load(run.source, run.config.data)
+    loaded = in_memory.load(run.source, run.config.data, print)
     order = np.random.default_rng(0).integers(0, len(run.source), (3, 8))
-    ends = [make(run)(run.init_state(), loaded, order) for make in (in_memory.scanned, in_memory.many_steps)]
+    ends = [make(run)(run.init_state(), loaded, order) for make in (in_memory.scanned, in_memory.one_by_one)]
     for one, other in zip(*map(jax.tree.leaves, ends), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
     assert int(ends[0][0].step) == 3
 
 
-def test_unreadable_images_are_named(images, tmp_path):
+def test_unreadable_images_are_named(tmp_path, capsys):
     copy = tiny.make_images(tmp_path / "images", train=2, test=1)
     broken = next((copy / "train" / "class3").iterdir())
     broken.write_bytes(b"no image")
-    with pytest.raises(UserError, match=rf"1 of 20 images cannot be read.*{broken.name}"):
+    with pytest.raises(UserError, match="1 of 20 images could not be read"):
         in_memory.train(config_of(copy), tmp_path / "run")
+    assert f"bad image, left out: class3/{broken.name}" in capsys.readouterr().err
+    few = config_of(copy, **{"data.max_bad_fraction": 0.1, "run.total_steps": 4})
+    assert in_memory.train(few, tmp_path / "few") == "done"
+    assert f"bad image, left out: class3/{broken.name}" in capsys.readouterr().err
+    assert metrics(tmp_path / "few")[0]["train/bad_images"] > 0
 
 
 def test_frozen_convolutions_are_for_main(images, tmp_path):
@@ -85,10 +90,12 @@ def test_frozen_convolutions_are_for_main(images, tmp_path):
         in_memory.train(config_of(images, **frozen, **{"optimizer.layer_rates": rates}), tmp_path / "run")
 
 
-@pytest.mark.parametrize(("net", "file"), [("11pct", conv_local_11pct), ("13pct", conv_local_13pct)])
-def test_the_schedules_are_the_configs(net, file):
-    config = configs.resolve(file.get_config(), {})
-    assert conv_local.EPOCHS[net] == (config.run.total_epochs, *config.optimizer.drop_epochs)
+@pytest.mark.parametrize(
+    ("net", "shorter", "epochs"),
+    [("13pct", 1, [160, 140, 150]), ("11pct", 1, [520, 500, 510]), ("11pct", 8, [65, 62.5, 63.75])],
+)
+def test_the_schedules_are_those_of_the_2012_files(net, shorter, epochs):
+    assert conv_local.schedule(net, shorter) == epochs
 
 
 def test_the_table_has_the_errors_of_the_last_test(tmp_path):
@@ -100,7 +107,7 @@ def test_the_table_has_the_errors_of_the_last_test(tmp_path):
         workdir.mkdir()
         lines = [{"step": 100, "epoch": 1.0, "train/top1_error": 20.0, "train/images_per_second": 5.0}]
         lines += [{"step": 100, "epoch": 1.0, "eval/top1_error": e} for e in (40.0, error)]
-        (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = {net: [conv_local.read(args, net, seed) for seed in range(2)] for net in conv_local.NETS}
     text = conv_local.table(found)
     assert "| without normalisation | 1 | 15.00, 16.00 | 15.50 ± 0.71 | 13 | 20.00 |" in text
