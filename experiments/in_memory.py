@@ -5,7 +5,7 @@
 Flags, workdir and numbers are those of main.py, which can resume a run of this and the other way round
 (tests/experiments/test_in_memory.py compares them). What differs: images are decoded once, before the first
 step, and on an accelerator `run.log_every_steps` steps are one program. For nets whose step takes less time
-than a host needs for its batch. One process; `run.save_every_minutes` has no effect.
+than a host needs for its batch. One process; `run.save_every_minutes` and `run.profile_steps` have no effect.
 """
 
 import sys
