@@ -82,7 +82,7 @@ def make_eval_step(
         return steps.batch_sums(predict(params, batch["image"]), batch, ks=(1, 5))
 
     replicated = NamedSharding(mesh, columns.REPLICATED)
-    return jax.jit(eval_step, out_shardings=replicated, compiler_options=host.forward_options())
+    return jax.jit(eval_step, out_shardings=replicated, compiler_options=host.eigen_options())
 
 
 class Evaluator:

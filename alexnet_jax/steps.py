@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from alexnet_jax import columns
+from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.model import AlexNet
 
@@ -155,8 +156,7 @@ def make_train_step(
 
         def loss_and_sums(params: Any, part: Batch) -> tuple[Array, Metrics]:
             sums = batch_sums(forward(params, part["image"], key, part["id"]), part, ks=(1,))
-            bad_images = jnp.sum(part["weight"] == 0, dtype=jnp.float32)
-            return sums["loss"], {**sums, "bad_images": bad_images}
+            return sums["loss"], {**sums, "bad_images": jnp.sum(part["weight"] == 0, dtype=jnp.float32)}
 
         gradient = functools.partial(jax.grad(loss_and_sums, has_aux=True), state.params)
         if micro_batches > 1:
@@ -175,7 +175,9 @@ def make_train_step(
 
     state, replicated = state_shardings(mesh), NamedSharding(mesh, columns.REPLICATED)
     in_shardings, out_shardings = (state, batch_sharding(mesh)), (state, replicated)
-    return jax.jit(train_step, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=0)
+    # YNNPACK computes each of two columns on a core of its own, but leaves one partly idle with one column.
+    options = {"compiler_options": host.eigen_options() if model.columns == 1 else {}, "donate_argnums": 0}
+    return jax.jit(train_step, in_shardings=in_shardings, out_shardings=out_shardings, **options)
 
 
 def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, mesh: Mesh) -> Any:
@@ -202,8 +204,7 @@ def _with_metrics(
 ) -> tuple[TrainState, Metrics]:
     """Adds a batch's metrics to the state; also returns the means since the last multiple of `log_every`."""
     first = state.step % log_every == 0
-    now = {**means, "steps": jnp.float32(1)}
-    sums = {key: jnp.where(first, 0, state.sums[key]) + value for key, value in now.items()}
+    sums = {k: jnp.where(first, 0, state.sums[k]) + v for k, v in {**means, "steps": 1.0}.items()}
     total = state.bad_images + bad_images.astype(jnp.int32)
     metrics = {key: sums[key] / sums["steps"] for key in means}
     return state.replace(bad_images=total, sums=sums), {**metrics, "bad_images": total}

@@ -77,7 +77,7 @@ def cases(
             lambda x, k, g: jax.vjp(lambda x: f(x, k), x)[1](g), x, kernel, g
         ),
         "forward only": lambda f: (
-            jax.jit(f, compiler_options=host.forward_options()).lower(x, kernel).compile()
+            jax.jit(f, compiler_options=host.eigen_options()).lower(x, kernel).compile()
         ),
     }
     operations = 2 * batch * size**2 * window**2 * inputs * width

@@ -148,7 +148,7 @@ def make_program(given: argparse.Namespace, model: Any, mesh: Any) -> tuple[Any,
         return train_step, (state, batch)
     if given.work == "forward":
         forward = jax.jit(
-            steps.forward_on_mesh(model, mesh, view, train=False), compiler_options=host.forward_options()
+            steps.forward_on_mesh(model, mesh, view, train=False), compiler_options=host.eigen_options()
         )
         params, key, ids = state.params, jax.random.key(0), jnp.arange(given.batch)
         return forward, (params, batch["image"], key, ids)

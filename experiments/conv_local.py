@@ -18,6 +18,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,11 +161,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
 
+        failed = threading.Event()
+
         def one(net: str, seed: int) -> None:
+            if failed.is_set():  # asked here, since this thread would begin the next run before `finally`
+                return
             try:
                 run(args, net, seed)
-            except BaseException:  # here, since this thread would begin the next run before `finally`
-                pool.shutdown(wait=False, cancel_futures=True)
+            except BaseException:
+                failed.set()
                 raise
 
         # The long ones first.

@@ -26,7 +26,7 @@ def formulation(inputs: int, outputs: int, *, stride: int, rows: int, extra_rows
 
     XLA prefers YNNPACK, which is faster alongside other work but leaves much of the second core idle for few
     outputs (conv1, and the gradient of conv2's inputs). In a training step these run on Eigen instead.
-    Forward-only programs set an XLA option with the same effect (`host.forward_options`).
+    Forward-only programs and nets of one column set an XLA option (`host.eigen_options`).
 
     With 17 to 47 filters, a conv1 on YNNPACK is 2 to 8 times slower than the alternatives, so it avoids
     YNNPACK in every program. On small images, where Eigen needs too many extra rows, it becomes a product.

@@ -63,7 +63,7 @@ def pooled_maps(
 
 
 def _compute(path: pathlib.Path, model: AlexNet, params: Any, preprocess: Preprocess, source: Source) -> None:
-    @functools.partial(jax.jit, compiler_options=host.forward_options())
+    @functools.partial(jax.jit, compiler_options=host.eigen_options())
     def pool5(params: Any, images: jax.Array) -> Any:
         _, seen = model.apply({"params": params}, preprocess.view(images), capture=("pool5",))
         return seen["pool5"]

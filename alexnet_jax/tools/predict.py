@@ -39,7 +39,7 @@ def predictor(loaded: Pretrained, topk: int, views: int) -> Callable[[np.ndarray
         logs = evaluate.log_probabilities(apply, images, loaded.preprocess, views)
         return jax.lax.top_k(jnp.exp(logs), min(topk, model.num_classes))
 
-    run = jax.jit(predict, compiler_options=host.forward_options())
+    run = jax.jit(predict, compiler_options=host.eigen_options())
     return lambda images: run(loaded.variables, images)
 
 

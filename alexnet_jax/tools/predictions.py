@@ -65,7 +65,7 @@ def predict(loaded: Pretrained, source: Source, *, views: int = 1) -> Prediction
     mesh = columns.make_mesh()
     params = jax.device_put(loaded.variables["params"], NamedSharding(mesh, columns.PARAMETERS))
     predict_on_mesh = evaluate.make_predict(loaded.model, mesh, loaded.preprocess, views, labels)
-    step = jax.jit(predict_on_mesh, compiler_options=host.forward_options())
+    step = jax.jit(predict_on_mesh, compiler_options=host.eigen_options())
 
     def log_probabilities(images: np.ndarray) -> jax.Array:
         return step(params, jax.device_put(images, steps.batch_sharding(mesh)))

@@ -72,8 +72,8 @@ def test_the_user_can_turn_it_off(tmp_path, variable):
 def test_the_nets_convolutions_are_not_given_away(monkeypatch):
     """Where XLA has YNNPACK, the options keep its convolutions from it, and change no number by much."""
     monkeypatch.delenv(host.OPTIONS_SWITCH, raising=False)
-    host.forward_options.cache_clear()
-    options = host.forward_options()
+    host.eigen_options.cache_clear()
+    options = host.eigen_options()
     if not options:
         pytest.skip(f"jax {jax.__version__} on {jax.default_backend()} has no such option")
 
@@ -102,14 +102,14 @@ def test_the_nets_convolutions_are_not_given_away(monkeypatch):
     ],
 )
 def test_the_users_options_hold(monkeypatch, variable, value):
-    host.forward_options.cache_clear()
+    host.eigen_options.cache_clear()
     monkeypatch.setenv(variable, value)
-    assert host.forward_options() == {}
-    host.forward_options.cache_clear()
+    assert host.eigen_options() == {}
+    host.eigen_options.cache_clear()
 
 
 def test_an_xla_without_the_option_does_without(monkeypatch):
     monkeypatch.setattr(host, "_ON_CPU", {"xla_cpu_of_another_year": "1"})
-    host.forward_options.cache_clear()
-    assert host.forward_options() == {}
-    host.forward_options.cache_clear()
+    host.eigen_options.cache_clear()
+    assert host.eigen_options() == {}
+    host.eigen_options.cache_clear()
