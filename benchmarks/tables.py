@@ -61,6 +61,9 @@ def machine() -> dict[str, Any]:
         cpuinfo = ""
     if found := re.search(r"^model name\s*: (.*)$", cpuinfo, re.MULTILINE):
         name = found[1].strip()
+        # Virtual machines hide the number of the model: Zen 4 and Zen 5 are both "AMD EPYC" there.
+        kind = dict(re.findall(r"^(cpu family|model)\s*: (\d+)$", cpuinfo, re.MULTILINE))
+        name += f" (family {kind['cpu family']}, model {kind['model']})" if len(kind) == 2 else ""
     if found := re.search(r"^flags\s*: (.*)$", cpuinfo, re.MULTILINE):
         flags = set(found[1].split())
         vectors = next((isa for isa in ("avx512f", "avx2", "avx") if isa in flags), vectors)

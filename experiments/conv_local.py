@@ -160,7 +160,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments import record
 
     with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
-
         failed = threading.Event()
 
         def one(net: str, seed: int) -> None:
