@@ -9,6 +9,7 @@ size), dropout, SGD with momentum and weight decay; `no lrn` is the same net wit
 """
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import tables
+from benchmarks import layers, tables
 
 
 class Paper(nn.Module):
@@ -67,7 +68,7 @@ class Paper(nn.Module):
 
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("work", choices=("train", "forward", "limit", "about"))
+    parser.add_argument("work", choices=("train", "forward", "layers", "limit", "about"))
     parser.add_argument("--net", choices=("paper", "no lrn", "torchvision"), default="paper")
     parser.add_argument("--layout", choices=("channels_first", "channels_last"), default="channels_first")
     parser.add_argument("--compiled", action="store_true")
@@ -87,7 +88,7 @@ def main():
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     given = parser.parse_args()
-    work = {"about": lambda _: about(), "limit": limit}.get(given.work, net)
+    work = {"about": lambda _: about(), "limit": limit, "layers": single_layers}.get(given.work, net)
     print(json.dumps({**work(given), "peak_bytes": tables.peak_bytes()}))
 
 
@@ -153,6 +154,30 @@ def net(given):
         "device_peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
         "torch": torch.__version__,
     }
+
+
+def single_layers(given):
+    """Seconds of each call by layer and program (`benchmarks.layers`)."""
+    found = {}
+    for name, side, window, stride, padding, inputs, outputs in layers.LAYERS:
+        shapes = [(given.batch, inputs, side, side), (outputs, inputs, window, window)]
+        x, kernel = (torch.randn(s if side else s[:2]) for s in shapes)
+        if side:
+            x, kernel = (a.to(memory_format=torch.channels_last) for a in (x, kernel))
+            forward = functools.partial(functional.conv2d, x, kernel, stride=stride, padding=padding)
+            g = torch.randn_like(forward())
+            geometry = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1
+            backward = functools.partial(torch.ops.aten.convolution_backward, g, x, kernel, None, *geometry)
+            gradients = [functools.partial(backward, [of_x, not of_x, False]) for of_x in (False, True)]
+        else:
+            g = torch.randn(given.batch, outputs)
+            forward = functools.partial(functional.linear, x, kernel)
+            gradients = [functools.partial(torch.mm, g.T, x), functools.partial(torch.mm, g, kernel)]
+        for program, run in zip(layers.PROGRAMS, (forward, *gradients), strict=True):
+            if (name, program) in layers.programs():
+                with torch.inference_mode():
+                    found[f"{name} {program}"] = timed(run, given.warm, given.steps)
+    return found
 
 
 def limit(given):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import convolutions, growth, kernels, speed_results, tables
+from benchmarks import convolutions, growth, kernels, layers, speed_results, tables
 from benchmarks.contestants import AS_IT_COMES, Contestant
 from tests import tiny, xla
 
@@ -171,6 +171,28 @@ def test_a_row_of_rates_by_hand():
     assert row["times XLA"] == 2.5 and row["times XLA, processor time"] == 1.5
     assert row["of the product"] == 0.25 and row["<"] == "<"  # half the operations in twice the time
     assert row["GFLOP/s"] == pytest.approx(large / 2 / 2.5 / 1e9)
+
+
+def test_layers_of_torchvisions_net():
+    # By hand: 27 x 27 places, windows of 5 x 5 places in 64 maps, 192 filters, two a multiply-accumulate.
+    assert layers.operations("conv2") == 2 * 729 * 1600 * 192
+    assert layers.operations("conv1") == 2 * 55**2 * 363 * 64
+    assert layers.operations("fc8") == 2 * 4096 * 1000
+    names = [f"{layer} {program}" for layer, program in layers.programs()]
+    assert len(names) == 8 * 3 - 1 and "conv1 input gradient" not in names
+    found = layers.ours(batch=1, warm=1, steps=2)
+    assert list(found) == names and all(len(seconds) == 2 for seconds in found.values())
+
+
+def test_rows_of_layers_by_hand():
+    names = [f"{layer} {program}" for layer, program in layers.programs()]
+    ours = {name: [0.004, 0.006, 0.005] for name in names}
+    theirs = {name: [0.003] for name in names} | {"fc8 forward": [0.008, 0.010]}
+    *rows, total = layers.rows_of({"ours": ours, "theirs": theirs}, batch=2)
+    fc8 = next(row for row in rows if (row["layer"], row["program"]) == ("fc8", "forward"))
+    assert fc8["ours, ms an image"] == pytest.approx(2.5) and fc8["difference, ms"] == pytest.approx(-2.0)
+    assert fc8["ours, GFLOP/s"] == pytest.approx(2 * 4096 * 1000 / 0.0025 / 1e9)
+    assert total["difference, ms"] == pytest.approx(22 * 1.0 - 2.0)
 
 
 def test_a_whole_run_is_measured(tmp_path):
