@@ -53,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     planned = reproduction.with_overrides(args.set, table)
     directory = args.runs or pathlib.Path(f"runs/table{args.table}")
     out = args.out or directory
-    runs, plain = (sweep_plan.plan(sweep, directory) for sweep in (planned, table))
+    plain = sweep_plan.plan(table, directory)
+    try:
+        runs = sweep_plan.plan(planned, directory)
+    except UserError as error:  # of --set, since the table's own configs stand
+        raise UserError(str(error).replace(str(table.path), "--set", 1)) from error
     recorded = sweep_results.recorded(sweep_results.read(out), runs)
     missing = [run for run in runs if not run.has_ended() and run.workdir not in recorded]
     usual = {run.workdir: run.config.data.source for run in plain} if args.check else {}

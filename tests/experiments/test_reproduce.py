@@ -117,6 +117,7 @@ def test_overrides_are_for_all_runs_or_for_a_row(tmp_path):
         (["--table=2", "--check", "--set=data.source=folder:/nowhere"], f"^1 CNN: {NO_FOLDER}"),
         (["--table=1", "--check", "--set=data.source=embedded"], r"^CNN: .* data\.num_classes=1000: give 10"),
         (["--table=1", "--check", "--set=run.seed=3"], r"--set=run\.seed=3: leave it out"),
+        (["--table=1", "--check", "--set=model.widhts=3"], r"^--set: 'parent': model\.widhts: no such key"),
         (["--table=2"], r"^1 CNN: no usable images: data\.source=tfds:imagenet2012: .*docs/imagenet\.md"),
     ],
 )
