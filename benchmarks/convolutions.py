@@ -35,6 +35,7 @@ LAYERS: dict[str, tuple[int, int, int, Callable[[int], int]]] = {
     "conv4": (3, 1, 1, lambda width: width),
     "conv5": (3, 1, 1, lambda width: max(round(width * 192 / 128), 1)),
 }
+PROGRAMS = ("forward", "kernel gradient", "input gradient", "forward only")
 PRODUCT = 2048
 COLUMNS = (
     *("layer", "images", "filters", "program", "GFLOP/s", "XLA's", "times XLA", "times XLA, processor time"),
@@ -155,6 +156,55 @@ def main(argv: Sequence[str] | None = None) -> None:
                     rows.append(row_of(names, in_turns(calls, given.rounds), operations))
     label = tables.of_operations(given.batch, given.rounds)
     tables.publish(given.out, "convolutions", rows, COLUMNS, label)
+    if given.out:
+        plot(rows, given.out / "convolutions.png")
+
+
+def plot(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """Rates in % of the product's: a panel for each layer and program, filters across, image sizes down."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    layers_, sizes, widths = (
+        list(dict.fromkeys(row[key] for row in rows)) for key in ("layer", "images", "filters")
+    )
+    programs = [program for program in PROGRAMS if any(row["program"] == program for row in rows)]
+    figure, axes = plt.subplots(
+        *(len(layers_), len(programs)),
+        figsize=(1 + 0.36 * len(widths) * len(programs), 0.7 + (0.35 + 0.23 * len(sizes)) * len(layers_)),
+        **{"layout": "constrained", "squeeze": False, "sharex": True, "sharey": True},
+    )
+    shades = None
+    for line, layer in enumerate(layers_):
+        for column, program in enumerate(programs):
+            ax = axes[line][column]
+            found = {
+                (row["images"], row["filters"]): row["of the product"]
+                for row in rows
+                if (row["layer"], row["program"]) == (layer, program)
+            }
+            if not found:
+                ax.axis("off")
+                continue
+            share = [[found.get((size, width), float("nan")) for width in widths] for size in sizes]
+            shades = ax.imshow(share, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+            for (size, width), value in found.items():
+                ax.text(
+                    *(widths.index(width), sizes.index(size), f"{100 * value:.0f}"),
+                    **{"ha": "center", "va": "center", "fontsize": 7},
+                    color="white" if value < 0.6 else "black",
+                )
+            ax.set_title(f"{layer}, {program}", fontsize=8)
+            ax.set_xticks(range(len(widths)), widths, fontsize=7)
+            ax.set_yticks(range(len(sizes)), sizes, fontsize=7)
+    figure.supxlabel("filters", fontsize=8)
+    figure.supylabel("image side in pixels", fontsize=8)
+    if shades is not None:
+        figure.colorbar(shades, ax=axes, label="of a large product's rate", shrink=0.5)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

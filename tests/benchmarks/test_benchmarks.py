@@ -153,6 +153,8 @@ def test_convolutions_by_width_and_image_size(tmp_path):
         for program in programs
     ]
     assert all(float(row["GFLOP/s"]) > 0 and float(row["times XLA"]) > 0 for row in rows)
+    with Image.open(tmp_path / "convolutions.png") as picture:
+        assert picture.width > 300
 
 
 @pytest.mark.parametrize(("size", "sides"), [(224, (224, 27, 13)), (64, (64, 7, 3)), (32, (32, 3, 1))])
