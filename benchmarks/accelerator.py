@@ -16,7 +16,7 @@ On one GPU or TPU, and on two where there are two:
 Each part has its share of --minutes; what a quick one leaves, the next ones get. A part that fails or is
 cut off says so, and the next part follows. DIR/accelerator-DEVICE.json and .md are written after each part.
 PyTorch is looked for in this Python, or in --torch_python, which needs nothing of this project.
-`python -m benchmarks.accelerator_report` puts the results in benchmarks/results into docs/speed.md.
+`python -m benchmarks.report` puts the results in benchmarks/results into docs/speed.md.
 --small tries everything on a narrow net, on any device; its rates mean nothing.
 """
 
@@ -36,7 +36,7 @@ from typing import Any
 
 from alexnet_jax.common import command_line, files
 from alexnet_jax.common.errors import UserError
-from benchmarks import accelerator_parts, accelerator_report, contestants, tables
+from benchmarks import accelerator_parts, contestants, report, tables
 
 Row = dict[str, Any]
 Rows = tuple[list[Row], str | None]  # and why there are no more
@@ -81,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         part = {"seconds": round(time.monotonic() - start, 1), "budget": round(budget, 1), "rows": rows}
         result["parts"][name] = part | ({"failed": failed} if failed else {})
         files.write_text(path, json.dumps(result, indent=1) + "\n")
-        files.write_text(path.with_suffix(".md"), accelerator_report.page(result))
-    print(accelerator_report.page(result), end="")
+        files.write_text(path.with_suffix(".md"), report.page(result))
+    print(report.page(result), end="")
     print(f"files      {path}, {path.with_suffix('.md')}", file=sys.stderr)
     return 0
 

@@ -20,6 +20,7 @@ On a GPU or TPU only our own rates are measured, with their share of the chip's 
 """
 
 import argparse
+import datetime
 import pathlib
 import re
 import tempfile
@@ -90,6 +91,7 @@ def compare(given: argparse.Namespace, out: pathlib.Path) -> None:
 
     label = {
         **tables.machine(),
+        "date": f"{datetime.date.today():%Y-%m-%d}",
         "device": about["device"],
         "precision": "float32" if on_cpu else "float32 and bfloat16",
         "batch": given.batch,

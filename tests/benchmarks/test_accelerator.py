@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from benchmarks import accelerator, accelerator_report, tables
+from benchmarks import accelerator, report, tables
 from tests import xla
 
 
@@ -31,7 +31,7 @@ def test_every_part_in_the_small_form(tmp_path, monkeypatch):
     assert loop["loop of bare step"] > 0
     text = (tmp_path / "accelerator-cpu.md").read_text()
     assert "A try with --small" in text and all(f"## {name}" in text for name in parts)
-    assert accelerator_report.section(tmp_path).count(accelerator_report.NONE) == 1  # a try on a CPU
+    assert report.accelerators(tmp_path).count(report.NONE) == 1  # a try on a CPU
 
 
 def test_what_is_cut_off_leaves_what_it_had_and_all_its_processes_end(tmp_path):
@@ -103,18 +103,18 @@ RESULT = {
 
 
 def test_a_result_by_hand(tmp_path):
-    row = accelerator_report.summary(RESULT)
+    row = report.summary(RESULT)
     assert row["right"] == "1 of 2"
     assert row["training, bfloat16"] == "30,000 (batch 1024, MFU 0.30)"
     assert row["of PyTorch's best"] == "1.25 to 1.25"
-    text = accelerator_report.page(RESULT)
+    text = report.page(RESULT)
     assert "no memory" in text and "Ended early: not done in 150 s" in text and "driver" not in text
     tried = copy.deepcopy(RESULT)
     tried["about"]["small"] = True
     for name, result in (("x", RESULT), ("y", tried)):
         (tmp_path / f"accelerator-{name}.json").write_text(json.dumps(result))
-    assert accelerator_report.section(tmp_path).count("NVIDIA X, 2026-11-26, jax 0.10.2") == 1
+    assert report.accelerators(tmp_path).count("NVIDIA X, 2026-11-26, jax 0.10.2") == 1
 
 
 def test_the_page_is_what_the_results_say():
-    assert accelerator_report.main(["--check"]) == 0, "python -m benchmarks.accelerator_report"
+    assert report.main(["--check"]) == 0, "python -m benchmarks.report"

@@ -1,6 +1,7 @@
 """The benchmarks run end to end, with a narrow net and without PyTorch."""
 
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import convolutions, growth, kernels, layers, speed_results, tables
+from benchmarks import convolutions, growth, kernels, layers, report, speed_results, tables
 from benchmarks.contestants import AS_IT_COMES, Contestant
 from tests import tiny, xla
 
@@ -231,3 +232,30 @@ def test_input_pipeline_compares_what_is_there(tmp_path):
     rates = json.loads(out.read_text())["rates"]
     assert set(rates) == {"decode only", "raw", "prepared"} and all(rate > 0 for (rate,) in rates.values())
     assert f"{rates['raw'][0] / rates['decode only'][0]:.2f}" in said
+
+
+def test_a_processor_s_rows_in_the_guide(tmp_path):
+    path = tmp_path / "abacus" / "speed.csv"
+    path.parent.mkdir()
+    about = {"cores": 2, "date": "2026-11-26", "jax": "0.10.2"}
+    rows: list[dict[str, object]] = [{"contestant": "limit: matrix products", "setting": "414 GFLOP/s"}]
+    for net, work in itertools.product(("paper", "torchvision"), ("train", "forward")):
+        theirs = {
+            "as it comes": (30, 2),
+            "channels last": (80, 2),
+            "compiled": (75, 2),
+            "tried": (90, "tried once"),
+        }
+        rows.append({"contestant": f"ours {net} {work}", "setting": "", "images/s": 60, "rounds": 2})
+        rows += [
+            {"contestant": f"PyTorch {net} {work}", "setting": setting, "images/s": rate, "rounds": rounds}
+            for setting, (rate, rounds) in theirs.items()
+        ]
+    tables.write_csv(path, rows, about)
+    first, *others = report.of_processor(path)
+    assert first["machine"] == "abacus: 2 cores, 414 GFLOP/s, 2026-11-26, jax 0.10.2"
+    assert first["of PyTorch as it comes"] == 2 and first["of PyTorch at its best"] == 0.75
+    # 4.14 GFLOP for an image in training, by hand: three times those of `--mode=summary`, less conv1's input.
+    assert first["of the machine's limit"] == pytest.approx(60 * 4.14 / 414, rel=2e-3)
+    assert [row["work"] for row in others][-1] == "torchvision's net, forward"
+    assert "| abacus: 2 cores" in report.processors(tmp_path)

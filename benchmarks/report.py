@@ -1,11 +1,14 @@
-"""The page of a result of `benchmarks.accelerator`, and the table of all of them in docs/speed.md.
+"""The tables of docs/speed.md, and the page of a result of `benchmarks.accelerator`.
 
-    python -m benchmarks.accelerator_report [--check]
+    python -m benchmarks.report [--check]
 
-Makes the part between the marks in docs/speed.md from benchmarks/results/accelerator-*.json. With --check
-nothing is written; the command fails if the page differs from what the results say.
+Makes the parts between the marks in docs/speed.md from benchmarks/results: a row for each accelerator, from
+accelerator-*.json, and four for each kind of processor, from */speed.csv. With --check nothing is written;
+the command fails if the page differs from what the results say.
 """
 
+import csv
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -16,10 +19,8 @@ from alexnet_jax.common.errors import UserError
 from benchmarks import tables
 
 RESULTS, PAGE = tables.ROOT / "benchmarks" / "results", tables.ROOT / "docs" / "speed.md"
-BEGIN, END = (
-    "<!-- accelerators: made by python -m benchmarks.accelerator_report -->",
-    "<!-- accelerators: end -->",
-)
+BEGIN, END = "<!-- {0}: made by python -m benchmarks.report -->", "<!-- {0}: end -->"
+NETS = {"paper": "the paper's net", "torchvision": "torchvision's net"}
 NONE = "Nobody has run it on an accelerator yet."
 WHAT = {
     "compiling": "Seconds to trace and compile, side by side; kept on disk for the next time.",
@@ -81,24 +82,64 @@ def _key(one: dict[str, Any]) -> tuple[Any, ...]:
     return one["work"], one["batch"], one["precision"]
 
 
-def section(directory: pathlib.Path) -> str:
-    """The text between the marks: a row for each accelerator; tries and CPUs are left out."""
+def accelerators(directory: pathlib.Path) -> str:
+    """A row for each accelerator; tries and CPUs are left out."""
     results = [json.loads(path.read_text()) for path in sorted(directory.glob("accelerator-*.json"))]
     measured = [one for one in results if one["about"]["platform"] != "cpu" and not one["about"]["small"]]
     rows = [summary(one) for one in measured]
-    table = tables.markdown(rows, list(dict.fromkeys(key for row in rows for key in row))) if rows else NONE
-    return f"{BEGIN}\n\n{table.strip()}\n\n{END}"
+    return tables.markdown(rows, list(dict.fromkeys(key for row in rows for key in row))) if rows else NONE
+
+
+def processors(directory: pathlib.Path) -> str:
+    """Four rows for each kind of processor: the paper's net and torchvision's, in training and forward."""
+    paths = sorted(directory.glob("*/speed.csv"))
+    rows = [row for path in paths for row in of_processor(path)]
+    return tables.markdown(rows, list(dict.fromkeys(key for row in rows for key in row)))
+
+
+def of_processor(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a `speed.csv`; shares of the limit by today's count of operations."""
+    from alexnet_jax.run import summary as summaries  # here, as it imports JAX
+    from alexnet_jax.variants import create_model
+
+    with path.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    limit = next(row["setting"] for row in found if row["contestant"] == "limit: matrix products")
+    about = found[0]
+    machine = f"{path.parent.name}: {about['cores']} cores, {limit}, {about['date']}, jax {about['jax']}"
+    rows: list[dict[str, Any]] = []
+    for net, work in itertools.product(NETS, ("train", "forward")):
+        rates = {
+            (row["contestant"], row["setting"]): float(row["images/s"])
+            for row in found
+            if row["contestant"].endswith(f" {net} {work}") and row["rounds"] not in ("", "tried once")
+        }
+        own = rates[f"ours {net} {work}", ""]
+        theirs = {setting: rate for (name, setting), rate in rates.items() if name.startswith("PyTorch")}
+        operations = summaries.operations(create_model(net), 224, train=work == "train")
+        row = {
+            "machine": "" if rows else machine,
+            "work": f"{NETS[net]}, {'training' if work == 'train' else work}",
+            "ours, images/s": own,
+            "of PyTorch as it comes": own / theirs.pop("as it comes"),
+            "of PyTorch at its best": own / max(theirs.values()),
+            "of the machine's limit": own * operations / 1e9 / float(limit.split()[0]),
+        }
+        rows.append(row)
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = command_line.Parser("benchmarks.accelerator_report", __doc__)
+    parser = command_line.Parser("benchmarks.report", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
     given = parser.parse_args(argv)
-    text = PAGE.read_text()
-    before, _, rest = text.partition(BEGIN)
-    made = before + section(RESULTS) + rest.partition(END)[2]
+    text = made = PAGE.read_text()
+    for name, table in (("processors", processors(RESULTS)), ("accelerators", accelerators(RESULTS))):
+        begin, end = BEGIN.format(name), END.format(name)
+        before, _, rest = made.partition(begin)
+        made = f"{before}{begin}\n\n{table.strip()}\n\n{end}{rest.partition(end)[2]}"
     if given.check and made != text:
-        raise UserError(f"{PAGE}: is out of date; python -m benchmarks.accelerator_report makes it")
+        raise UserError(f"{PAGE}: is out of date; python -m benchmarks.report makes it")
     if not given.check:
         files.write_text(PAGE, made)
     return 0
