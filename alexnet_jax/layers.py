@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from alexnet_jax.common.errors import UserError
-from alexnet_jax.kernels import blocks, cpu, gradients
+from alexnet_jax.kernels import blocks, gradients
 
 Array = jax.Array
 
@@ -48,7 +48,6 @@ def _edges(
     return tuple((padding, end) for end in ends)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def convolution(
     x: Array, kernel: Array, stride: int = 1, padding: int = 0, ceil: bool = True, name: str = "convolution"
 ) -> Array:
@@ -57,40 +56,13 @@ def convolution(
     Raises:
       TooSmall: no window fits; the message begins with `name`.
     """
-    by_device = _by_device(x, kernel, stride, padding, ceil, name, in_step=False)
-    return lax.platform_dependent(x, kernel, **by_device)
-
-
-def _by_device(x, kernel, stride, *others, in_step):
-    edges = _edges(x.shape[1:3], kernel.shape[0], stride, *others)
-    on_cpu = functools.partial(cpu.convolution, stride=stride, edges=edges, in_step=in_step)
-    return {"cpu": on_cpu, **_on_accelerators(stride, edges)}
-
-
-def _on_accelerators(stride, edges):
-    """XLA's own; conv1 on NVIDIA over blocks, as three channels leave its matrix units idle."""
-    plain = functools.partial(blocks.xla_convolution, window_strides=(stride, stride), padding=edges)
-    over_blocks = functools.partial(blocks.convolution, stride=stride, edges=edges)
-    return {"cuda": over_blocks if stride > 1 else plain, "default": plain}
-
-
-def _convolution_forward(x, kernel, *others):
-    by_device = _by_device(x, kernel, *others, in_step=True)
-    return lax.platform_dependent(x, kernel, **by_device), (x, kernel)
-
-
-def _convolution_backward(stride, padding, ceil, name, inputs, g):
-    x, kernel = inputs
     edges = _edges(x.shape[1:3], kernel.shape[0], stride, padding, ceil, name)
-    by_device = {
-        device: lambda x, kernel, g, how=how: jax.vjp(how, x, kernel)[1](g)
-        for device, how in _on_accelerators(stride, edges).items()
-    }
-    on_cpu = functools.partial(cpu.convolution_gradients, stride=stride, edges=edges)
-    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, **by_device)
-
-
-convolution.defvjp(_convolution_forward, _convolution_backward)
+    plain = functools.partial(blocks.xla_convolution, window_strides=(stride, stride), padding=edges)
+    if stride == 1:
+        return plain(x, kernel)
+    # conv1: its three channels leave the vectors of CPUs and the matrix units of NVIDIA idle.
+    over_blocks = functools.partial(blocks.convolution, stride=stride, edges=edges)
+    return lax.platform_dependent(x, kernel, cpu=over_blocks, cuda=over_blocks, default=plain)
 
 
 @jax.custom_vjp

@@ -175,8 +175,7 @@ def make_train_step(
 
     state, replicated = state_shardings(mesh), NamedSharding(mesh, columns.REPLICATED)
     in_shardings, out_shardings = (state, batch_sharding(mesh)), (state, replicated)
-    # YNNPACK computes each of two columns on a core of its own, but leaves one partly idle with one column.
-    options = {"compiler_options": host.eigen_options() if model.columns == 1 else {}, "donate_argnums": 0}
+    options = {"compiler_options": host.eigen_options(), "donate_argnums": 0}
     return jax.jit(train_step, in_shardings=in_shardings, out_shardings=out_shardings, **options)
 
 

@@ -1,5 +1,6 @@
 """The training loop of `experiments.in_memory`."""
 
+import inspect
 import pathlib
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import tqdm
 from alexnet_jax import columns, steps
 from alexnet_jax import config as configs
 from alexnet_jax import train as training
+from alexnet_jax.common import host
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.data import batches, decode, pipeline
 from alexnet_jax.data.sources import Source
@@ -64,14 +66,16 @@ def one_by_one(run: training.Run) -> Any:
 def scanned(run: training.Run) -> Any:
     """Compiles `(state, images, indices) -> (state, metrics)`: a step for each row of `indices` `[n, B]`."""
 
+    one_step = inspect.unwrap(run.train_step)  # not jitted, since JAX takes options for whole programs only
+
     def block(state: steps.TrainState, images: steps.Batch, indices: jax.Array) -> Any:
         def step(state: steps.TrainState, chosen: jax.Array) -> Any:
-            return run.train_step(state, jax.tree.map(lambda x: x[chosen], images))
+            return one_step(state, jax.tree.map(lambda x: x[chosen], images))
 
         state, metrics = jax.lax.scan(step, state, indices)
         return state, jax.tree.map(lambda values: values[-1], metrics)
 
-    return jax.jit(block, donate_argnums=0)
+    return jax.jit(block, donate_argnums=0, compiler_options=host.eigen_options())
 
 
 def train(config: configs.Config, workdir: pathlib.Path) -> str:

@@ -142,7 +142,7 @@ def test_few_frames_lie_between_main_and_the_convolution(tmp_path):
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["code"] == 0
     first, *_, last = result["frames"]
-    assert (first, last) == ("alexnet_jax/launch.py:main", "alexnet_jax/kernels/cpu.py:convolution")
+    assert (first, last) == ("alexnet_jax/launch.py:main", "alexnet_jax/kernels/blocks.py:convolution")
     assert len(result["frames"]) <= 10, result["frames"]
 
 

@@ -85,7 +85,7 @@ def test_bfloat16_is_summed_in_float32():
 
 @pytest.mark.parametrize(("side", "low_side", "filters"), [
     (6, 14, 5),  # the last window hangs over the edge by a pixel, as in the net
-    (6, 15, 100),  # 20 and 100 filters: CPUs have ways of their own (kernels/cpu.py)
+    (6, 15, 100),
     (7, 16, 20),
     (7, 19, 3),  # the low-resolution image is cut
 ])  # fmt: skip

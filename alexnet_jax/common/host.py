@@ -28,8 +28,8 @@ JAX_CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own variable, which takes prece
 # malloc.h of glibc
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
-# On CPUs, XLA may use YNNPACK, which is faster for matrix products and sums but slower for convolutions that
-# run one at a time (docs/speed_record.md). In training steps of two columns `kernels.cpu` chooses for each.
+# On CPUs, XLA may use YNNPACK, which is as fast for matrix products and sums but slower than Eigen for
+# convolutions and their gradients, several times with few filters (docs/speed_record.md).
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _ON_CPU = {_YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
@@ -126,7 +126,7 @@ def jax_mistake(error: BaseException) -> UserError | None:
 
 @functools.cache
 def eigen_options() -> dict[str, str]:
-    """XLA options of forward-only programs and one-column training: `jax.jit(f, compiler_options=...)`.
+    """XLA options of the programs that run the net: `jax.jit(f, compiler_options=eigen_options())`.
 
     Empty on GPU and TPU, where XLA has no such option, and if the environment turns it off
     (`ALEXNET_JAX_XLA_OPTIONS=0`) or sets it in `XLA_FLAGS`. JAX accepts options only for entire programs.

@@ -1,17 +1,21 @@
-"""Fast gradients and products on CPUs against float64 NumPy, and the library that XLA chooses for them.
+"""Convolutions and products, with their gradients, against float64 NumPy; the library that XLA chooses.
 
 `tests/test_layers.py` checks the numbers of each operation and its gradient.
 """
 
+import argparse
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax import layers
-from alexnet_jax.kernels import blocks, cpu
+from alexnet_jax import columns, layers
+from alexnet_jax.kernels import blocks
+from alexnet_jax.variants import create_model
+from benchmarks import ours
 from tests import reference
 from tests.reference import relative_error
 
@@ -32,33 +36,15 @@ def by_hand():
     return size, x, kernel, g, gradient
 
 
-@pytest.mark.parametrize("images", [1, 2, 3, 7])
-def test_kernel_gradients_by_groups_of_images(images, by_hand, monkeypatch):
-    """Seven images in groups; the last group is not full."""
+def test_conv1s_kernel_gradient_over_blocks(by_hand):
     size, x, kernel, g, expected = by_hand
-    monkeypatch.setattr(cpu, "CACHED_BYTES", images * 4 * (x[0].size + g[0].size))
-    monkeypatch.setattr(cpu, "NARROW", 0)  # else XLA's own gradient
     convolve = functools.partial(layers.convolution, **size)
     x, g = x.astype(np.float32), g.astype(np.float32)
     gradient = jax.jit(lambda kernel: jax.vjp(convolve, x, kernel)[1](g)[1])(kernel.astype(np.float32))
     assert relative_error(gradient, expected) < 1e-5
 
 
-@pytest.mark.parametrize(("batch", "image_bytes", "images"), [
-    (128, 1_764_160, 2),  # conv1 of the paper's net
-    (128, 505_440, 8),
-    (32, 1_764_160, 2),
-    (7, 2**20, 4),  # a prime number of images: the last group is padded
-    (4, 2**30, 1),
-    (4, 1, 4),
-])  # fmt: skip
-def test_groups_of_images_fit_the_cache_and_are_full(batch, image_bytes, images):
-    assert cpu.images_at_once(batch, image_bytes) == images
-
-
-@pytest.mark.parametrize("narrow", [0, 48])
-def test_gradients_in_a_loop_are_those_outside(narrow, monkeypatch):
-    monkeypatch.setattr(cpu, "NARROW", narrow)
+def test_gradients_in_a_loop_are_those_outside():
     rng = np.random.default_rng(0)
     x, g = (rng.standard_normal((6, 9, 8, n)).astype(np.float32) for n in (3, 4))
     kernel = rng.standard_normal((5, 5, 3, 4)).astype(np.float32)
@@ -90,43 +76,9 @@ def compiled_text(function, *shapes: tuple[int, ...]) -> str:
     return jax.jit(function).lower(*(np.ones(shape, np.float32) for shape in shapes)).compile().as_text()
 
 
-@pytest.mark.parametrize(
-    ("filters", "side", "window", "stride", "padding", "in_step", "expected"),
-    [
-        (8, 56, 11, 4, 0, True, "xla"),  # YNNPACK rejects it by itself
-        (16, 224, 11, 4, 0, True, "xla"),
-        (17, 56, 11, 4, 0, True, "product"),
-        (24, 56, 11, 4, 0, False, "product"),
-        (24, 224, 11, 4, 0, True, "eigen"),
-        (32, 224, 11, 4, 0, False, "eigen"),
-        (47, 64, 11, 4, 0, True, "product"),
-        (48, 64, 11, 4, 0, True, "xla"),
-        (96, 64, 11, 4, 0, True, "xla"),  # the default net
-        (96, 224, 11, 4, 0, True, "eigen"),  # the paper's net
-        (96, 224, 11, 4, 0, False, "xla"),
-        (64, 224, 11, 4, 2, True, "eigen"),  # torchvision's
-        (24, 27, 5, 1, 2, False, "xla"),
-        (48, 27, 5, 1, 2, True, "eigen"),  # the gradient of conv2's inputs
-        (128, 27, 5, 1, 2, True, "xla"),
-    ],
-)
-def test_the_formulation_by_the_number_of_filters(
-    filters, side, window, stride, padding, in_step, expected, monkeypatch
-):
-    chosen = []
-    original = cpu.formulation
-    monkeypatch.setattr(cpu, "formulation", lambda *a, **k: chosen.append(original(*a, **k)) or chosen[-1])
-    inputs = 3 if stride == 4 else 128
-    x, kernel = jnp.zeros((1, side, side, inputs)), jnp.zeros((window, window, inputs, filters))
-    convolve = functools.partial(layers.convolution, stride=stride, padding=padding)
-    jax.eval_shape((lambda x, kernel: jax.vjp(convolve, x, kernel)[0]) if in_step else convolve, x, kernel)
-    assert chosen == [expected]
-
-
 @pytest.mark.parametrize("filters", [17, 24, 32, 47])
 @pytest.mark.parametrize(("side", "padding", "ceil"), [(56, 0, True), (50, 2, False), (112, 0, True)])
 def test_narrow_conv1_is_xla_s_convolution(filters, side, padding, ceil):
-    """Products up to about 100 x 100, Eigen above; in a forward-only program and in a training step."""
     rng = np.random.default_rng(filters)
     x = rng.standard_normal((2, side, side, 3)).astype(np.float32)
     kernel = rng.standard_normal((11, 11, 3, filters)).astype(np.float32)
@@ -168,48 +120,23 @@ def test_narrow_conv1_in_half_precision_accumulates_in_float32():
     assert relative_error(np.asarray(y, np.float32), full) < 2**-8
 
 
-@pytest.mark.parametrize("filters", [24, 32])
-def test_narrow_conv1_runs_on_eigen_or_as_products(filters):
-    def texts(side):
-        shapes = (2, side, side, 3), (11, 11, 3, filters)
-        convolve = functools.partial(layers.convolution, stride=4)
-        plain = functools.partial(blocks.xla_convolution, window_strides=(4, 4), padding="VALID")
-        if "ynn" not in compiled_text(plain, *shapes):
-            pytest.skip(f"jax {jax.__version__} has no YNNPACK to choose instead")
-        in_step = compiled_text(lambda x, kernel: jax.vjp(convolve, x, kernel)[0], *shapes)
-        return compiled_text(convolve, *shapes), in_step
-
-    assert all(" convolution(" not in text for text in texts(56))
-    assert all(" convolution(" in text and "ynn" not in text for text in texts(112))
-
-
-@pytest.mark.parametrize(("stride", "padding"), [(4, 0), (4, 2)], ids=["paper", "torchvision"])
-def test_conv1_runs_on_eigen_in_a_training_step(stride, padding):
-    shapes = (2, 224, 224, 3), (11, 11, 3, 64)
-    convolve = functools.partial(layers.convolution, stride=stride, padding=padding)
-    if "ynn" not in compiled_text(convolve, *shapes):
+@pytest.mark.parametrize("work", ["train", "forward"])
+def test_no_convolution_of_the_net_runs_on_ynnpack(work):
+    """Neither of a training step, with all gradients, nor of a forward pass; in any width."""
+    mesh = columns.make_mesh(devices=jax.devices()[:1])
+    given = argparse.Namespace(work=work, batch=2, image_size=64, micro_batches=1)
+    net = {"widths": (24, 32, 48, 32, 32, 32), "fc_widths": (64, 64), "num_classes": 10}
+    program, arguments = ours.make_program(given, create_model("paper", **net), mesh)
+    text = program.lower(*arguments).compile().as_text()
+    by_itself = jax.jit(functools.partial(layers.convolution, stride=4))
+    if "ynn" not in compiled_text(by_itself, (2, 64, 64, 3), (11, 11, 3, 24)):
         pytest.skip(f"jax {jax.__version__} has no YNNPACK to choose instead")
-    text = compiled_text(lambda x, kernel: jax.vjp(convolve, x, kernel)[0], *shapes)
-    assert "convolution(" in text and "ynn" not in text
+    assert " convolution(" in text
+    fused = re.findall(r"^%?[\w.]*ynn[\w.]* .*?^}", text, re.M | re.S)
+    assert not [computation for computation in fused if " convolution(" in computation]
 
 
-def test_the_gradient_of_few_inputs_runs_on_eigen():
-    """conv2's 48 inputs; with 128 the same gradient runs on YNNPACK."""
-
-    def input_gradient(x, kernel, g):
-        return jax.vjp(functools.partial(layers.convolution, padding=2), x, kernel)[1](g)[0]
-
-    def text(inputs):
-        return compiled_text(input_gradient, (2, 27, 27, inputs), (5, 5, inputs, 128), (2, 27, 27, 128))
-
-    if "ynn" not in text(128):
-        pytest.skip(f"jax {jax.__version__} has no YNNPACK to choose instead")
-    assert "convolution(" in text(48) and "ynn" not in text(48)
-
-
-@pytest.mark.parametrize("narrow", [0, 48])
-def test_gradients_in_half_precision_are_those_in_float32_rounded(narrow, monkeypatch):
-    monkeypatch.setattr(cpu, "NARROW", narrow)
+def test_gradients_in_half_precision_are_those_in_float32_rounded():
     rng = np.random.default_rng(0)
     half = [
         jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
