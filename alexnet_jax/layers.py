@@ -2,7 +2,7 @@
 
 Maps are `[B, H, W, C]`. Their sizes follow the 2012 code, where a window that hangs over the lower or right
 edge still counts ("ceil"): 224 x 224 images give 55 x 55 maps after 11 x 11 windows at stride 4.
-The gradients of these operations are in `kernels/`.
+The gradients of norms, pooling, dense products and biases are in `kernels/`.
 """
 
 import functools

@@ -3,11 +3,11 @@
     python -m benchmarks.convolutions [--widths=8,24,96] [--sizes=56,224] [--only=REGEX] [--out=DIR]
 
 A width is the number of filters of a layer; its inputs are in the paper's proportion (48 to 128 in conv2, and
-so on). The programs are a training step's forward pass, the gradients of the kernel and of the inputs, and a
-forward-only program. Ours, XLA's own convolution and the product (2048 x 2048) run in turns, a call each a
-round. Rates are medians of the rounds; ratios are medians of each round's ratio, so that a machine that also
-does other work affects them less. `of the product` compares processor time, which waiting does not count;
-below a third it is marked with `<`.
+so on). The programs are the forward pass and the gradients of the kernel and of the inputs. Ours, which has
+the options of this project's programs, XLA's own convolution as it comes and the product (2048 x 2048) run in
+turns, a call each a round. Rates are medians of the rounds; ratios are medians of each round's ratio, so that
+a machine that also does other work affects them less. `of the product` compares processor time, which waiting
+does not count; below a third it is marked with `<`.
 """
 
 import functools
@@ -35,7 +35,7 @@ LAYERS: dict[str, tuple[int, int, int, Callable[[int], int]]] = {
     "conv4": (3, 1, 1, lambda width: width),
     "conv5": (3, 1, 1, lambda width: max(round(width * 192 / 128), 1)),
 }
-PROGRAMS = ("forward", "kernel gradient", "input gradient", "forward only")
+PROGRAMS = ("forward", "kernel gradient", "input gradient")
 PRODUCT = 2048
 COLUMNS = (
     *("layer", "images", "filters", "program", "GFLOP/s", "XLA's", "times XLA", "times XLA, processor time"),
@@ -69,30 +69,25 @@ def cases(
     plain = functools.partial(
         blocks.xla_convolution, window_strides=(stride, stride), padding=((padding, end), (padding, end))
     )
-    programs: dict[str, Callable[[Callable], Callable[[], Any]]] = {
-        "forward": lambda f: jax.jit(lambda x, k: jax.vjp(f, x, k)[0]).lower(x, kernel).compile(),
-        "kernel gradient": lambda f: _compiled(
-            lambda x, k, g: jax.vjp(lambda k: f(x, k), k)[1](g), x, kernel, g
-        ),
-        "input gradient": lambda f: _compiled(
-            lambda x, k, g: jax.vjp(lambda x: f(x, k), x)[1](g), x, kernel, g
-        ),
-        "forward only": lambda f: (
-            jax.jit(f, compiler_options=host.eigen_options()).lower(x, kernel).compile()
-        ),
+    programs: dict[str, Callable[[Callable], Callable]] = {
+        "forward": lambda f: lambda x, k, g: f(x, k),
+        "kernel gradient": lambda f: lambda x, k, g: jax.vjp(lambda k: f(x, k), k)[1](g),
+        "input gradient": lambda f: lambda x, k, g: jax.vjp(lambda x: f(x, k), x)[1](g),
     }
     operations = 2 * batch * size**2 * window**2 * inputs * width
-    for name, compile_ in programs.items():
+    for name, of in programs.items():
         needed = layer != "conv1" or name != "input gradient"
         if not needed or not re.search(only, f"{layer} {name}"):
             continue
-        arguments = (x, kernel, g) if "gradient" in name else (x, kernel)
-        own, xla = (functools.partial(compile_(f), *arguments) for f in (ours, plain))
+        own, xla = (
+            functools.partial(_compiled(of(f), options, x, kernel, g), x, kernel, g)
+            for f, options in ((ours, host.eigen_options()), (plain, {}))
+        )
         yield name, own, xla, operations
 
 
-def _compiled(function: Callable, *arguments: Array) -> Any:
-    return jax.jit(function).lower(*arguments).compile()
+def _compiled(function: Callable, options: dict[str, Any], *arguments: Array) -> Any:
+    return jax.jit(function, compiler_options=options, keep_unused=True).lower(*arguments).compile()
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[tuple[float, float]]]:
@@ -145,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=pathlib.Path)
     given = parser.parse_args(argv)
     square = jax.random.normal(jax.random.key(0), (PRODUCT, PRODUCT))
-    product = functools.partial(_compiled(jnp.matmul, square, square), square, square)
+    product = functools.partial(_compiled(jnp.matmul, {}, square, square), square, square)
     rows = []
     for layer in LAYERS:
         for size in given.sizes:

@@ -116,7 +116,7 @@ class Step:
         """The collectives of the program as written, those along data fused into one, as XLA does."""
         axes = (jax.sharding.AxisType.Auto,) * 2
         mesh = jax.sharding.AbstractMesh((data, column), (columns.DATA, columns.COLUMN), axis_types=axes)
-        found = collectives.of_program(jax.make_jaxpr(self.on(mesh))(*self.arguments(batch_size)), mesh)
+        found = collectives.of_program(self.on(mesh).trace(*self.arguments(batch_size)).jaxpr, mesh)
         sums = [one for one in found if one.axis == columns.DATA]
         if not sums:
             return found
