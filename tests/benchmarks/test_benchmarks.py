@@ -196,6 +196,7 @@ def test_rows_of_layers_by_hand():
     assert fc8["ours, ms an image"] == pytest.approx(2.5) and fc8["difference, ms"] == pytest.approx(-2.0)
     assert fc8["ours, GFLOP/s"] == pytest.approx(2 * 4096 * 1000 / 0.0025 / 1e9)
     assert total["difference, ms"] == pytest.approx(22 * 1.0 - 2.0)
+    assert tuple(rows[0]) == layers.COLUMNS
 
 
 def test_a_whole_run_is_measured(tmp_path):
