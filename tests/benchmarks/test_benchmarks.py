@@ -131,7 +131,7 @@ def test_growth_leaves_out_what_the_memory_does_not_hold(tmp_path, monkeypatch):
 
 def test_kernels_agree_with_their_references(tmp_path):
     kernels.main(
-        ["--batch=2", "--rounds=1", "--only=pool5 and|lrn2 and|conv1 in|conv5|fc8", f"--out={tmp_path}"]
+        ["--batch=2", "--rounds=1", "--only=pool5 and|lrn2 and|conv1 forward|conv5|fc8", f"--out={tmp_path}"]
     )
     rows = rows_of(tmp_path / "kernels.csv")
     assert len(rows) == 6
