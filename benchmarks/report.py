@@ -26,7 +26,7 @@ WHAT = {
     "compiling": "Seconds to trace and compile, side by side; kept on disk for the next time.",
     "correctness": "Largest relative deviation from PyTorch in float64 (tests/fixtures/record_torch.py).",
     "rates": "Of the paper's net on 224 x 224 images; GB of the compiled program.",
-    "default run": "configs/default.py; on CPUs its top-1 error was 15.1 to 16.2 %.",
+    "default run": "configs/default.py; on CPUs its top-1 error was 14.7 to 16.2 %.",
     "PyTorch": "The same net, channels last, fused SGD; bfloat16 is AMP.",
     "loop": "configs/imagenet2012.py on prepared records.",
     "kernels": "In float32 (`highest`).",
