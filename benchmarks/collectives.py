@@ -120,7 +120,7 @@ def of_program(program: Any, mesh: Any) -> list[Collective]:
     """The collectives written in a program, in its order; XLA adds those of sums over the batch.
 
     Args:
-      program: a result of `jax.make_jaxpr`.
+      program: a closed jaxpr, such as `jax.jit(f).trace(x).jaxpr`.
       mesh: its mesh, which may be a `jax.sharding.AbstractMesh` of any number of devices.
     """
     found = []

@@ -92,7 +92,7 @@ def accelerators(directory: pathlib.Path) -> str:
 
 def processors(directory: pathlib.Path) -> str:
     """Four rows for each kind of processor: the paper's net and torchvision's, in training and forward."""
-    paths = sorted(directory.glob("*/speed.csv"))
+    paths = sorted(directory.glob("*/speed.csv"))  # with PyTorch's rates
     rows = [row for path in paths for row in of_processor(path)]
     return tables.markdown(rows, list(dict.fromkeys(key for row in rows for key in row)))
 

@@ -25,7 +25,7 @@ import tqdm
 from jax import lax
 
 from alexnet_jax import layers, optimizer, steps
-from alexnet_jax.common import files
+from alexnet_jax.common import files, host
 from alexnet_jax.data import pipeline, sources
 from alexnet_jax.data.decode import decode_square
 
@@ -229,7 +229,7 @@ def make_step(
 ) -> Callable[..., Any]:
     """Compiles a step, which adds the batch's loss and error in % to `sums`."""
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2), compiler_options=host.eigen_options())
     def step_function(params: Any, state: Any, sums: Array, step: Array, images: Array, labels: Array) -> Any:
         x, ones = _inputs(images, mean, settings), jnp.ones(len(labels))
 
@@ -248,7 +248,7 @@ def make_step(
 def test(settings: Settings, params: Any, images: Images) -> float:
     """Error on the test images in %."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=host.eigen_options())
     def mistakes(params: Any, images_: Array, labels: Array) -> Array:
         scores = logits(params, _inputs(images_, images.mean, settings), settings.activation, settings.norm)
         return jnp.sum(steps.topk_errors(scores, labels, 1))

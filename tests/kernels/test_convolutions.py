@@ -132,7 +132,7 @@ def test_no_convolution_of_the_net_runs_on_ynnpack(work):
     if "ynn" not in compiled_text(by_itself, (2, 64, 64, 3), (11, 11, 3, 24)):
         pytest.skip(f"jax {jax.__version__} has no YNNPACK to choose instead")
     assert " convolution(" in text
-    fused = re.findall(r"^%?[\w.]*ynn[\w.]* .*?^}", text, re.M | re.S)
+    fused = re.findall(r"^%?[\w.-]*ynn[\w.-]* .*?^}", text, re.M | re.S)
     assert not [computation for computation in fused if " convolution(" in computation]
 
 
