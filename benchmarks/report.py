@@ -104,7 +104,9 @@ def of_processor(path: pathlib.Path) -> list[dict[str, Any]]:
 
     with path.open(newline="") as file:
         found = list(csv.DictReader(file))
-    limit = next(row["setting"] for row in found if row["contestant"] == "limit: matrix products")
+    limit = next((row["setting"] for row in found if row["contestant"] == "limit: matrix products"), "")
+    if not limit or not any(row["contestant"].startswith("PyTorch") for row in found):
+        return []  # made without PyTorch, or not on a CPU
     about = found[0]
     machine = f"{path.parent.name}: {about['cores']} cores, {limit}, {about['date']}, jax {about['jax']}"
     rows: list[dict[str, Any]] = []
