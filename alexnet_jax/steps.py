@@ -193,7 +193,7 @@ def sum_over_parts(function: Callable[[Batch], Any], batch: Batch, parts: int, m
     cut_batch, total = jax.tree.map(cut, batch), None
     for number in range(parts):  # no `lax.scan`, as XLA's convolutions in a loop are far slower on CPUs
         part = jax.tree.map(lambda x: x[number], cut_batch)  # noqa: B023
-        if total is not None:  # wait for the part before; CPUs ignore `lax.optimization_barrier`
+        if total is not None:  # wait for the part before, by adding 0; CPUs drop `lax.optimization_barrier`
             failed = jnp.stack([jnp.isnan(x).any() for x in jax.tree.leaves(total)]).any()
             part["image"] = part["image"] + failed.astype(part["image"].dtype)
         found = function(part)

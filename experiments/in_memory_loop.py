@@ -67,15 +67,19 @@ def scanned(run: training.Run) -> Any:
     """Compiles `(state, images, indices) -> (state, metrics)`: a step for each row of `indices` `[n, B]`."""
 
     one_step = inspect.unwrap(run.train_step)  # not jitted, since JAX takes options for whole programs only
+    by_device = steps.batch_sharding(run.mesh)
 
     def block(state: steps.TrainState, images: steps.Batch, indices: jax.Array) -> Any:
         def step(state: steps.TrainState, chosen: jax.Array) -> Any:
-            return one_step(state, jax.tree.map(lambda x: x[chosen], images))
+            batch = jax.tree.map(lambda x: x[chosen], images)
+            return one_step(state, jax.lax.with_sharding_constraint(batch, by_device))
 
         state, metrics = jax.lax.scan(step, state, indices)
         return state, jax.tree.map(lambda values: values[-1], metrics)
 
-    return jax.jit(block, donate_argnums=0, compiler_options=host.eigen_options())
+    replicated = jax.sharding.NamedSharding(run.mesh, columns.REPLICATED)
+    shardings = steps.state_shardings(run.mesh), replicated
+    return jax.jit(block, out_shardings=shardings, donate_argnums=0, compiler_options=host.eigen_options())
 
 
 def train(config: configs.Config, workdir: pathlib.Path) -> str:

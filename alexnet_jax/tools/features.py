@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from alexnet_jax.common import progress
+from alexnet_jax.common import host, progress
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.common.files import write_npz
 from alexnet_jax.data import inference
@@ -51,7 +51,7 @@ def layer_function(loaded: Pretrained, layer: str) -> Callable[[Any], jax.Array]
     def activations(params: Any, images: jax.Array) -> Any:
         return model.apply({"params": params}, loaded.preprocess.view(images), capture=layer)[1][layer]
 
-    compiled = jax.jit(activations)
+    compiled = jax.jit(activations, compiler_options=host.eigen_options())
     return lambda images: compiled(params, images)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alexnet_jax.common import progress
+from alexnet_jax.common import host, progress
 from alexnet_jax.data import inference
 from alexnet_jax.data.preprocess import Preprocess, is_one
 from alexnet_jax.model import AlexNet
@@ -105,7 +105,7 @@ class Net(tuple[AlexNet, dict[str, Any], Preprocess]):
         def activations(variables: Any, images: jax.Array) -> Any:
             return self.model.apply(variables, self.preprocess.view(images), capture=names)[1]
 
-        compiled = self._once(names, lambda: jax.jit(activations))
+        compiled = self._once(names, lambda: jax.jit(activations, compiler_options=host.eigen_options()))
         rows = self._run(lambda x: compiled(self.variables, x), images)
         found = rows[0] if is_one(images) else jax.tree.map(lambda *values: np.stack(values), *rows)
         return found[layers] if isinstance(layers, str) else found

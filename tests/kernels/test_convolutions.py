@@ -120,20 +120,44 @@ def test_narrow_conv1_in_half_precision_accumulates_in_float32():
     assert relative_error(np.asarray(y, np.float32), full) < 2**-8
 
 
+def with_convolutions(text: str, calls: str) -> list[str]:
+    """Computations of a compiled program that have a convolution and that lines like `calls` call."""
+    bodies = {body[1]: body[0] for body in re.finditer(r"^%([\w.-]+) \(.*?^}", text, re.M | re.S)}
+    return [name for name in re.findall(calls, text) if " convolution(" in bodies[name]]
+
+
+def program_of(work: str, micro_batches: int = 1) -> str:
+    given = argparse.Namespace(work=work, batch=2, image_size=64, micro_batches=micro_batches)
+    net = {"widths": (24, 32, 48, 32, 32, 32), "fc_widths": (64, 64), "num_classes": 10}
+    mesh = columns.make_mesh(devices=jax.devices()[:1])
+    program, arguments = ours.make_program(given, create_model("paper", **net), mesh)
+    text = program.lower(*arguments).compile().as_text()
+    assert " convolution(" in text
+    return text
+
+
 @pytest.mark.parametrize("work", ["train", "forward"])
 def test_no_convolution_of_the_net_runs_on_ynnpack(work):
     """Neither of a training step, with all gradients, nor of a forward pass; in any width."""
-    mesh = columns.make_mesh(devices=jax.devices()[:1])
-    given = argparse.Namespace(work=work, batch=2, image_size=64, micro_batches=1)
-    net = {"widths": (24, 32, 48, 32, 32, 32), "fc_widths": (64, 64), "num_classes": 10}
-    program, arguments = ours.make_program(given, create_model("paper", **net), mesh)
-    text = program.lower(*arguments).compile().as_text()
-    by_itself = jax.jit(functools.partial(layers.convolution, stride=4))
-    if "ynn" not in compiled_text(by_itself, (2, 64, 64, 3), (11, 11, 3, 24)):
+    on_ynnpack = r"%\S*ynn_fusion\S* = .*calls=%([\w.-]+)"
+    convolve = functools.partial(layers.convolution, padding=1)
+    if not with_convolutions(compiled_text(convolve, (2, 13, 13, 64), (3, 3, 64, 128)), on_ynnpack):
         pytest.skip(f"jax {jax.__version__} has no YNNPACK to choose instead")
-    assert " convolution(" in text
-    fused = re.findall(r"^%?[\w.-]*ynn[\w.-]* .*?^}", text, re.M | re.S)
-    assert not [computation for computation in fused if " convolution(" in computation]
+    assert with_convolutions(program_of(work), on_ynnpack) == []
+
+
+def test_no_convolution_of_a_step_is_in_a_loop():
+    """With micro-batches, too: on a CPU the gradients of convolutions take a hundred times as long there."""
+    in_a_loop = r" while\(.*body=%([\w.-]+)"
+
+    def looped(x, kernel):
+        def add(total, image):
+            return total + jax.lax.conv(image, kernel, (1, 1), "SAME").sum(), None
+
+        return jax.lax.scan(add, 0.0, x)
+
+    assert with_convolutions(compiled_text(looped, (3, 2, 4, 9, 9), (8, 4, 3, 3)), in_a_loop)
+    assert with_convolutions(program_of("train", micro_batches=2), in_a_loop) == []
 
 
 def test_gradients_in_half_precision_are_those_in_float32_rounded():
