@@ -60,9 +60,9 @@ def convolution(
     plain = functools.partial(blocks.xla_convolution, window_strides=(stride, stride), padding=edges)
     if stride == 1:
         return plain(x, kernel)
-    # conv1: its three channels leave the vectors of CPUs and the matrix units of NVIDIA idle.
+    # conv1: its three channels leave NVIDIA's matrix units idle.
     over_blocks = functools.partial(blocks.convolution, stride=stride, edges=edges)
-    return lax.platform_dependent(x, kernel, cpu=over_blocks, cuda=over_blocks, default=plain)
+    return lax.platform_dependent(x, kernel, cuda=over_blocks, default=plain)
 
 
 @jax.custom_vjp

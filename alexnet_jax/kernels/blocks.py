@@ -1,7 +1,7 @@
 """A convolution at stride s as one at stride 1 over blocks of s x s places (space-to-depth).
 
-conv1's windows of 11 x 11 places with 3 channels are 3 x 3 blocks with 48 channels each, a depth that
-fills the vectors of CPUs and the matrix units of GPUs. Maps are `[B, H, W, C]`.
+conv1's windows of 11 x 11 places with 3 channels are 3 x 3 blocks with 48 channels each, a depth that matrix
+units are made for. Maps are `[B, H, W, C]`.
 """
 
 import functools

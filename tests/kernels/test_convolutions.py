@@ -36,7 +36,7 @@ def by_hand():
     return size, x, kernel, g, gradient
 
 
-def test_conv1s_kernel_gradient_over_blocks(by_hand):
+def test_conv1s_kernel_gradient(by_hand):
     size, x, kernel, g, expected = by_hand
     convolve = functools.partial(layers.convolution, **size)
     x, g = x.astype(np.float32), g.astype(np.float32)
