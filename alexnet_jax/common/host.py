@@ -126,7 +126,7 @@ def jax_mistake(error: BaseException) -> UserError | None:
 
 @functools.cache
 def eigen_options() -> dict[str, str]:
-    """XLA options of the programs that run the net: `jax.jit(f, compiler_options=eigen_options())`.
+    """XLA options for programs that run the net: `jax.jit(f, compiler_options=eigen_options())`.
 
     Empty on GPU and TPU, where XLA has no such option, and if the environment turns it off
     (`ALEXNET_JAX_XLA_OPTIONS=0`) or sets it in `XLA_FLAGS`. JAX accepts options only for entire programs.
