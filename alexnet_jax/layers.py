@@ -57,12 +57,9 @@ def convolution(
       TooSmall: no window fits; the message begins with `name`.
     """
     edges = _edges(x.shape[1:3], kernel.shape[0], stride, padding, ceil, name)
-    plain = functools.partial(blocks.xla_convolution, window_strides=(stride, stride), padding=edges)
     if stride == 1:
-        return plain(x, kernel)
-    # conv1: its three channels leave NVIDIA's matrix units idle.
-    over_blocks = functools.partial(blocks.convolution, stride=stride, edges=edges)
-    return lax.platform_dependent(x, kernel, cuda=over_blocks, default=plain)
+        return blocks.xla_convolution(x, kernel, (1, 1), edges)
+    return blocks.strided_convolution(x, kernel, stride, edges)
 
 
 @jax.custom_vjp

@@ -126,10 +126,10 @@ def with_convolutions(text: str, calls: str) -> list[str]:
     return [name for name in re.findall(calls, text) if " convolution(" in bodies[name]]
 
 
-def program_of(work: str, micro_batches: int = 1) -> str:
-    given = argparse.Namespace(work=work, batch=2, image_size=64, micro_batches=micro_batches)
+def program_of(work: str, micro_batches: int = 1, devices: int = 1) -> str:
+    given = argparse.Namespace(work=work, batch=2 * devices, image_size=64, micro_batches=micro_batches)
     net = {"widths": (24, 32, 48, 32, 32, 32), "fc_widths": (64, 64), "num_classes": 10}
-    mesh = columns.make_mesh(devices=jax.devices()[:1])
+    mesh = columns.make_mesh(devices=jax.devices()[:devices])
     program, arguments = ours.make_program(given, create_model("paper", **net), mesh)
     text = program.lower(*arguments).compile().as_text()
     assert " convolution(" in text
@@ -158,6 +158,14 @@ def test_no_convolution_of_a_step_is_in_a_loop():
 
     assert with_convolutions(compiled_text(looped, (3, 2, 4, 9, 9), (8, 4, 3, 3)), in_a_loop)
     assert with_convolutions(program_of("train", micro_batches=2), in_a_loop) == []
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_every_convolution_of_a_step_has_the_order_of_axes_that_xla_is_fast_in(devices):
+    """On several devices, too: XLA puts axes into that order, but not inside a choice made at run time."""
+    text = program_of("train", devices=devices)
+    assert set(re.findall(r" convolution\(.*dim_labels=([\w>-]+)", text)) == {"b01f_01io->b01f"}
+    assert " conditional(" not in text
 
 
 def test_gradients_in_half_precision_are_those_in_float32_rounded():
