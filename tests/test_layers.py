@@ -220,12 +220,17 @@ POOLS = [
     ((1, 3, 3, 1), 3, 2, True),
     ((2, 10, 11, 3), 3, 1, True),
     ((1, 12, 13, 2), 4, 3, True),
+    ((2, 11, 9, 2), 4, 2, False),
+    ((2, 11, 8, 2), 2, 3, True),  # inputs between the windows
 ]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("ties", ["first", "all"])
 @pytest.mark.parametrize(("shape", "window", "stride", "ceil"), POOLS)
-def test_max_pool_and_its_gradient(shape, window, stride, ceil, ties):
+def test_max_pool_and_its_gradient(shape, window, stride, ceil, ties, device, monkeypatch):
+    if device == "cuda":
+        monkeypatch.setattr(jax.lax, "platform_dependent", as_on_nvidia)
     rng = np.random.default_rng(3)
     pool = functools.partial(layers.max_pool, window=window, stride=stride, ceil=ceil, ties=ties)
     for values in (
