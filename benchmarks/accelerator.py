@@ -13,8 +13,9 @@ On one GPU or TPU, and on two where there are two:
   loop         `benchmarks.whole_run` on records prepared from the photographs that the repository ships
   kernels      normalisation, pooling and fully connected layers beside plain XLA: times and differences
 
-Each part has its share of --minutes; what a quick one leaves, the next ones get. A part that fails or is
-cut off says so, and the next part follows. DIR/accelerator-DEVICE.json and .md are written after each part.
+On a GPU `compiling`, `correctness` and `default run` come first, at once, as most of their time is that of
+compilers. Each part has its share of --minutes; what a quick one leaves, the next ones get. A part that
+fails or is cut off says so, and the next follows. DIR/accelerator-DEVICE.json and .md are written after each.
 PyTorch is looked for in this Python, or in --torch_python, which needs nothing of this project.
 `python -m benchmarks.report` puts the results in benchmarks/results into docs/speed.md.
 --small tries everything on a narrow net, on any device; its rates mean nothing.
@@ -24,7 +25,9 @@ import argparse
 import concurrent.futures
 import csv
 import datetime
+import functools
 import json
+import os
 import pathlib
 import re
 import statistics
@@ -54,6 +57,9 @@ TORCH = (
     ("train", 128, "bfloat16", True),
     ("train", 2048, "bfloat16", True),
 )
+AT_ONCE = ("compiling", "correctness", "default run")
+SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # for processes that share a GPU
+NO_TRIALS = "--xla_gpu_autotune_level=0"  # XLA's trials of kernels take most of the time on a GPU
 NARROW = [f"--config.model.{name}={widths}" for name, widths in accelerator_parts.SMALL_NET.items()]
 
 
@@ -71,20 +77,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = given.out / f"accelerator-{re.sub('[^a-z0-9]+', '-', about['device'].lower())}.json"
     given.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"about": about, "parts": {}}
-    parts = [part for part in PARTS.items() if re.search(given.only, part[0])]
-    for number, (name, (share, run)) in enumerate(parts):
+    stages = stages_of([name for name in PARTS if re.search(given.only, name)], given.platform)
+    shares = [max(PARTS[name][0] for name in stage) for stage in stages]
+    for number, stage in enumerate(stages):
         left = 60 * given.minutes - (time.monotonic() - began)
-        budget = max(left * share / sum(share for _, (share, _) in parts[number:]), 1.0)
-        print(f"{name}: at most {budget:.0f} s", file=sys.stderr, flush=True)
-        start = time.monotonic()
-        rows, failed = run(given, budget)
-        part = {"seconds": round(time.monotonic() - start, 1), "budget": round(budget, 1), "rows": rows}
-        result["parts"][name] = part | ({"failed": failed} if failed else {})
+        budget = max(left * shares[number] / sum(shares[number:]), 1.0)
+        print(f"{', '.join(stage)}: at most {budget:.0f} s", file=sys.stderr, flush=True)
+        result["parts"].update(
+            zip(stage, at_once(functools.partial(outcome, given, budget), stage), strict=True)
+        )
         files.write_text(path, json.dumps(result, indent=1) + "\n")
         files.write_text(path.with_suffix(".md"), report.page(result))
     print(report.page(result), end="")
     print(f"files      {path}, {path.with_suffix('.md')}", file=sys.stderr)
     return 0
+
+
+def stages_of(names: list[str], platform: str) -> list[list[str]]:
+    """The parts that run at once, and each of the others by itself."""
+    first = [name for name in names if name in AT_ONCE] if platform == "gpu" else []
+    return [*([first] if first else []), *([name] for name in names if name not in first)]
+
+
+def at_once(run: Callable[[str], dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """`run` of each name; of one alone in this thread, where an interrupt ends it at once."""
+    if len(names) == 1:
+        return [run(names[0])]
+    with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+        return list(pool.map(run, names))
+
+
+def outcome(given: argparse.Namespace, budget: float, name: str) -> dict[str, Any]:
+    """A part's rows, its time, and why it ended early, if it did."""
+    start = time.monotonic()
+    try:
+        rows, failed = PARTS[name][1](given, budget)
+    except Exception as error:  # whatever an unknown device brings is a result
+        rows, failed = [], f"{type(error).__name__}: {error}"[:200]
+    done = {"seconds": round(time.monotonic() - start, 1), "budget": round(budget, 1), "rows": rows}
+    return done | ({"failed": failed} if failed else {})
 
 
 def describe(given: argparse.Namespace) -> dict[str, Any]:
@@ -97,6 +128,7 @@ def describe(given: argparse.Namespace) -> dict[str, Any]:
         **{key: about[key] for key in ("platform", "device", "devices", "runtime")},
         "driver": tables.first_line(*query),
         "small": given.small,
+        "correctness": f"with {NO_TRIALS}" if about["platform"] == "gpu" else None,
         "date": datetime.date.today().isoformat(),
         "commit": tables.commit(),
         **tables.machine(),
@@ -115,11 +147,11 @@ def in_own_process(part: str) -> Callable[[argparse.Namespace, float], Rows]:
 
 
 def side_by_side(
-    part: str, of: Callable[[bool], Sequence[str]]
+    part: str, of: Callable[[bool], Sequence[str]], gpu_flags: str = ""
 ) -> Callable[[argparse.Namespace, float], Rows]:
     """A part of `accelerator_parts` in a process for each of its pieces: at once, but one by one on a TPU.
 
-    A TPU is one process's alone; on a GPU each takes only the memory that it needs.
+    A TPU is one process's alone; on a GPU each takes only the memory that it needs. `gpu_flags` are XLA's.
     """
 
     def run(given: argparse.Namespace, budget: float) -> Rows:
@@ -129,9 +161,11 @@ def side_by_side(
             left = max(end - time.monotonic(), 1.0)
             return tables.answers(part_command(given, part, f"--piece={name}"), shared, timeout=left)
 
-        shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        at_once = 1 if given.platform == "tpu" else max(tables.cores() // 2, 1)
-        with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        shared = dict(SHARED)
+        if gpu_flags and given.platform == "gpu":
+            shared["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {gpu_flags}"
+        processes = 1 if given.platform == "tpu" else max(tables.cores() // 2, 1)
+        with concurrent.futures.ThreadPoolExecutor(processes) as pool:
             done = list(pool.map(piece, of(given.small)))
         rows = [row for rows, _ in done for row in rows]
         return rows, next((failed for _, failed in done if failed), None)
@@ -140,7 +174,7 @@ def side_by_side(
 
 
 def default_run(given: argparse.Namespace, budget: float) -> Rows:
-    """configs/default.py to its end: its error, and the rates that it logged."""
+    """configs/default.py to its end: its error."""
     few = (
         "--config.run.total_epochs=None",
         "--config.run.total_steps=2",
@@ -148,19 +182,14 @@ def default_run(given: argparse.Namespace, budget: float) -> Rows:
     )
     with tempfile.TemporaryDirectory() as temporary:
         workdir = pathlib.Path(temporary) / "run"
-        flags = (*NARROW, *few, "--config.run.log_every_steps=1") if given.small else ()
-        start = time.monotonic()
+        flags = (*NARROW, *few) if given.small else ()
         command = (sys.executable, "main.py", "--config=configs/default.py", f"--workdir={workdir}", *flags)
-        _, failed = tables.answers(command, timeout=budget)
+        _, failed = tables.answers(command, SHARED, timeout=budget)
         if failed:
             return [], failed
-        seconds = time.monotonic() - start
         status = json.loads((workdir / "status.json").read_text())
-        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-        logged = [line["train/images_per_second"] for line in lines if "train/images_per_second" in line]
         errors = {f"top-{k} error, %": status["eval"][f"top{k}_error"] for k in (1, 5)}
-        rate = {"images/s": statistics.median(logged), "seconds in all": seconds}
-        return [{"steps": status["step"], **errors, **rate}], None
+        return [{"steps": status["step"], **errors}], None
 
 
 def torch(given: argparse.Namespace, budget: float) -> Rows:
@@ -209,14 +238,14 @@ def loop(given: argparse.Namespace, budget: float) -> Rows:
         return rows, None
 
 
-# Each with its share of the time, the most telling first.
+# Each with its share of the time (of parts at once, the largest), the most telling first.
 PARTS: dict[str, tuple[float, Callable[[argparse.Namespace, float], Rows]]] = {
-    "compiling": (100, side_by_side("compiling", accelerator_parts.first_programs)),
-    "correctness": (70, side_by_side("correctness", accelerator_parts.precisions)),
-    "rates": (90, in_own_process("rates")),
+    "compiling": (150, side_by_side("compiling", accelerator_parts.first_programs)),
+    "correctness": (70, side_by_side("correctness", accelerator_parts.precisions, NO_TRIALS)),
+    "rates": (70, in_own_process("rates")),
     "default run": (70, default_run),
-    "PyTorch": (70, torch),
-    "loop": (60, loop),
+    "PyTorch": (105, torch),
+    "loop": (105, loop),
     "kernels": (20, in_own_process("kernels")),
 }
 

@@ -46,6 +46,24 @@ def test_what_is_cut_off_leaves_what_it_had_and_all_its_processes_end(tmp_path):
     assert not ended.exists()
 
 
+def test_parts_at_once_and_parts_that_raise(monkeypatch):
+    names = list(accelerator.PARTS)
+    first = ["compiling", "correctness", "default run"]
+    others = [[name] for name in names if name not in first]
+    assert accelerator.stages_of(names, "gpu") == [first, *others]
+    assert accelerator.stages_of(["rates", "loop"], "gpu") == [["rates"], ["loop"]]
+    assert accelerator.stages_of(names, "tpu") == [[name] for name in names]
+
+    def raising(given, budget):
+        raise KeyError("eval")
+
+    parts = {"x": (1, lambda given, budget: ([{"row": 1}], None)), "y": (1, raising)}
+    monkeypatch.setattr(accelerator, "PARTS", parts)
+    x, y = accelerator.at_once(lambda name: accelerator.outcome(None, 2.0, name), ["x", "y"])
+    assert x["rows"] == [{"row": 1}] and "failed" not in x
+    assert y["rows"] == [] and y["failed"] == "KeyError: 'eval'"
+
+
 RESULT = {
     "about": {
         "platform": "gpu",
