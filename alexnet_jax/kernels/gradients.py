@@ -120,17 +120,17 @@ def max_pool_gradient(
 
 
 def _gradient_by_place(found: Array, g: Array, *, window: int, stride: int, edges: Edges) -> Array:
-    # `lax.pad` with `stride - 1` interior zeros moves each part back to its position; negative padding
-    # crops what lay beyond the edge.
     zero = jnp.zeros((), g.dtype)
-    total = None
-    for place in range(window * window):
+
+    def part(place: int) -> Array:
+        # `stride - 1` interior zeros move it back to its position; negative padding crops what lay beyond the
+        # edge.
         ends = []
         for offset, (_, beyond) in zip(divmod(place, window), edges, strict=True):
             ends.append((offset, window - 1 - offset - beyond, stride - 1))
-        part = lax.pad(jnp.where((found >> place) & 1 == 1, g, zero), zero, [(0, 0, 0), *ends, (0, 0, 0)])
-        total = part if total is None else total + part
-    return total
+        return lax.pad(jnp.where((found >> place) & 1 == 1, g, zero), zero, [(0, 0, 0), *ends, (0, 0, 0)])
+
+    return functools.reduce(jnp.add, map(part, range(window * window)))
 
 
 def _gradient_by_phase(found: Array, g: Array, *, window: int, stride: int, edges: Edges) -> Array:
