@@ -32,9 +32,7 @@ class TooSmall(UserError):
 def output_size(size: int, *, window: int, stride: int, padding: int = 0, ceil: bool = True) -> int:
     """Number of windows along an axis of `size`; 0 if none fits."""
     span = size + 2 * padding - window
-    if span < 0:
-        return 0
-    return (-(-span // stride) if ceil else span // stride) + 1
+    return 0 if span < 0 else (-(-span // stride) if ceil else span // stride) + 1
 
 
 def _edges(
@@ -48,6 +46,7 @@ def _edges(
     return tuple((padding, end) for end in ends)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def convolution(
     x: Array, kernel: Array, stride: int = 1, padding: int = 0, ceil: bool = True, name: str = "convolution"
 ) -> Array:
@@ -56,10 +55,17 @@ def convolution(
     Raises:
       TooSmall: no window fits; the message begins with `name`.
     """
-    edges = _edges(x.shape[1:3], kernel.shape[0], stride, padding, ceil, name)
-    if stride == 1:
-        return blocks.xla_convolution(x, kernel, (1, 1), edges)
-    return blocks.strided_convolution(x, kernel, stride, edges)
+    return lax.platform_dependent(x, kernel, **_ways(x, kernel, stride, padding, ceil, name))
+
+
+def _ways(x: Array, kernel: Array, stride: int, *others: Any) -> dict[str, Callable[..., Array]]:
+    return blocks.by_device(stride, _edges(x.shape[1:3], kernel.shape[0], stride, *others))
+
+
+convolution.defvjp(
+    lambda x, kernel, *sizes: (lax.platform_dependent(x, kernel, **_ways(x, kernel, *sizes)), (x, kernel)),
+    lambda *given: blocks.gradients(_ways(*given[4], *given[:4]), given[4], given[5]),
+)
 
 
 @jax.custom_vjp

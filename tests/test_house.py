@@ -48,11 +48,11 @@ PAPER = (
 # Lines of each room, and of the files that are the way in. Lower them where you can; raise one only for a
 # feature that lives there.
 MOST_LINES = {
-    "paper": 1971,
+    "paper": 1977,
     "way in": 594,
     "common": 875,
     "data": 2572,
-    "kernels": 258,
+    "kernels": 250,
     "run": 2346,
     "tools": 1845,
     "weights": 1501,

@@ -6,6 +6,7 @@ units are made for. Maps are `[B, H, W, C]`.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,32 +19,23 @@ Edges = tuple[tuple[int, int], ...]  # padding before and after the maps' rows a
 xla_convolution = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def strided_convolution(x: Array, kernel: Array, stride: int, edges: Edges) -> Array:
-    """conv1's. Its three channels leave NVIDIA's matrix units idle, so there it is over blocks."""
-    return lax.platform_dependent(x, kernel, **_by_device(stride, edges))
-
-
-def _by_device(stride: int, edges: Edges) -> dict[str, Callable[..., Array]]:
+def by_device(stride: int, edges: Edges) -> dict[str, Callable[..., Array]]:
+    """For `lax.platform_dependent`: conv1's three channels leave NVIDIA's matrix units idle; blocks not."""
     plain = functools.partial(xla_convolution, window_strides=(stride, stride), padding=edges)
-    return {"cuda": functools.partial(convolution, stride=stride, edges=edges), "default": plain}
+    over_blocks = functools.partial(convolution, stride=stride, edges=edges)
+    return {"default": plain} if stride == 1 else {"cuda": over_blocks, "default": plain}
 
 
-def _strided_gradients(
-    stride: int, edges: Edges, inputs: tuple[Array, Array], g: Array
-) -> tuple[Array, Array]:
-    # Chosen anew. On several devices JAX's gradient of `platform_dependent` chooses when it runs, and XLA's
-    # convolutions inside a choice are up to fifty times slower on CPUs.
-    by_device = {
-        device: lambda x, kernel, g, way=way: jax.vjp(way, x, kernel)[1](g)
-        for device, way in _by_device(stride, edges).items()
+def gradients(ways: dict[str, Callable[..., Array]], inputs: tuple[Array, Array], g: Array) -> Any:
+    """The gradients of the inputs and the kernel, the device chosen anew.
+
+    On several devices JAX's gradient of `platform_dependent` chooses when it runs, and XLA's convolutions
+    inside a choice are up to fifty times slower on CPUs.
+    """
+    backward = {
+        device: lambda x, kernel, g, way=way: jax.vjp(way, x, kernel)[1](g) for device, way in ways.items()
     }
-    return lax.platform_dependent(*inputs, g, **by_device)
-
-
-strided_convolution.defvjp(
-    lambda x, kernel, *sizes: (strided_convolution(x, kernel, *sizes), (x, kernel)), _strided_gradients
-)
+    return lax.platform_dependent(*inputs, g, **backward)
 
 
 def convolution(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
