@@ -17,7 +17,7 @@ from concurrent import futures
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from alexnet_jax.common import paths
@@ -249,7 +249,7 @@ def restore_params(
     if found is None:
         raise UserError(f"{directory}: no finished checkpoint; let the run save one first")
     for path, array in jax.tree.leaves_with_path(found[0]):
-        if not jnp.isfinite(array).all():
+        if not (np if array.is_fully_addressable else jax.numpy).isfinite(array).all():  # NumPy: no compiling
             raise UserError(
                 f"{workdir}: {_key(path)} has NaN or infinity; no run saves such weights, so checkpoint "
                 f"{found[1]} was edited: restore it, or move it away"
