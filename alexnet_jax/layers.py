@@ -17,6 +17,7 @@ from jax import lax
 
 from alexnet_jax.common.errors import UserError
 from alexnet_jax.kernels import blocks, gradients
+from alexnet_jax.kernels.blocks import Edges
 
 Array = jax.Array
 
@@ -32,12 +33,12 @@ class TooSmall(UserError):
 def output_size(size: int, *, window: int, stride: int, padding: int = 0, ceil: bool = True) -> int:
     """Number of windows along an axis of `size`; 0 if none fits."""
     span = size + 2 * padding - window
-    return 0 if span < 0 else (-(-span // stride) if ceil else span // stride) + 1
+    if span < 0:
+        return 0
+    return (-(-span // stride) if ceil else span // stride) + 1
 
 
-def _edges(
-    sides: Sequence[int], window: int, stride: int, padding: int, ceil: bool, name: str
-) -> tuple[tuple[int, int], ...]:
+def _edges(sides: Sequence[int], window: int, stride: int, padding: int, ceil: bool, name: str) -> Edges:
     """Padding before and after each axis with which exactly `output_size` windows fit (negative: crop)."""
     counts = [output_size(side, window=window, stride=stride, padding=padding, ceil=ceil) for side in sides]
     if min(counts) < 1:
@@ -58,14 +59,11 @@ def convolution(
     return lax.platform_dependent(x, kernel, **_ways(x, kernel, stride, padding, ceil, name))
 
 
-def _ways(x: Array, kernel: Array, stride: int, *others: Any) -> dict[str, Callable[..., Array]]:
+def _ways(x: Array, kernel: Array, stride: int, *others: Any) -> dict[str, Callable]:
     return blocks.by_device(stride, _edges(x.shape[1:3], kernel.shape[0], stride, *others))
 
 
-convolution.defvjp(
-    lambda x, kernel, *sizes: (lax.platform_dependent(x, kernel, **_ways(x, kernel, *sizes)), (x, kernel)),
-    lambda *given: blocks.gradients(_ways(*given[4], *given[:4]), given[4], given[5]),
-)
+convolution.defvjp(*blocks.rules(_ways))
 
 
 @jax.custom_vjp
@@ -121,7 +119,7 @@ def max_pool(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _maximum(x: Array, window: int, stride: int, edges: blocks.Edges, ties: str) -> Array:
+def _maximum(x: Array, window: int, stride: int, edges: Edges, ties: str) -> Array:
     del ties
     return functools.reduce(jnp.maximum, gradients.shifted_maps(x, window, stride, edges))
 
@@ -150,9 +148,7 @@ def products(x: Array, kernel: Array, dtype: Any) -> Array:
     return lax.dot_general(x, kernel, (((2,), (1,)), ((0,), (0,))), preferred_element_type=dtype)
 
 
-products.defvjp(
-    lambda x, kernel, dtype: (products(x, kernel, dtype), (x, kernel)), gradients.products_gradients
-)
+products.defvjp(lambda x, k, dtype: (products(x, k, dtype), (x, k)), gradients.products_gradients)
 
 
 def by_example(key: Array, example_ids: Array, draw: Callable[[Array], Array]) -> Array:

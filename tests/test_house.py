@@ -48,11 +48,11 @@ PAPER = (
 # Lines of each room, and of the files that are the way in. Lower them where you can; raise one only for a
 # feature that lives there.
 MOST_LINES = {
-    "paper": 1977,
+    "paper": 1973,
     "way in": 594,
     "common": 878,
     "data": 2572,
-    "kernels": 250,
+    "kernels": 258,
     "run": 2346,
     "tools": 1845,
     "weights": 1501,

@@ -1,7 +1,7 @@
-"""A convolution at stride s as one at stride 1 over blocks of s x s places (space-to-depth).
+"""Convolutions by device: on NVIDIA, one at stride s is one at stride 1 over blocks of s x s places.
 
-conv1's windows of 11 x 11 places with 3 channels are 3 x 3 blocks with 48 channels each, a depth that matrix
-units are made for. Maps are `[B, H, W, C]`.
+With this space-to-depth, conv1's windows of 11 x 11 places with 3 channels are 3 x 3 blocks with 48 channels
+each, a depth that matrix units are made for. Maps are `[B, H, W, C]`.
 """
 
 import functools
@@ -19,23 +19,32 @@ Edges = tuple[tuple[int, int], ...]  # padding before and after the maps' rows a
 xla_convolution = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def by_device(stride: int, edges: Edges) -> dict[str, Callable[..., Array]]:
-    """For `lax.platform_dependent`: conv1's three channels leave NVIDIA's matrix units idle; blocks not."""
+def by_device(stride: int, edges: Edges) -> dict[str, Callable]:
+    """How each platform convolves, for `lax.platform_dependent`; the functions take `x` and `kernel`."""
     plain = functools.partial(xla_convolution, window_strides=(stride, stride), padding=edges)
     over_blocks = functools.partial(convolution, stride=stride, edges=edges)
     return {"default": plain} if stride == 1 else {"cuda": over_blocks, "default": plain}
 
 
-def gradients(ways: dict[str, Callable[..., Array]], inputs: tuple[Array, Array], g: Array) -> Any:
-    """The gradients of the inputs and the kernel, the device chosen anew.
+def rules(ways: Callable[..., dict[str, Callable]]) -> tuple[Callable, Callable]:
+    """The `defvjp` rules of a convolution of `x`, `kernel` and sizes, of which `ways` makes a `by_device`.
 
-    On several devices JAX's gradient of `platform_dependent` chooses when it runs, and XLA's convolutions
-    inside a choice are up to fifty times slower on CPUs.
+    Its gradients have a `lax.platform_dependent` of their own. JAX's gradient of the forward pass's leaves
+    the choice to run time on several devices, and there CPUs run XLA's convolutions up to fifty times slower.
     """
-    backward = {
-        device: lambda x, kernel, g, way=way: jax.vjp(way, x, kernel)[1](g) for device, way in ways.items()
-    }
-    return lax.platform_dependent(*inputs, g, **backward)
+
+    def forward(x: Array, kernel: Array, *sizes: Any) -> Any:
+        return lax.platform_dependent(x, kernel, **ways(x, kernel, *sizes)), (x, kernel)
+
+    def backward(*given: Any) -> Any:
+        *sizes, inputs, g = given
+        pullbacks = {
+            device: lambda x, kernel, g, way=way: jax.vjp(way, x, kernel)[1](g)
+            for device, way in ways(*inputs, *sizes).items()
+        }
+        return lax.platform_dependent(*inputs, g, **pullbacks)
+
+    return forward, backward
 
 
 def convolution(x: Array, kernel: Array, *, stride: int, edges: Edges) -> Array:
