@@ -432,6 +432,23 @@ def test_batches_are_those_recorded(name, hosts, in_parts, specs, monkeypatch):
     assert tuple(found) == RECORDED[name]
 
 
+@pytest.mark.parametrize(("size", "at_once"), [(2400, False), (2600, True)])
+def test_threads_decode_small_images_one_batch_after_another(size, at_once, monkeypatch):
+    inside, most = [], []
+
+    def decoded(data, size):
+        inside.append(data)
+        most.append(len(inside))
+        time.sleep(0.002)
+        inside.pop()
+
+    source = Numbered(64)
+    monkeypatch.setattr(source, "read", lambda indices: ([bytes(size)] * len(indices), indices))
+    monkeypatch.setattr(pipeline.decode, "decode_square", decoded)
+    take(pipeline.train_batches(source, batch_size=8, resize_size=4, seed=0), 12)
+    assert (max(most) > 1) == at_once
+
+
 # --- Memory ---------------------------------------------------------------------------------------
 
 
