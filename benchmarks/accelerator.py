@@ -9,8 +9,8 @@ On one GPU or TPU, and on two where there are two:
                default precision (TF32 on NVIDIA) and in bfloat16, at batches of 128 to 2048; the same with
                XLA's own operations in the place of `alexnet_jax/kernels`; two columns on two devices
   default run  configs/default.py to its end, with its error
-  PyTorch      the same net there, channels last, compiled, AMP
   loop         `benchmarks.whole_run` on records prepared from the photographs that the repository ships
+  PyTorch      the same net there, channels last, compiled, AMP
   kernels      normalisation, pooling and fully connected layers beside plain XLA: times and differences
 
 On a GPU `compiling`, `correctness` and `default run` come first, at once, as most of their time is that of
@@ -244,8 +244,8 @@ PARTS: dict[str, tuple[float, Callable[[argparse.Namespace, float], Rows]]] = {
     "correctness": (70, side_by_side("correctness", accelerator_parts.precisions, NO_TRIALS)),
     "rates": (70, in_own_process("rates")),
     "default run": (70, default_run),
-    "PyTorch": (105, torch),
-    "loop": (105, loop),
+    "loop": (130, loop),
+    "PyTorch": (80, torch),  # takes as many of its settings as there is time for
     "kernels": (20, in_own_process("kernels")),
 }
 

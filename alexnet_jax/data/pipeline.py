@@ -28,9 +28,8 @@ Batch = dict[str, np.ndarray]
 _NO_END = 2**40  # steps
 _CALLS_PER_CORE = 2  # one at work, one finished or waiting: they are taken in order
 _CALLS_BYTES = 256 * 2**20
-# Encoded bytes of an image below which decoding it is mostly Python: threads that do so at once would wait
-# for the interpreter's lock at every call (Fashion-MNIST, two threads: 8,100 images/s and 164 us of a core
-# each; one after the other: 10,900 and 102; sixteen threads: 5,900 and 10,200).
+# Decoding images of fewer encoded bytes is mostly Python: threads that do it at once wait for its lock at
+# every call (Fashion-MNIST on two cores: 8,100 images/s; one batch after another 10,900).
 _SMALL_BYTES = 2500
 _one_small_batch = threading.Lock()
 _order_lock = threading.Lock()  # without it, each thread would compute a new epoch's order
