@@ -40,7 +40,12 @@ def main() -> None:
     parser = tables.Parser("whole_run", __doc__)
     parser.add_argument("--photos", type=command_line.user_path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--starts", type=int, default=3, help="cold and warm starts to time; 0 for none")
+    parser.add_argument(
+        "--starts",
+        type=int,
+        default=3,
+        help="cold and warm starts to time; 0 for none, and compiled programs are kept as usual",
+    )
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--prepared", action="store_true", help="prepare records and train from them")
     parser.add_argument("--log_every", type=int, default=4)
@@ -71,7 +76,7 @@ def measure(given: argparse.Namespace, root: pathlib.Path) -> None:
         *given.overrides,
     ]
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
-    cache: dict[str, str] = {}  # the program's own
+    cache: dict[str, str] = {}  # with --starts=0 the one that every run uses
     for number in range(given.starts):
         cache = {"JAX_COMPILATION_CACHE_DIR": str(root / f"cache{number}")}
         for kind in seconds:

@@ -57,8 +57,8 @@ def keep_memory() -> bool:
     """Makes glibc's `malloc` keep freed memory for the next step; returns whether it did.
 
     By default it maps XLA's large buffers anew in each step, and the kernel clears every page again: 80 steps
-    of the default config on two CPU cores took 20 s of system time instead of 2 s, beside 22 s of user time,
-    with a lower memory peak. Call it before the first large allocation; it has no effect on other systems.
+    of the default config on two CPU cores took 20 s of system time instead of 2 s. Kept memory makes the peak
+    higher, and before glibc 2.39 it grows (docs/speed_record.md). Call it before the first large allocation.
     """
     if not sys.platform.startswith("linux") or is_off(MEMORY_SWITCH):
         return False

@@ -31,7 +31,6 @@ _CALLS_BYTES = 256 * 2**20
 # Decoding images of fewer encoded bytes is mostly Python: threads that do it at once wait for its lock at
 # every call (Fashion-MNIST on two cores: 8,100 images/s; one batch after another 10,900).
 _SMALL_BYTES = 2500
-_one_small_batch = threading.Lock()
 _order_lock = threading.Lock()  # without it, each thread would compute a new epoch's order
 _running: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
@@ -142,19 +141,25 @@ def _open(
         raise UserError(f"data.batch_size: {batch_size} cannot be divided among {host_count} hosts")
     per_host = batch_size // host_count
     parts, part_size = part_sizes(per_host, resize_size, threads())
+    turns = threading.Lock()  # not one for all: closing a pipeline waits for its threads
 
     def load(number: int) -> Batch:
         step, part = divmod(number, parts)
         own = indices(step)[host_index * per_host : (host_index + 1) * per_host]
-        return load_batch(source, own[part * part_size : (part + 1) * part_size], resize_size)
+        return load_batch(source, own[part * part_size : (part + 1) * part_size], resize_size, turns)
 
     batches = _load_ahead(load, range(steps.start * parts, steps.stop * parts), per_host)
     _running.add(batches)
     return batches
 
 
-def load_batch(source: Source, indices: np.ndarray, resize_size: int) -> Batch:
-    """Reads and decodes the examples at `indices` `[n]`, -1 for padding; batches as in `train_batches`."""
+def load_batch(
+    source: Source, indices: np.ndarray, resize_size: int, turns: "threading.Lock | None" = None
+) -> Batch:
+    """Reads and decodes the examples at `indices` `[n]`, -1 for padding; batches as in `train_batches`.
+
+    Small images are decoded holding `turns`, the lock of one pipeline's threads.
+    """
     count, present = len(indices), np.flatnonzero(indices >= 0)
     batch = {
         "image": np.zeros((count, resize_size, resize_size, 3), np.uint8),
@@ -164,7 +169,7 @@ def load_batch(source: Source, indices: np.ndarray, resize_size: int) -> Batch:
     }
     encoded, batch["label"][present] = source.read(indices[present])
     small = sum(map(len, encoded)) < _SMALL_BYTES * len(encoded)
-    with _one_small_batch if small else contextlib.nullcontext():
+    with turns if turns and small else contextlib.nullcontext():
         for place, data in zip(present, encoded, strict=True):
             if (square := decode.decode_square(data, resize_size)) is not None:
                 batch["image"][place], batch["weight"][place] = square, 1
@@ -207,7 +212,7 @@ def _load_ahead(
         found = tf.numpy_function(values, [number], list(types.values()), stateful=False)
         return dict(zip(types, found, strict=True))
 
-    calls = _CALLS_PER_CORE * threads()  # in parallel, as the decoders release the GIL
+    calls = _CALLS_PER_CORE * threads()  # in parallel, as the decoders release Python's lock
     dataset = tf.data.Dataset.range(numbers.start, numbers.stop)
     dataset = dataset.map(tensors, num_parallel_calls=calls, deterministic=True)
     options = tf.data.Options()

@@ -449,6 +449,34 @@ def test_threads_decode_small_images_one_batch_after_another(size, at_once, monk
     assert (max(most) > 1) == at_once
 
 
+def test_pipelines_do_not_wait_for_each_other(monkeypatch):
+    """One may be closed by a thread of another, which the garbage collector interrupts."""
+    begun, waiting, release = threading.Event(), threading.Event(), threading.Event()
+
+    def decoded(data, size):
+        if data == b"a" and not begun.is_set():
+            waiting.set()
+            begun.set()
+            release.wait(5)
+            waiting.clear()
+
+    monkeypatch.setattr(pipeline.decode, "decode_square", decoded)
+    pipelines = {}
+    for name in (b"a", b"b"):
+        source = Numbered(8)
+        monkeypatch.setattr(source, "read", lambda indices, name=name: ([name] * len(indices), indices))
+        pipelines[name] = pipeline.train_batches(source, batch_size=8, resize_size=4, seed=0)
+    first = threading.Thread(target=next, args=(pipelines[b"a"],))
+    first.start()
+    begun.wait()
+    next(pipelines[b"b"])
+    assert waiting.is_set()
+    release.set()
+    first.join()
+    for each in pipelines.values():
+        each.close()
+
+
 # --- Memory ---------------------------------------------------------------------------------------
 
 
