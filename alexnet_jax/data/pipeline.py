@@ -28,9 +28,9 @@ Batch = dict[str, np.ndarray]
 _NO_END = 2**40  # steps
 _CALLS_PER_CORE = 2  # one at work, one finished or waiting: they are taken in order
 _CALLS_BYTES = 256 * 2**20
-# Decoding images of fewer encoded bytes is mostly Python: threads that do it at once wait for its lock at
-# every call (Fashion-MNIST on two cores: 8,100 images/s; one batch after another 10,900).
-_SMALL_BYTES = 2500
+# Decoding images of fewer encoded bytes to a smaller side is mostly Python: threads that do it at once wait
+# for its lock at every call (Fashion-MNIST on two cores: 8,100 images/s; one batch after another 10,900).
+_SMALL_BYTES, _SMALL_SIDE = 2500, 128
 _order_lock = threading.Lock()  # without it, each thread would compute a new epoch's order
 _running: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
 
@@ -168,7 +168,7 @@ def load_batch(
         "index": indices,
     }
     encoded, batch["label"][present] = source.read(indices[present])
-    small = sum(map(len, encoded)) < _SMALL_BYTES * len(encoded)
+    small = resize_size < _SMALL_SIDE and sum(map(len, encoded)) < _SMALL_BYTES * len(encoded)
     with turns if turns and small else contextlib.nullcontext():
         for place, data in zip(present, encoded, strict=True):
             if (square := decode.decode_square(data, resize_size)) is not None:

@@ -432,8 +432,10 @@ def test_batches_are_those_recorded(name, hosts, in_parts, specs, monkeypatch):
     assert tuple(found) == RECORDED[name]
 
 
-@pytest.mark.parametrize(("size", "at_once"), [(2400, False), (2600, True)])
-def test_threads_decode_small_images_one_batch_after_another(size, at_once, monkeypatch):
+@pytest.mark.parametrize(
+    ("size", "resize_size", "at_once"), [(2400, 127, False), (2600, 127, True), (2400, 128, True)]
+)
+def test_threads_decode_small_images_one_batch_after_another(size, resize_size, at_once, monkeypatch):
     inside, most = [], []
 
     def decoded(data, size):
@@ -445,7 +447,7 @@ def test_threads_decode_small_images_one_batch_after_another(size, at_once, monk
     source = Numbered(64)
     monkeypatch.setattr(source, "read", lambda indices: ([bytes(size)] * len(indices), indices))
     monkeypatch.setattr(pipeline.decode, "decode_square", decoded)
-    take(pipeline.train_batches(source, batch_size=8, resize_size=4, seed=0), 12)
+    take(pipeline.train_batches(source, batch_size=8, resize_size=resize_size, seed=0), 12)
     assert (max(most) > 1) == at_once
 
 
