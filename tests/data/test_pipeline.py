@@ -451,32 +451,31 @@ def test_threads_decode_small_images_one_batch_after_another(size, resize_size, 
     assert (max(most) > 1) == at_once
 
 
-def test_pipelines_do_not_wait_for_each_other(monkeypatch):
-    """One may be closed by a thread of another, which the garbage collector interrupts."""
+@pytest.mark.parametrize("module, name", [(pipeline.decode, "decode_square"), (pipeline, "epoch_order")])
+def test_pipelines_do_not_wait_for_each_other(module, name, monkeypatch):
+    """The garbage collector may close one in a thread that holds the lock of another."""
     begun, waiting, release = threading.Event(), threading.Event(), threading.Event()
+    original = getattr(module, name)
 
-    def decoded(data, size):
-        if data == b"a" and not begun.is_set():
+    def first_waits(*arguments):
+        if not begun.is_set():
             waiting.set()
             begun.set()
             release.wait(5)
             waiting.clear()
+        return original(*arguments)
 
-    monkeypatch.setattr(pipeline.decode, "decode_square", decoded)
-    pipelines = {}
-    for name in (b"a", b"b"):
-        source = Numbered(8)
-        monkeypatch.setattr(source, "read", lambda indices, name=name: ([name] * len(indices), indices))
-        pipelines[name] = pipeline.train_batches(source, batch_size=8, resize_size=4, seed=0)
-    first = threading.Thread(target=next, args=(pipelines[b"a"],))
+    monkeypatch.setattr(module, name, first_waits)
+    a, b = (pipeline.train_batches(Numbered(8), batch_size=8, resize_size=4, seed=seed) for seed in (0, 1))
+    first = threading.Thread(target=next, args=(a,))
     first.start()
     begun.wait()
-    next(pipelines[b"b"])
+    next(b)
     assert waiting.is_set()
     release.set()
     first.join()
-    for each in pipelines.values():
-        each.close()
+    a.close()
+    b.close()
 
 
 # --- Memory ---------------------------------------------------------------------------------------
